@@ -1,0 +1,1 @@
+//! Kinds of Knative Serving that wasmk serves itself.

@@ -1,0 +1,24 @@
+//! The words every part of wasmk shares: objects, kinds, errors, selectors, quantities.
+//!
+//! [`Object`] is what the API layer handles: a JSON map with typed access to its
+//! metadata, the same for built-in kinds, our own and custom resources. Code that
+//! *reads* objects (controllers, scheduler, node, command line) uses the structs of
+//! [`k8s_openapi`] instead, re-exported here so that everyone reads one version.
+//!
+//! Nothing here does I/O.
+
+pub mod knative;
+mod object;
+mod quantity;
+mod resource;
+mod selector;
+mod status;
+mod time;
+
+pub use k8s_openapi;
+pub use object::Object;
+pub use quantity::{Quantity, QuantityError};
+pub use resource::{GroupKind, GroupResource, GroupVersion, Gvk, Gvr};
+pub use selector::{FieldSelector, LabelSelector, Operator, Requirement, SelectorError};
+pub use status::{Cause, Reason, Status};
+pub use time::{Timestamp, human_duration};

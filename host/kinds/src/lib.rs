@@ -1,0 +1,1 @@
+//! What data cannot say about each kind: defaults, validation, printed columns. Pure.

@@ -1,1 +1,7 @@
-//! wasmk-tests
+//! What the whole program promises, and the tests that prove it.
+//!
+//! `ledger/features.tsv` has a row for every feature: its proof is the path of a test
+//! (`package::test_name`), or `not yet`.
+
+pub mod ledger;
+pub mod program;

@@ -1,0 +1,36 @@
+# The two commands of the README: `make demo` and `make test`.
+
+CARGO_TARGET_DIR ?= $(CURDIR)/target
+export CARGO_TARGET_DIR
+export WASMK_GUESTS := $(CARGO_TARGET_DIR)/guests
+export WASMK_TEST_VENV := $(CARGO_TARGET_DIR)/test-venv
+
+.PHONY: demo build test test-setup lint ledger bench help
+
+help: ## list these commands
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | column -t -s '	'
+
+demo: ## build wasmk, start it, deploy a function and call it
+	@tools/setup demo
+	@tools/demo
+
+build: ## the release program
+	cargo build --release --locked --bin wasmk
+
+test-setup: ## what the tests need: programs, guests, Python clients
+	@tools/setup test
+	@tools/build-test-guests
+
+test: test-setup ## everything the tests need, then all tests
+	cargo build --locked --bin wasmk
+	cargo test --locked --workspace
+
+lint: ## formatting and clippy, warnings denied
+	cargo fmt --all --check
+	cargo clippy --locked --workspace --all-targets -- -D warnings
+
+ledger: ## how many features are proven by a test, per area
+	@cargo run -q --locked -p wasmk-tests --bin ledger
+
+bench: ## the figures, side by side with their bounds
+	cargo bench --locked -p wasmk-benches

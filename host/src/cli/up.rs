@@ -1,0 +1,189 @@
+//! `wasmk up`: a control plane, a node and a gateway in this process, or detached from it.
+
+use std::{
+    fs::File,
+    net::SocketAddr,
+    os::unix::process::CommandExt,
+    path::PathBuf,
+    process::{Child, Command, Stdio},
+    time::Duration,
+};
+
+use anyhow::{Context as _, Result, bail};
+use tokio::{
+    signal::unix::{SignalKind, signal},
+    time::{Instant, sleep},
+};
+
+use super::{
+    Context, Exit,
+    client::{default_data_dir, home},
+    hint::WithHint,
+    status,
+};
+use crate::{
+    cluster::{Cluster, Settings, StoreKind},
+    data_dir::{DataDir, Running},
+    files, kubeconfig,
+};
+
+/// Longest wait of `--detach` for the process to be ready.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+#[derive(Clone, Debug, clap::Args)]
+pub(super) struct Args {
+    /// Where everything is kept
+    #[arg(long, value_name = "DIR", default_value_os_t = default_data_dir())]
+    data_dir: PathBuf,
+    /// Where the Kubernetes API listens; port 0 picks a free one
+    #[arg(long, value_name = "IP:PORT", default_value = "127.0.0.1:6443")]
+    api_addr: SocketAddr,
+    /// Where functions are answered by Host header; port 0 picks a free one
+    #[arg(long, value_name = "IP:PORT", default_value = "127.0.0.1:8080")]
+    gateway_addr: SocketAddr,
+    /// Where the OCI registry listens; port 0 picks a free one
+    #[arg(long, value_name = "IP:PORT", default_value = "127.0.0.1:5050")]
+    registry_addr: SocketAddr,
+    /// More names or addresses for the API's certificate
+    #[arg(long, value_name = "NAME", value_delimiter = ',')]
+    tls_san: Vec<String>,
+    /// Name of this machine's node [default: the host's name]
+    #[arg(long, value_name = "NAME")]
+    node_name: Option<String>,
+    /// Serve the API without a node on this machine
+    #[arg(long)]
+    no_node: bool,
+    /// Controllers to run: `*` for all, `name`, `-name` to leave one out, `-*` for none
+    #[arg(long, value_name = "LIST", value_delimiter = ',', default_value = "*", allow_hyphen_values = true)]
+    controllers: Vec<String>,
+    /// Where objects are kept: `embedded` on this disk, or `memory` until the process ends
+    #[arg(long, value_name = "KIND", default_value = "embedded")]
+    store: StoreKind,
+    /// Domain of functions' host names
+    #[arg(long, value_name = "DOMAIN", default_value = "example.com")]
+    domain: String,
+    /// Add a context `wasmk` to ~/.kube/config (or to FILE) and make it current
+    #[arg(long, value_name = "FILE", num_args = 0..=1)]
+    merge_kubeconfig: Option<Option<PathBuf>>,
+    /// Return when it is ready and leave it running; output goes to wasmk.log in the data directory
+    #[arg(long)]
+    detach: bool,
+}
+
+pub(super) async fn run(args: Args, cx: &Context) -> Result<Exit> {
+    let data = DataDir::new(&args.data_dir);
+    let merge = args.merge_kubeconfig.clone();
+    let running = if args.detach { detached(&data).await? } else { return foreground(args, cx).await };
+    announce(cx, &data, &running, merge)?;
+    Ok(Exit::Done)
+}
+
+async fn foreground(args: Args, cx: &Context) -> Result<Exit> {
+    let data = DataDir::new(&args.data_dir);
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let merge = args.merge_kubeconfig.clone();
+    let cluster = Cluster::start(settings(args)).await?;
+    announce(cx, &data, cluster.running(), merge)?;
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => cx.out.note("stopping; press Ctrl-C again to stop at once"),
+        failed = cluster.failed() => {
+            cluster.shutdown().await;
+            bail!("a part that must not stop has stopped: {failed}")
+        }
+    }
+    tokio::select! {
+        () = cluster.shutdown() => {}
+        _ = interrupt.recv() => bail!("stopped at once; nothing acknowledged is lost"),
+    }
+    Ok(Exit::Done)
+}
+
+fn settings(args: Args) -> Settings {
+    Settings {
+        data: DataDir::new(args.data_dir),
+        api: args.api_addr,
+        gateway: args.gateway_addr,
+        registry: args.registry_addr,
+        names: args.tls_san,
+        node: (!args.no_node).then(|| args.node_name.unwrap_or_else(hostname)),
+        controllers: args.controllers,
+        store: args.store,
+        domain: args.domain,
+    }
+}
+
+/// This machine's name, as a node may be called.
+pub(super) fn hostname() -> String {
+    let name = nix::unistd::gethostname().ok().and_then(|n| n.into_string().ok()).unwrap_or_default();
+    let name: String = name
+        .to_lowercase()
+        .chars()
+        .map(|c| if c.is_ascii_alphanumeric() || c == '.' { c } else { '-' })
+        .collect();
+    match name.trim_matches(['-', '.']) {
+        "" => "node".into(),
+        name => name.into(),
+    }
+}
+
+/// Starts this program again without `--detach`, on its own, and waits until it is ready.
+async fn detached(data: &DataDir) -> Result<Running> {
+    if let Some(running) = data.running()? {
+        bail!("already running in {} (process {})", data.path().display(), running.pid);
+    }
+    files::private_dir(data.path())?;
+    let path = data.join("wasmk.log");
+    let log = File::create(&path).with_context(|| format!("cannot write {}", path.display()))?;
+    let args = std::env::args_os().skip(1).filter(|a| a != "--detach");
+    let mut child = Command::new(std::env::current_exe()?)
+        .args(args)
+        .stdin(Stdio::null())
+        .stdout(log.try_clone()?)
+        .stderr(log)
+        .process_group(0)
+        .spawn()
+        .context("cannot start the detached process")?;
+    let deadline = Instant::now() + PATIENCE;
+    while Instant::now() < deadline {
+        failed(&mut child, &path)?;
+        if let Some(running) = data.running()?
+            && status::is_ready(data, &running).await
+        {
+            return Ok(running);
+        }
+        sleep(Duration::from_millis(10)).await;
+    }
+    let _ = child.kill();
+    Err(anyhow::anyhow!("it was not ready within {} s", PATIENCE.as_secs()))
+        .hint(|| format!("its output is in {}", path.display()))
+}
+
+/// Passes on what the detached process said, when it has ended.
+fn failed(child: &mut Child, log: &std::path::Path) -> Result<()> {
+    let Some(status) = child.try_wait()? else { return Ok(()) };
+    let said = files::read_if_there(log)?.unwrap_or_default();
+    let said = said.lines().filter_map(|l| l.strip_prefix("error: ").or_else(|| l.strip_prefix("  caused by: ")));
+    match said.collect::<Vec<_>>().join(": ") {
+        why if why.is_empty() => bail!("the detached process ended at once ({status}); see {}", log.display()),
+        why => bail!("{why}"),
+    }
+}
+
+fn announce(
+    cx: &Context,
+    data: &DataDir,
+    running: &Running,
+    merge: Option<Option<PathBuf>>,
+) -> Result<()> {
+    cx.out.columns(&status::rows(running, true));
+    cx.out.line(format!("kubeconfig   {}", data.kubeconfig().display()));
+    if let Some(target) = merge {
+        let target = target.unwrap_or_else(|| home().join(".kube/config"));
+        let text = files::read_if_there(&data.kubeconfig())?.unwrap_or_default();
+        kubeconfig::merge(&target, &serde_yaml::from_str(&text)?)?;
+        cx.out.line(format!("context      {} (added to {})", kubeconfig::CONTEXT, target.display()));
+    }
+    Ok(())
+}

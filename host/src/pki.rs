@@ -1,0 +1,266 @@
+//! The cluster's certificates and keys, made at the first start and kept in the data directory.
+//!
+//! One certificate authority signs everything: the API's serving certificate, the
+//! administrator's client certificate and, on request, the nodes'. Private keys are
+//! readable by their owner only (0600). A leaf is made anew at a start that finds it
+//! missing, in its last third of life, or not covering a wanted name.
+
+use std::{
+    net::IpAddr,
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context, Result};
+use rcgen::{
+    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer,
+    KeyPair, KeyUsagePurpose,
+};
+use time::{Duration, OffsetDateTime};
+use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
+
+use crate::files;
+
+/// Life of the authority.
+const CA_LIFE: Duration = Duration::days(3650);
+/// Life of serving and client certificates.
+pub const LEAF_LIFE: Duration = Duration::days(365);
+/// Clocks of other machines may be behind by this much.
+const SKEW: Duration = Duration::minutes(5);
+
+/// A certificate chain with its private key, both PEM.
+#[derive(Clone, Debug)]
+pub struct Pair {
+    /// The certificate.
+    pub cert: String,
+    /// Its private key (PKCS#8).
+    pub key: String,
+}
+
+/// What a leaf certificate says.
+#[derive(Clone, Debug)]
+pub struct Leaf<'a> {
+    /// Common name: the user.
+    pub user: &'a str,
+    /// Organisation: the user's group; empty for none.
+    pub group: &'a str,
+    /// Names and addresses a server answers to; empty for a client.
+    pub names: &'a [String],
+}
+
+/// The directory of certificates and keys.
+#[derive(Debug)]
+pub struct Pki {
+    dir: PathBuf,
+    ca: Pair,
+}
+
+impl Pki {
+    /// Opens the directory, making the authority and the token key when they are not there.
+    ///
+    /// # Errors
+    /// When a file cannot be read or written, or holds no certificate.
+    pub fn open(dir: &Path) -> Result<Self> {
+        files::private_dir(dir)?;
+        let ca = match read_pair(dir, "ca")? {
+            Some(pair) => pair,
+            None => write_pair(dir, "ca", &authority()?)?,
+        };
+        let pki = Self { dir: dir.into(), ca };
+        pki.token_key()?;
+        Ok(pki)
+    }
+
+    /// The authority's certificate, PEM.
+    pub fn ca_cert(&self) -> &str {
+        &self.ca.cert
+    }
+
+    /// The authority with its key, for the controller that signs nodes' requests.
+    pub fn ca(&self) -> &Pair {
+        &self.ca
+    }
+
+    /// The key that signs service-account tokens (PKCS#8 PEM, P-256).
+    ///
+    /// # Errors
+    /// When the file cannot be read or written.
+    pub fn token_key(&self) -> Result<String> {
+        let path = self.dir.join("sa.key");
+        if let Some(pem) = files::read_if_there(&path)? {
+            return Ok(pem);
+        }
+        let pem = KeyPair::generate()?.serialize_pem();
+        files::write_private(&path, pem.as_bytes())?;
+        Ok(pem)
+    }
+
+    /// The leaf kept under that file name, made or renewed when needed.
+    ///
+    /// # Errors
+    /// When a name is not a DNS name or address, or a file cannot be read or written.
+    pub fn leaf(&self, file: &str, leaf: &Leaf<'_>) -> Result<Pair> {
+        if let Some(pair) = read_pair(&self.dir, file)?
+            && still_good(&pair.cert, leaf.names).unwrap_or(false)
+        {
+            return Ok(pair);
+        }
+        write_pair(&self.dir, file, &self.sign(leaf)?)
+    }
+
+    fn sign(&self, leaf: &Leaf<'_>) -> Result<Pair> {
+        let mut params = CertificateParams::new(leaf.names.to_vec())
+            .with_context(|| format!("a certificate for {:?}", leaf.names))?;
+        params.distinguished_name = name(leaf.user, leaf.group);
+        lasting(&mut params, LEAF_LIFE);
+        params.key_usages = vec![KeyUsagePurpose::DigitalSignature, KeyUsagePurpose::KeyEncipherment];
+        params.extended_key_usages = vec![match leaf.names {
+            [] => ExtendedKeyUsagePurpose::ClientAuth,
+            _ => ExtendedKeyUsagePurpose::ServerAuth,
+        }];
+        params.use_authority_key_identifier_extension = true;
+        let key = KeyPair::generate()?;
+        let issuer = Issuer::from_ca_cert_pem(&self.ca.cert, KeyPair::from_pem(&self.ca.key)?)?;
+        let cert = params.signed_by(&key, &issuer)?;
+        Ok(Pair { cert: cert.pem(), key: key.serialize_pem() })
+    }
+}
+
+/// A request for a client certificate: the request (PEM) and the new private key (PEM).
+///
+/// # Errors
+/// When the key cannot be made.
+pub fn client_request(user: &str, group: &str) -> Result<(String, String)> {
+    let mut params = CertificateParams::default();
+    params.distinguished_name = name(user, group);
+    let key = KeyPair::generate()?;
+    Ok((params.serialize_request(&key)?.pem()?, key.serialize_pem()))
+}
+
+/// When a certificate's life ends.
+///
+/// # Errors
+/// When the text is no certificate.
+pub fn expiry(pem: &str) -> Result<OffsetDateTime> {
+    with_cert(pem, |cert| Ok(cert.validity().not_after.to_datetime()))
+}
+
+fn authority() -> Result<Pair> {
+    let mut params = CertificateParams::default();
+    params.distinguished_name = name("wasmk-ca", "");
+    lasting(&mut params, CA_LIFE);
+    params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
+    params.key_usages =
+        vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign, KeyUsagePurpose::DigitalSignature];
+    let key = KeyPair::generate()?;
+    Ok(Pair { cert: params.self_signed(&key)?.pem(), key: key.serialize_pem() })
+}
+
+fn name(user: &str, group: &str) -> DistinguishedName {
+    let mut name = DistinguishedName::new();
+    if !group.is_empty() {
+        name.push(DnType::OrganizationName, group);
+    }
+    name.push(DnType::CommonName, user);
+    name
+}
+
+fn lasting(params: &mut CertificateParams, life: Duration) {
+    let now = OffsetDateTime::now_utc();
+    params.not_before = now - SKEW;
+    params.not_after = now + life;
+}
+
+/// Whether a certificate has more than a third of its life left and covers the names.
+fn still_good(pem: &str, names: &[String]) -> Result<bool> {
+    with_cert(pem, |cert| {
+        let validity = cert.validity();
+        let (from, to) = (validity.not_before.timestamp(), validity.not_after.timestamp());
+        let left = to - OffsetDateTime::now_utc().unix_timestamp();
+        let covered = match cert.subject_alternative_name()? {
+            None => Vec::new(),
+            Some(extension) => extension.value.general_names.iter().filter_map(text_of).collect(),
+        };
+        Ok(left > (to - from) / 3 && names.iter().all(|n| covered.contains(n)))
+    })
+}
+
+fn text_of(name: &GeneralName<'_>) -> Option<String> {
+    match name {
+        GeneralName::DNSName(name) => Some((*name).into()),
+        GeneralName::IPAddress(bytes) => match bytes.len() {
+            4 => <[u8; 4]>::try_from(*bytes).ok().map(|b| IpAddr::from(b).to_string()),
+            16 => <[u8; 16]>::try_from(*bytes).ok().map(|b| IpAddr::from(b).to_string()),
+            _ => None,
+        },
+        _ => None,
+    }
+}
+
+fn with_cert<T>(pem: &str, read: impl FnOnce(&X509Certificate<'_>) -> Result<T>) -> Result<T> {
+    let (_, pem) = x509_parser::pem::parse_x509_pem(pem.as_bytes()).context("not a PEM certificate")?;
+    let (_, cert) = X509Certificate::from_der(&pem.contents).context("not a certificate")?;
+    read(&cert)
+}
+
+fn read_pair(dir: &Path, file: &str) -> Result<Option<Pair>> {
+    let cert = files::read_if_there(&dir.join(format!("{file}.crt")))?;
+    let key = files::read_if_there(&dir.join(format!("{file}.key")))?;
+    Ok(cert.zip(key).map(|(cert, key)| Pair { cert, key }))
+}
+
+fn write_pair(dir: &Path, file: &str, pair: &Pair) -> Result<Pair> {
+    files::write_private(&dir.join(format!("{file}.key")), pair.key.as_bytes())?;
+    files::write_private(&dir.join(format!("{file}.crt")), pair.cert.as_bytes())?;
+    Ok(pair.clone())
+}
+
+/// The names an API server answers to, wherever it listens: loopback, this host's name,
+/// the in-cluster names of the `kubernetes` service, and `extra`.
+pub fn server_names(hostname: &str, service_ip: IpAddr, extra: &[String]) -> Vec<String> {
+    let fixed = [
+        "localhost",
+        "127.0.0.1",
+        "kubernetes",
+        "kubernetes.default",
+        "kubernetes.default.svc",
+        "kubernetes.default.svc.cluster.local",
+    ];
+    let mut names: Vec<String> = fixed.map(String::from).into();
+    names.push(service_ip.to_string());
+    names.push(hostname.to_lowercase());
+    names.extend(extra.iter().cloned());
+    names.retain(|n| !n.is_empty());
+    names.sort();
+    names.dedup();
+    names
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn leaves_are_kept_and_renewed_for_new_names() {
+        let dir = tempfile::tempdir().unwrap();
+        let pki = Pki::open(dir.path()).unwrap();
+        let names = vec!["localhost".to_string(), "127.0.0.1".to_string()];
+        let leaf = Leaf { user: "api", group: "", names: &names };
+        let first = pki.leaf("api", &leaf).unwrap();
+        let again = Pki::open(dir.path()).unwrap().leaf("api", &leaf).unwrap();
+        assert_eq!(first.cert, again.cert);
+        let more = vec!["10.0.0.1".to_string()];
+        let renewed = pki.leaf("api", &Leaf { names: &more, ..leaf }).unwrap();
+        assert_ne!(first.cert, renewed.cert);
+    }
+
+    #[test]
+    fn keys_are_private() {
+        use std::os::unix::fs::PermissionsExt;
+        let dir = tempfile::tempdir().unwrap();
+        Pki::open(dir.path()).unwrap();
+        for file in ["ca.key", "sa.key"] {
+            let mode = std::fs::metadata(dir.path().join(file)).unwrap().permissions().mode();
+            assert_eq!(mode & 0o777, 0o600, "{file}");
+        }
+    }
+}

@@ -1,0 +1,219 @@
+//! The real program, started on free ports and a directory of its own, and real clients beside it.
+
+use std::{
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    process::{Child, Command, Output, Stdio},
+    time::{Duration, Instant},
+};
+
+use serde_json::Value;
+use tempfile::TempDir;
+
+/// Longest wait for anything.
+pub const PATIENCE: Duration = Duration::from_secs(60);
+
+/// A running `wasmk up`; stopped when dropped.
+#[derive(Debug)]
+pub struct Program {
+    dir: TempDir,
+    child: Child,
+    status: Value,
+}
+
+impl Program {
+    /// Starts it with the usual settings.
+    pub fn start() -> Self {
+        Self::start_with(&[])
+    }
+
+    /// Starts it with more flags.
+    pub fn start_with(flags: &[&str]) -> Self {
+        Self::start_in(tempfile::tempdir().expect("a temporary directory"), flags)
+    }
+
+    /// Starts it on a data directory that may hold an earlier life.
+    pub fn start_in(dir: TempDir, flags: &[&str]) -> Self {
+        let log = std::fs::File::create(dir.path().join("up.log")).expect("a log file");
+        let child = Command::new(binary())
+            .args(["up", "--api-addr", "127.0.0.1:0", "--gateway-addr", "127.0.0.1:0"])
+            .args(["--registry-addr", "127.0.0.1:0", "--node-name", "node-a", "--data-dir"])
+            .arg(dir.path().join("data"))
+            .args(flags)
+            .stdin(Stdio::null())
+            .stdout(log.try_clone().expect("a second handle"))
+            .stderr(log)
+            .spawn()
+            .expect("wasmk starts");
+        let mut program = Self { dir, child, status: Value::Null };
+        program.status = program.until_ready();
+        program
+    }
+
+    fn until_ready(&mut self) -> Value {
+        let deadline = Instant::now() + PATIENCE;
+        while Instant::now() < deadline {
+            if let Some(code) = self.child.try_wait().expect("a child to ask") {
+                panic!("wasmk up ended with {code}:\n{}", self.log());
+            }
+            let out = self.run(&["status", "-o", "json", "--data-dir", &self.data_dir()]);
+            let status: Value = serde_json::from_slice(&out.stdout).unwrap_or(Value::Null);
+            if status["ready"] == true {
+                return status;
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        panic!("wasmk up was not ready in time:\n{}", self.log());
+    }
+
+    /// What `wasmk up` printed.
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(self.dir.path().join("up.log")).unwrap_or_default()
+    }
+
+    /// Its data directory.
+    pub fn data_dir(&self) -> String {
+        self.dir.path().join("data").display().to_string()
+    }
+
+    /// A directory for the test's own files.
+    pub fn scratch(&self) -> &Path {
+        self.dir.path()
+    }
+
+    /// The administrator's kubeconfig.
+    pub fn kubeconfig(&self) -> String {
+        format!("{}/kubeconfig", self.data_dir())
+    }
+
+    /// The address in `wasmk status -o json` under that key (`api`, `gateway`, `registry`).
+    pub fn address(&self, of: &str) -> SocketAddr {
+        let url = self.status[of].as_str().expect("an address");
+        url.split_once("://").expect("a URL").1.parse().expect("an address and a port")
+    }
+
+    /// `wasmk …`, whatever it answers.
+    pub fn run(&self, args: &[&str]) -> Output {
+        self.client(&binary(), args, None)
+    }
+
+    /// `wasmk …`, which must succeed; its standard output.
+    pub fn wasmk(&self, args: &[&str]) -> String {
+        succeeded("wasmk", args, &self.run(args))
+    }
+
+    /// `kubectl …`, whatever it answers.
+    pub fn kubectl_output(&self, args: &[&str], stdin: Option<&str>) -> Output {
+        self.client(Path::new("kubectl"), args, stdin)
+    }
+
+    /// `kubectl …`, which must succeed; its standard output.
+    pub fn kubectl(&self, args: &[&str]) -> String {
+        succeeded("kubectl", args, &self.kubectl_output(args, None))
+    }
+
+    /// `kubectl apply -f -` of that text.
+    pub fn apply(&self, manifest: &str) -> String {
+        let args = ["apply", "-f", "-"];
+        succeeded("kubectl", &args, &self.kubectl_output(&args, Some(manifest)))
+    }
+
+    fn client(&self, program: &Path, args: &[&str], stdin: Option<&str>) -> Output {
+        use std::io::Write;
+        let mut child = Command::new(program)
+            .args(args)
+            .env("KUBECONFIG", self.kubeconfig())
+            .env("HOME", self.dir.path())
+            .current_dir(self.dir.path())
+            .stdin(if stdin.is_some() { Stdio::piped() } else { Stdio::null() })
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap_or_else(|e| panic!("{} cannot be started ({e}); `make test` installs it", program.display()));
+        if let (Some(text), Some(mut pipe)) = (stdin, child.stdin.take()) {
+            pipe.write_all(text.as_bytes()).expect("the client reads its input");
+        }
+        child.wait_with_output().expect("the client ends")
+    }
+
+    /// Asks again and again until `good` is true of the answer, which is returned.
+    pub fn until<T>(&self, what: &str, mut ask: impl FnMut(&Self) -> T, good: impl Fn(&T) -> bool) -> T
+    where
+        T: std::fmt::Debug,
+    {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let answer = ask(self);
+            if good(&answer) {
+                return answer;
+            }
+            assert!(Instant::now() < deadline, "{what}: still {answer:?}\n{}", self.log());
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    }
+
+    /// Asks the gateway for a path of a function, by its host name: status code and body.
+    pub fn call(&self, host: &str, path: &str) -> (u16, String) {
+        let url = format!("http://{}{path}", self.address("gateway"));
+        let out = Command::new("curl")
+            .args(["-sS", "--max-time", "30", "-w", "\n%{http_code}", "-H", &format!("Host: {host}"), &url])
+            .output()
+            .expect("curl runs");
+        let text = String::from_utf8_lossy(&out.stdout).into_owned();
+        let (body, code) = text.rsplit_once('\n').unwrap_or(("", "0"));
+        (code.parse().unwrap_or(0), body.into())
+    }
+
+    /// Ends the process without a chance to clean up, and keeps its directory.
+    pub fn kill(mut self) -> TempDir {
+        self.child.kill().expect("a child to kill");
+        self.child.wait().expect("a child to wait for");
+        self.take_dir()
+    }
+
+    /// Stops it as a user does, and keeps its directory.
+    pub fn stop(mut self) -> TempDir {
+        self.wasmk(&["down", "--data-dir", &self.data_dir()]);
+        self.child.wait().expect("a child to wait for");
+        self.take_dir()
+    }
+
+    fn take_dir(&mut self) -> TempDir {
+        let fresh = tempfile::tempdir().expect("a temporary directory");
+        std::mem::replace(&mut self.dir, fresh)
+    }
+}
+
+impl Drop for Program {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn succeeded(program: &str, args: &[&str], out: &Output) -> String {
+    let (stdout, stderr) = (String::from_utf8_lossy(&out.stdout), String::from_utf8_lossy(&out.stderr));
+    assert!(out.status.success(), "{program} {} failed:\n{stdout}{stderr}", args.join(" "));
+    stdout.into_owned()
+}
+
+/// The program that `cargo build --bin wasmk` made, beside this test.
+pub fn binary() -> PathBuf {
+    let test = std::env::current_exe().expect("the test's own path");
+    let path = test.parent().and_then(Path::parent).expect("a target directory").join("wasmk");
+    assert!(path.exists(), "{} is not there: run `make test`, or `cargo build --bin wasmk` first", path.display());
+    path
+}
+
+/// A guest built by `tools/build-test-guests`.
+pub fn guest(name: &str) -> PathBuf {
+    let dir = std::env::var_os("WASMK_GUESTS").expect("WASMK_GUESTS names the built guests; `make test` sets it");
+    let path = Path::new(&dir).join(format!("{name}.wasm"));
+    assert!(path.exists(), "{} is not there: run tools/build-test-guests", path.display());
+    path
+}
+
+/// The repository's root.
+pub fn repository() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("tests/ is in the repository")
+}

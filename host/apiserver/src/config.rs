@@ -1,0 +1,167 @@
+//! What an API server is started with.
+
+use std::{
+    net::{IpAddr, Ipv4Addr},
+    path::PathBuf,
+    sync::Arc,
+};
+
+use async_trait::async_trait;
+use tokio::io::{AsyncRead, AsyncWrite};
+use wasmk_api::Timestamp;
+use wasmk_store::Store;
+
+/// A byte stream to a node, over which HTTP/1.1 is spoken.
+pub trait NodeStream: AsyncRead + AsyncWrite + Send + Unpin {}
+
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> NodeStream for T {}
+
+/// Reaches the HTTP API of nodes.
+#[async_trait]
+pub trait NodeDialer: Send + Sync {
+    /// Opens a stream to the node of that name.
+    ///
+    /// # Errors
+    /// When the node is unknown or cannot be reached.
+    async fn dial(&self, node: &str) -> std::io::Result<Box<dyn NodeStream>>;
+}
+
+/// A dialer that reaches no node, for servers without any.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct NoNodes;
+
+#[async_trait]
+impl NodeDialer for NoNodes {
+    async fn dial(&self, node: &str) -> std::io::Result<Box<dyn NodeStream>> {
+        Err(std::io::Error::new(std::io::ErrorKind::NotFound, format!("node {node} is not connected")))
+    }
+}
+
+/// What `/version` says.
+#[derive(Clone, Debug)]
+pub struct VersionInfo {
+    /// For instance `v1.36.2+wasmk.0.1.0`.
+    pub git_version: String,
+    /// The commit it was built from; may be empty.
+    pub git_commit: String,
+    /// When it was built; may be empty.
+    pub build_date: String,
+}
+
+impl Default for VersionInfo {
+    fn default() -> Self {
+        Self {
+            git_version: format!("v1.36.2+wasmk.{}", env!("CARGO_PKG_VERSION")),
+            git_commit: String::new(),
+            build_date: String::new(),
+        }
+    }
+}
+
+/// An IPv4 range of service addresses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ServiceRange {
+    /// The first address, which is never given out.
+    pub base: Ipv4Addr,
+    /// The length of the prefix, at most 30.
+    pub prefix: u8,
+}
+
+impl ServiceRange {
+    /// Reads `127.43.0.0/16`; `None` when it is no such range.
+    pub fn parse(text: &str) -> Option<Self> {
+        let (base, prefix) = text.split_once('/')?;
+        let (base, prefix): (Ipv4Addr, u8) = (base.parse().ok()?, prefix.parse().ok()?);
+        let masked = u32::from(base) & u32::MAX.checked_shl(u32::from(32 - prefix.min(32))).unwrap_or(0);
+        (8..=30).contains(&prefix).then_some(Self { base: masked.into(), prefix })
+    }
+
+    /// How many addresses it has.
+    pub fn size(self) -> u32 {
+        1 << (32 - u32::from(self.prefix))
+    }
+
+    /// The address at that offset.
+    pub fn at(self, offset: u32) -> Ipv4Addr {
+        Ipv4Addr::from(u32::from(self.base).wrapping_add(offset))
+    }
+
+    /// Whether an address is inside.
+    pub fn contains(self, address: Ipv4Addr) -> bool {
+        u32::from(address).wrapping_sub(u32::from(self.base)) < self.size()
+    }
+}
+
+impl std::fmt::Display for ServiceRange {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}/{}", self.base, self.prefix)
+    }
+}
+
+/// The settings of an API server.
+#[derive(Clone)]
+pub struct Config {
+    /// Where objects are kept.
+    pub store: Arc<dyn Store>,
+    /// Where ClusterIPs come from.
+    pub service_range: ServiceRange,
+    /// The first and last port of NodePort services.
+    pub node_ports: (u16, u16),
+    /// How nodes are reached.
+    pub dialer: Arc<dyn NodeDialer>,
+    /// The private key that signs service account tokens: PKCS#8 PEM, P-256 or RSA.
+    pub service_account_key: String,
+    /// The issuer of those tokens.
+    pub issuer: String,
+    /// The certificate (PEM) that signs client certificates; also published to pods.
+    pub client_ca: String,
+    /// The address clients reach the server at.
+    pub advertise_address: IpAddr,
+    /// The port clients reach the server at.
+    pub advertise_port: u16,
+    /// What `/version` says.
+    pub version: VersionInfo,
+    /// Where the embedded image registry keeps its blobs.
+    pub registry_dir: PathBuf,
+    /// Bearer tokens with the users they stand for, for bootstrap and tests.
+    pub static_tokens: Vec<(String, crate::User)>,
+    /// The present.
+    pub clock: fn() -> Timestamp,
+}
+
+impl Config {
+    /// Settings with defaults for everything but the store and the keys.
+    pub fn new(store: Arc<dyn Store>, service_account_key: String, client_ca: String, registry_dir: PathBuf) -> Self {
+        Self {
+            store,
+            service_range: ServiceRange { base: Ipv4Addr::new(127, 43, 0, 0), prefix: 16 },
+            node_ports: (30_000, 32_767),
+            dialer: Arc::new(NoNodes),
+            service_account_key,
+            issuer: "https://kubernetes.default.svc.cluster.local".into(),
+            client_ca,
+            advertise_address: IpAddr::V4(Ipv4Addr::LOCALHOST),
+            advertise_port: 6443,
+            version: VersionInfo::default(),
+            registry_dir,
+            static_tokens: Vec::new(),
+            clock: Timestamp::now,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn service_ranges() {
+        let range = ServiceRange::parse("127.43.7.9/16").unwrap();
+        assert_eq!(range.to_string(), "127.43.0.0/16");
+        assert_eq!((range.size(), range.at(10).to_string()), (65_536, "127.43.0.10".into()));
+        assert!(range.contains("127.43.255.1".parse().unwrap()) && !range.contains("127.44.0.1".parse().unwrap()));
+        for text in ["1.2.3.4", "1.2.3.4/33", "1.2.3.4/31", "x/16", "::1/64"] {
+            assert_eq!(ServiceRange::parse(text), None, "{text}");
+        }
+    }
+}

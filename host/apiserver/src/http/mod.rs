@@ -1,0 +1,11 @@
+//! HTTP as Kubernetes uses it: paths, queries, negotiation, answers.
+
+pub(crate) mod negotiate;
+pub(crate) mod query;
+pub(crate) mod request;
+pub(crate) mod respond;
+
+pub(crate) use negotiate::{Form, Wanted};
+pub(crate) use query::{ListOptions, Match, Query};
+pub(crate) use request::RequestInfo;
+pub(crate) use respond::Answer;

@@ -1,0 +1,116 @@
+//! Answers: objects, statuses and texts as HTTP responses.
+
+use std::io::Write;
+
+use axum::body::Body;
+use bytes::Bytes;
+use http::{HeaderValue, Response, StatusCode, header};
+use serde_json::{Map, Value};
+use wasmk_api::Status;
+
+use super::negotiate::{Format, Wanted};
+
+/// Replies at least this long are compressed for clients that welcome it.
+const GZIP_FROM: usize = 128 << 10;
+
+/// An HTTP answer.
+pub(crate) type Answer = Response<Body>;
+
+/// Bytes of a media type.
+pub(crate) fn bytes(code: StatusCode, content_type: &'static str, body: impl Into<Bytes>) -> Answer {
+    let mut response = Response::new(Body::from(body.into()));
+    *response.status_mut() = code;
+    let headers = response.headers_mut();
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type));
+    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache, private"));
+    response
+}
+
+/// Plain text.
+pub(crate) fn text(code: StatusCode, body: impl Into<String>) -> Answer {
+    bytes(code, "text/plain;charset=utf-8", body.into())
+}
+
+/// JSON that is already encoded, in the encoding the client wants.
+pub(crate) fn encoded(code: StatusCode, wanted: Wanted, json: Bytes) -> Answer {
+    if wanted.format == Format::Json && !wanted.pretty {
+        return compressed(code, wanted, json);
+    }
+    match serde_json::from_slice::<Value>(&json) {
+        Ok(value) => value_as(code, wanted, &value),
+        Err(error) => status(&Status::internal(error)),
+    }
+}
+
+/// A JSON value in the encoding the client wants.
+pub(crate) fn value_as(code: StatusCode, wanted: Wanted, value: &Value) -> Answer {
+    let body = match (wanted.format, wanted.pretty) {
+        (Format::Json, false) => serde_json::to_vec(value).map_err(|e| e.to_string()),
+        (Format::Json, true) => serde_json::to_vec_pretty(value).map_err(|e| e.to_string()),
+        (Format::Yaml, _) => serde_yaml::to_string(&sorted(value)).map(String::into_bytes).map_err(|e| e.to_string()),
+    };
+    match body {
+        Ok(body) => compressed(code, wanted, body.into()),
+        Err(error) => status(&Status::internal(error)),
+    }
+}
+
+fn compressed(code: StatusCode, wanted: Wanted, body: Bytes) -> Answer {
+    if !wanted.gzip || body.len() < GZIP_FROM {
+        return bytes(code, wanted.format.content_type(), body);
+    }
+    let mut encoder = flate2::write::GzEncoder::new(Vec::with_capacity(body.len() / 4), flate2::Compression::fast());
+    match encoder.write_all(&body).and_then(|()| encoder.finish()) {
+        Ok(packed) => {
+            let mut response = bytes(code, wanted.format.content_type(), packed);
+            response.headers_mut().insert(header::CONTENT_ENCODING, HeaderValue::from_static("gzip"));
+            response.headers_mut().insert(header::VARY, HeaderValue::from_static("Accept-Encoding"));
+            response
+        }
+        Err(_) => bytes(code, wanted.format.content_type(), body),
+    }
+}
+
+/// Maps in the order of their keys, as Kubernetes writes YAML.
+fn sorted(value: &Value) -> Value {
+    match value {
+        Value::Object(map) => {
+            let mut pairs: Vec<_> = map.iter().collect();
+            pairs.sort_by_key(|(k, _)| k.as_str());
+            Value::Object(pairs.into_iter().map(|(k, v)| (k.clone(), sorted(v))).collect::<Map<_, _>>())
+        }
+        Value::Array(items) => Value::Array(items.iter().map(sorted).collect()),
+        other => other.clone(),
+    }
+}
+
+/// A failure, as JSON.
+pub(crate) fn status(status: &Status) -> Answer {
+    status_as(Wanted::default(), status)
+}
+
+/// A failure, in the encoding the client wants.
+pub(crate) fn status_as(wanted: Wanted, status: &Status) -> Answer {
+    let code = StatusCode::from_u16(status.code).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+    let mut value = status.to_value();
+    if status.reason == wasmk_api::Reason::NotAcceptable && status.details.is_empty() {
+        value["details"] = serde_json::json!({});
+    }
+    let mut response = value_as(code, wanted, &value);
+    if let Some(seconds) = status.details.get("retryAfterSeconds").and_then(Value::as_u64) {
+        response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(seconds));
+    }
+    if status.code == 401 {
+        response.headers_mut().insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+    }
+    response
+}
+
+/// Adds a `Warning` header.
+pub(crate) fn warn(response: &mut Answer, text: &str) {
+    let clean: String = text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
+    let quoted = clean.replace('\\', r"\\").replace('"', "\\\"");
+    if let Ok(value) = HeaderValue::from_bytes(format!("299 - \"{quoted}\"").as_bytes()) {
+        response.headers_mut().append(header::WARNING, value);
+    }
+}

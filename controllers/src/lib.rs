@@ -1,1 +1,115 @@
-//! wasmk-controllers
+//! The cluster's controllers and its scheduler, as ordinary API clients.
+//!
+//! Each controller is one file: a pure `plan` from what the caches hold to what has to be
+//! done, and a thin layer that does it. All are level-based: woken by a change or by a
+//! period, told only which object, safe to stop anywhere and safe to run twice (every
+//! write is conditional, and children's names are a function of their owner). They need
+//! nothing but a [`kube::Client`] and would run against any Kubernetes.
+//!
+//! Adding one is a file and a line in [`CONTROLLERS`].
+
+use std::sync::Arc;
+
+use futures::future::BoxFuture;
+use kube::Client;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+pub mod base;
+mod deployment;
+mod replicas;
+mod replicaset;
+mod replicationcontroller;
+
+pub use base::{Clock, Context, Discovery, Error, Informers, Recorder, Result, Settings};
+
+/// One controller.
+pub struct Entry {
+    /// Its name in [`Settings::enabled`].
+    pub name: &'static str,
+    /// What it keeps true.
+    pub about: &'static str,
+    /// Runs it until the context's shutdown.
+    pub run: fn(Context) -> BoxFuture<'static, ()>,
+}
+
+macro_rules! entries {
+    ($($name:literal, $module:ident, $about:literal;)*) => {
+        &[$(Entry { name: $name, about: $about, run: |cx| Box::pin($module::run(cx)) }),*]
+    };
+}
+
+/// All controllers, by the names that kube-controller-manager gives them.
+pub const CONTROLLERS: &[Entry] = entries![
+    "deployment-controller", deployment, "Rolls each Deployment out over ReplicaSets.";
+    "replicaset-controller", replicaset, "Keeps each ReplicaSet at its wanted number of pods.";
+    "replicationcontroller-controller", replicationcontroller, "Keeps each ReplicationController at its wanted number of pods.";
+];
+
+impl Context {
+    /// What controllers need, over one client: caches, discovery and an event writer begin here.
+    pub fn new(client: Client, settings: Settings, clock: Clock, shutdown: CancellationToken) -> Self {
+        Self {
+            informers: Informers::new(client.clone(), shutdown.clone()),
+            discovery: Arc::new(Discovery::new(client.clone())),
+            events: Recorder::start(client.clone(), clock, shutdown.clone()),
+            client,
+            clock,
+            settings: Arc::new(settings),
+            shutdown,
+        }
+    }
+}
+
+/// Runs the enabled controllers until `shutdown`.
+///
+/// # Errors
+/// When a setting names no controller, or a controller's task panicked.
+pub async fn run(client: Client, settings: Settings, shutdown: CancellationToken) -> Result<()> {
+    run_in(Context::new(client, settings, Clock::System, shutdown)).await
+}
+
+/// Runs the enabled controllers of a context that may be shared with a scheduler.
+///
+/// # Errors
+/// As [`run`].
+pub async fn run_in(cx: Context) -> Result<()> {
+    check_names(&cx.settings)?;
+    let mut tasks = JoinSet::new();
+    for entry in CONTROLLERS.iter().filter(|e| cx.settings.is_enabled(e.name)) {
+        tasks.spawn((entry.run)(cx.clone()));
+    }
+    while let Some(ended) = tasks.join_next().await {
+        ended.map_err(|error| Error::Invalid(format!("a controller stopped: {error}")))?;
+    }
+    Ok(())
+}
+
+fn check_names(settings: &Settings) -> Result<()> {
+    for text in &settings.enabled {
+        let name = text.strip_prefix('-').unwrap_or(text);
+        if name != "*" && !CONTROLLERS.iter().any(|e| e.name == name) {
+            return Err(Error::Invalid(format!("there is no controller {name:?}")));
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_chosen_as_in_kube_controller_manager() {
+        let settings = |list: &[&str]| Settings {
+            enabled: list.iter().map(|s| (*s).to_owned()).collect(),
+            ..Settings::default()
+        };
+        let all = settings(&["*", "-replicaset-controller"]);
+        assert!(all.is_enabled("deployment-controller") && !all.is_enabled("replicaset-controller"));
+        let one = settings(&["replicaset-controller"]);
+        assert!(!one.is_enabled("deployment-controller") && one.is_enabled("replicaset-controller"));
+        assert!(check_names(&settings(&["nonsense"])).is_err());
+        assert!(check_names(&all).is_ok());
+    }
+}

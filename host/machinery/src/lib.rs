@@ -1,1 +1,6 @@
-//! wasmk-machinery
+//! What Kubernetes does to objects, as pure functions over one schema index: decode, default, prune,
+//! validate, discover, describe. Nothing here does I/O.
+
+pub mod field;
+pub mod names;
+pub mod schema;

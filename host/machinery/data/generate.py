@@ -1,0 +1,206 @@
+#!/usr/bin/env python3
+"""Writes types.tsv, messages.tsv and resources.tsv from facts about the Kubernetes API.
+
+usage: generate.py FACTS GO OUT
+
+FACTS holds types.json, protobuf.json and resources.tsv, condensed from the published OpenAPI v3 and
+discovery documents and protobuf field tables. GO holds k8s.io/{api,apimachinery,...} sources of the
+same release: only struct tags and field types are read. README.md describes the written format.
+"""
+import json, pathlib, re, sys
+
+facts, go, out = (pathlib.Path(a) for a in sys.argv[1:4])
+types = json.load(open(facts / "types.json"))
+CORE = "io.k8s.api."
+MODULES = {
+    "io.k8s.api.": "k8s.io/api/",
+    "io.k8s.apimachinery.": "k8s.io/apimachinery/",
+    "io.k8s.apiextensions-apiserver.": "k8s.io/apiextensions-apiserver/",
+    "io.k8s.kube-aggregator.": "k8s.io/kube-aggregator/",
+}
+
+
+def folder(package):
+    for prefix, module in MODULES.items():
+        if (package + ".").startswith(prefix):
+            return module + (package + ".")[len(prefix):].rstrip(".").replace(".", "/")
+    return None
+
+
+FIELD = re.compile(r'^\s*(?:(\w+)\s+)?([\w.*\[\]{}]+)\s+`([^`]*)`')
+packages = {}
+
+
+def package_of(name):
+    """Structs (name -> [(go name, go type, tag)]) and named types of a Go package."""
+    if name in packages:
+        return packages[name]
+    structs, named = {}, {}
+    for file in sorted((go / name).glob("types*.go")):
+        if "test" in file.name or "swagger" in file.name:
+            continue
+        current = None
+        for line in file.read_text().splitlines():
+            if current is not None:
+                if line.startswith("}"):
+                    current = None
+                elif not line.strip().startswith("//") and (m := FIELD.match(line)):
+                    structs[current].append(m.groups())
+                continue
+            if m := re.match(r"^type (\w+) struct \{", line):
+                current = m[1]
+                structs[current] = []
+            elif m := re.match(r"^type (\w+) ([\w.\[\]*{}]+)\s*(?://.*)?$", line):
+                named[m[1]] = m[2]
+    packages[name] = (structs, named)
+    return packages[name]
+
+
+ALIASES = {"metav1": "k8s.io/apimachinery/pkg/apis/meta/v1", "v1": None, "apps": None}
+
+
+def json_fields(package, name, depth=0):
+    """JSON name -> (order, pointer, omitempty, omitzero, go type)."""
+    structs, _ = package_of(package)
+    found = {}
+    for _, kind, tag in structs.get(name, []):
+        m = re.search(r'json:"([^"]*)"', tag)
+        if not m:
+            continue
+        parts = m[1].split(",")
+        if "inline" in parts or parts[0] == "":
+            target = kind.lstrip("*")
+            if target.endswith("TypeMeta"):
+                found.update({"kind": (False, True, False, "string"), "apiVersion": (False, True, False, "string")})
+            elif "." in target:
+                prefix, short = target.split(".")
+                where = ALIASES.get(prefix) or "k8s.io/api/core/v1"
+                found.update(json_fields(where, short, depth + 1))
+            else:
+                found.update(json_fields(package, target, depth + 1))
+            continue
+        found[parts[0]] = (kind.startswith("*"), "omitempty" in parts, "omitzero" in parts, kind.lstrip("*"))
+    return found
+
+
+BASE = {("string", None): "s", ("integer", "int32"): "i32", ("integer", "int64"): "i64",
+        ("boolean", None): "b", ("number", "double"): "f", ("string", "byte"): "y"}
+GO = {"s": "string", "i32": "int32", "i64": "int64", "b": "bool", "f": "float64", "y": "[]uint8"}
+
+
+def short(ref, package):
+    return "@" + (ref[len(package) + 1:] if ref.rpartition(".")[0] == package else ref)
+
+
+def spelled(d, package):
+    if "ref" in d:
+        return short(d["ref"], package)
+    if d.get("type") == "array":
+        return "[" + spelled(d["items"], package)
+    if d.get("type") == "object" and "map" in d:
+        return "{" + spelled(d["map"], package)
+    return BASE[(d["type"], d.get("format"))]
+
+
+def go_default(d):
+    """How Go names the type when nothing in the source says otherwise."""
+    if "ref" in d:
+        package, _, name = d["ref"].rpartition(".")
+        return package.rpartition(".")[2] + "." + name
+    if d.get("type") == "array":
+        return "[]" + go_default(d["items"])
+    if d.get("type") == "object" and "map" in d:
+        return "map[string]" + go_default(d["map"])
+    return GO[BASE[(d["type"], d.get("format"))]]
+
+
+PREFIX = {"metav1": "v1", "corev1": "v1", "apiextensionsv1": "v1", "authenticationv1": "v1"}
+
+
+def go_name(kind, package):
+    kind = kind.replace("*", "*")
+    if kind.startswith("[]"):
+        return "[]" + go_name(kind[2:], package)
+    if m := re.match(r"map\[(.+?)\](.+)", kind):
+        return f"map[{go_name(m[1], package)}]{go_name(m[2], package)}"
+    star = "*" if kind.startswith("*") else ""
+    kind = kind.lstrip("*")
+    if kind in ("string", "int32", "int64", "bool", "float64", "int", "interface{}"):
+        return star + kind
+    if kind == "byte":
+        return star + "uint8"
+    if "." in kind:
+        prefix, name = kind.split(".")
+        return star + PREFIX.get(prefix, prefix) + "." + name
+    return star + package.rpartition("/")[2] + "." + kind
+
+
+def presence(d, info):
+    """What Go writes for a zero value: o nothing, p null never but zero kept, a always, n null."""
+    pointer, omitempty, omitzero, kind = info
+    struct = "ref" in d and types[d["ref"]].get("type") == "object" and "." in d["ref"]
+    if pointer:
+        return "p" if omitempty else "n"
+    if omitzero:
+        return "o"
+    if struct and not kind.endswith(("FieldsV1",)):
+        return "a"
+    if "ref" in d and not omitempty:
+        return "a"
+    if "ref" in d and omitempty:
+        return "a" if d["ref"].endswith(("Quantity", "IntOrString", "MicroTime", ".Time")) else "o"
+    return "o" if omitempty else "a"
+
+
+def attributes(name, field, d, required, info, package):
+    a = []
+    if field in required:
+        a.append("!")
+    if info and (p := presence(d, info)) != "o":
+        a.append(p)
+    if "list" in d:
+        a.append("l=" + d["list"] + (":" + ",".join(d["keys"]) if "keys" in d else ""))
+    if "patch" in d:
+        a.append("ps=" + d["patch"])
+    if "patchKey" in d:
+        a.append("pk=" + d["patchKey"])
+    if "maptype" in d:
+        a.append("m=" + d["maptype"])
+    if info:
+        g = go_name(info[3], folder(package))
+        if g != go_default(d):
+            a.append("g=" + g)
+    if "default" in d:
+        a.append("d=" + json.dumps(d["default"]))
+    return " ".join(a)
+
+
+missing = []
+with open(out / "types.tsv", "w") as f:
+    for name in sorted(types):
+        d = types[name]
+        package, _, plain = name.rpartition(".")
+        kind = d.get("type", "any")
+        if "oneOf" in d:
+            kind = "quantity" if plain == "Quantity" else "int-or-string"
+        if plain in ("RawExtension", "FieldsV1", "Patch"):
+            kind = "raw"
+        if plain.startswith("JSONSchemaPropsOr"):
+            kind = {"Array": "schema-or-array", "Bool": "schema-or-bool"}.get(plain[17:], "schema-or-strings")
+        kind = {"Time": "time", "MicroTime": "micro-time"}.get(plain, kind)
+        head = ["=" + name, kind]
+        if "maptype" in d:
+            head.append("m=" + d["maptype"])
+        for gvk in d.get("gvk", []):
+            head.append("k=" + gvk)
+        f.write("\t".join(head) + "\n")
+        fields = d.get("fields") or {}
+        known = json_fields(folder(package), plain) if fields else {}
+        for field in [k for k in known if k in fields] + sorted(k for k in fields if k not in known):
+            if field not in known:
+                missing.append(f"{name}.{field}")
+            info = known.get(field)
+            row = [field, spelled(fields[field], package),
+                   attributes(name, field, fields[field], d.get("required", []), info, package)]
+            f.write("\t".join(row).rstrip("\t") + "\n")
+print("fields without a Go source:", missing, file=sys.stderr)

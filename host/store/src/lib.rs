@@ -4,7 +4,7 @@
 //! the backends behind it are
 //!
 //! - [`Memory`]: nothing on disk, for tests and throw-away clusters;
-//! - `Embedded`: an append-only log of our own in a data directory, the default of a real server.
+//! - [`Embedded`]: an append-only log of our own in a data directory, the default of a real server.
 //!
 //! What every backend keeps:
 //!
@@ -14,6 +14,7 @@
 //!   history is still there. A writer never waits for a watcher.
 //! - A read at a revision sees exactly the state of that revision until it is compacted.
 
+mod embedded;
 mod error;
 mod memory;
 mod mvcc;
@@ -24,6 +25,7 @@ mod watch;
 
 pub use bytes::Bytes;
 
+pub use embedded::{Embedded, Recovery, Settings};
 pub use error::Error;
 pub use memory::Memory;
 pub use mvcc::History;

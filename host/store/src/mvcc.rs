@@ -110,6 +110,8 @@ pub(crate) struct State {
     digest: u64,
     revision: Revision,
     compacted: Revision,
+    /// Revisions strictly between these were given out, perhaps, and lost.
+    gaps: Vec<(Revision, Revision)>,
 }
 
 impl State {
@@ -122,6 +124,7 @@ impl State {
             digest: 0,
             revision: 1,
             compacted: 0,
+            gaps: Vec::new(),
         }
     }
 
@@ -174,7 +177,10 @@ impl State {
         if at < self.compacted {
             return Err(Error::Compacted { requested: at, compacted: self.compacted });
         }
-        Ok(at)
+        match self.gaps.iter().find(|(before, after)| (before + 1..*after).contains(&at)) {
+            Some((_, after)) => Err(Error::Compacted { requested: at, compacted: *after }),
+            None => Ok(at),
+        }
     }
 
     pub(crate) fn get(&self, key: &[u8], at: Option<Revision>) -> Result<Option<KeyValue>, Error> {
@@ -279,9 +285,11 @@ impl State {
         self.digest = self.digest.wrapping_add(sum(after)).wrapping_sub(sum(before));
     }
 
-    /// Moves to `revision` without a change: the numbers between are never given out.
-    pub(crate) fn skip_to(&mut self, revision: Revision) {
-        self.revision = self.revision.max(revision);
+    /// Moves to `revision` without a change. Somebody may have seen the revisions between, with changes that are
+    /// lost, so nobody can read or watch from them.
+    pub(crate) fn skip(&mut self, revision: Revision) {
+        self.gaps.push((self.revision, revision));
+        self.revision = revision;
     }
 
     /// Forgets what only reads before `revision` could see.
@@ -290,6 +298,7 @@ impl State {
             return Err(Error::FutureRevision { requested: revision, current: self.revision });
         }
         self.compacted = self.compacted.max(revision);
+        self.gaps.retain(|(_, after)| *after > revision);
         while let Some(first) = self.history.front().filter(|first| first.revision <= self.compacted).cloned()
         {
             self.history.pop_front();

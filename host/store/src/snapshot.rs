@@ -67,7 +67,7 @@ pub(crate) fn read(reader: impl Read) -> Result<(SnapshotInfo, State), Error> {
         _ => Error::BadSnapshot(error.to_string()),
     })?;
     let mut state = State::load(info.revision, items);
-    state.skip_to(info.revision + REVISION_GAP);
+    state.skip(info.revision + REVISION_GAP);
     state.compact(info.revision + REVISION_GAP)?;
     Ok((info, state))
 }

@@ -96,7 +96,7 @@ pub enum Durability {
     #[default]
     Synced,
     /// It survives the death of the process, and a power failure after the next sync or
-    /// the relaxed delay of its settings, whichever is sooner. For heartbeats and events.
+    /// [`Settings::relaxed_delay`](crate::Settings::relaxed_delay), whichever is sooner. For heartbeats and events.
     Relaxed,
 }
 

@@ -1,0 +1,318 @@
+//! Commits groups of transactions: decide, log, sync once, apply, tell.
+//!
+//! One thread owns it. Nothing here waits for anybody but the disk, and nothing is visible before it is as durable
+//! as its writer asked for.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tokio::sync::oneshot;
+
+use super::Settings;
+use super::checkpoint::{Job, Keeper, Manifest};
+use super::log::{Failure, Log};
+use super::record::{Batch, Kind};
+use super::recover::{Closed, Recovered, Recovery};
+use crate::mvcc::{Change, Committed, Overlay, Verdict};
+use crate::shared::Shared;
+use crate::{Durability, Error, Revision, Txn, TxnOutcome};
+
+/// Revisions reserved at a time for changes that are not synced. After a power failure so many may be left out.
+const RESERVE: Revision = 4096;
+/// Longest a watch waits to learn that revisions passed without a change for it.
+const PROGRESS_DELAY: Duration = Duration::from_millis(50);
+/// History is looked through for what is too old so many times in its age.
+const EXPIRY_STEPS: u32 = 8;
+
+/// Where the outcome of a transaction goes.
+pub(crate) type Reply = oneshot::Sender<Result<TxnOutcome, Error>>;
+
+pub(crate) struct Engine {
+    pub(crate) shared: Arc<Shared>,
+    settings: Settings,
+    log: Log,
+    keeper: Keeper,
+    /// Revisions up to this one may be given to changes that are not synced.
+    ceiling: Revision,
+    /// Since when the log holds something that is not synced.
+    unsynced: Option<Instant>,
+    /// The disk error after which nothing is written any more.
+    broken: Option<Error>,
+    told_all: Instant,
+    untold: bool,
+}
+
+/// A group decided and encoded, but not yet written.
+struct Draft {
+    batch: Batch,
+    commits: Vec<(Revision, Vec<Change>)>,
+    outcomes: Vec<TxnOutcome>,
+    ceiling: Revision,
+    sync: bool,
+}
+
+impl Engine {
+    /// Takes over what recovery found. When unsynced revisions may have been lost, moves on beyond them first.
+    pub(crate) fn new(recovered: Recovered, settings: Settings) -> Result<(Self, Recovery), Error> {
+        let Recovered { state, log, manifest, loaded, changed, ceiling, mut recovery } = recovered;
+        let shared = Shared::new(state);
+        let keeper = Keeper::new(manifest, loaded, changed);
+        let mut engine = Self {
+            shared,
+            settings,
+            log,
+            keeper,
+            ceiling: 0,
+            unsynced: None,
+            broken: None,
+            told_all: Instant::now(),
+            untold: false,
+        };
+        if !recovery.clean && ceiling > recovery.revision {
+            let to = ceiling + 1;
+            engine.skip(recovery.revision, to).map_err(|failure| failure.error)?;
+            recovery.skipped = to - recovery.revision;
+            recovery.revision = to;
+        }
+        Ok((engine, recovery))
+    }
+
+    fn skip(&mut self, from: Revision, to: Revision) -> Result<(), Failure> {
+        let mut batch = self.log.batch();
+        batch.number(Kind::Skip, to, from);
+        self.log.append(batch)?;
+        self.log.sync()?;
+        self.shared.state.write().skip(to);
+        Ok(())
+    }
+
+    /// Commits a group of transactions in order, with one sync at most, and answers each.
+    pub(crate) fn commit(&mut self, group: Vec<(Txn, Reply)>, now: Instant) {
+        if let Some(error) = &self.broken {
+            return group.into_iter().for_each(|(_, reply)| drop(reply.send(Err(error.clone()))));
+        }
+        self.rotate_if_large();
+        let (txns, replies): (Vec<Txn>, Vec<Reply>) = group.into_iter().unzip();
+        let draft = self.draft(&txns);
+        match self.write(draft, now) {
+            Ok((outcomes, committed)) => {
+                self.tell(&committed, now);
+                replies.into_iter().zip(outcomes).for_each(|(reply, outcome)| drop(reply.send(Ok(outcome))));
+            }
+            Err(error) => replies.into_iter().for_each(|reply| drop(reply.send(Err(error.clone())))),
+        }
+    }
+
+    /// Decides every transaction on top of those before it.
+    fn draft(&mut self, txns: &[Txn]) -> Draft {
+        let mut overlay = Overlay::new();
+        let mut draft = Draft {
+            batch: self.log.batch(),
+            commits: Vec::with_capacity(txns.len()),
+            outcomes: Vec::with_capacity(txns.len()),
+            ceiling: self.ceiling,
+            sync: false,
+        };
+        let state = self.shared.state.read();
+        let mut revision = state.revision();
+        for txn in txns {
+            let outcome = match state.decide(&overlay, txn) {
+                Verdict::Failed(current) => TxnOutcome::Failed { current },
+                Verdict::Unchanged => TxnOutcome::Committed { revision },
+                Verdict::Commit(changes) => {
+                    revision += 1;
+                    draft.add(revision, &changes, txn.durability);
+                    if txns.len() > 1 {
+                        state.foresee(&mut overlay, revision, &changes);
+                    }
+                    draft.commits.push((revision, changes));
+                    TxnOutcome::Committed { revision }
+                }
+            };
+            draft.outcomes.push(outcome);
+        }
+        draft
+    }
+
+    /// Logs a draft, syncs it if need be, and makes it the state.
+    fn write(&mut self, draft: Draft, now: Instant) -> Result<(Vec<TxnOutcome>, Vec<Arc<Committed>>), Error> {
+        let Draft { batch, commits, outcomes, ceiling, sync } = draft;
+        if commits.is_empty() {
+            return Ok((outcomes, Vec::new()));
+        }
+        let bytes = batch.bytes.len() as u64;
+        let logged = self.log.append(batch).and_then(|()| if sync { self.log.sync() } else { Ok(()) });
+        logged.map_err(|failure| self.fail(failure))?;
+        self.ceiling = ceiling;
+        self.unsynced = if sync { None } else { self.unsynced.or(Some(now)) };
+        self.keeper.note(commits.iter().flat_map(|(_, changes)| changes), bytes);
+        let mut state = self.shared.state.write();
+        let committed =
+            commits.into_iter().map(|(revision, changes)| state.apply(revision, changes, now)).collect();
+        state.expire(&self.settings.history, now);
+        Ok((outcomes, committed))
+    }
+
+    /// Notes a failed write; after a fatal one there are no others.
+    fn fail(&mut self, Failure { error, fatal }: Failure) -> Error {
+        if fatal {
+            tracing::error!(%error, "the log cannot be written any more; the store is read-only until restarted");
+            self.broken = Some(Error::ReadOnly { path: self.log.path(), reason: chain(&error) });
+        } else {
+            tracing::warn!(%error, "write refused");
+        }
+        error
+    }
+
+    /// Wakes the watchers concerned now, the others once in a while.
+    fn tell(&mut self, committed: &[Arc<Committed>], now: Instant) {
+        if committed.is_empty() {
+            return;
+        }
+        if now.saturating_duration_since(self.told_all) >= PROGRESS_DELAY {
+            self.tell_all(now);
+        } else {
+            self.shared.ring(committed);
+            self.untold = true;
+        }
+    }
+
+    fn tell_all(&mut self, now: Instant) {
+        self.shared.ring_progress(None);
+        (self.told_all, self.untold) = (now, false);
+    }
+
+    /// Forgets history before `revision`, also after a restart.
+    pub(crate) fn compact(&mut self, revision: Revision, now: Instant) -> Result<(), Error> {
+        let current = self.shared.state.read().revision();
+        if revision > current {
+            return Err(Error::FutureRevision { requested: revision, current });
+        }
+        if let Some(error) = &self.broken {
+            return Err(error.clone());
+        }
+        let mut batch = self.log.batch();
+        batch.number(Kind::Compact, current, revision);
+        self.log.append(batch).map_err(|failure| self.fail(failure))?;
+        self.unsynced = self.unsynced.or(Some(now));
+        self.shared.state.write().compact(revision)
+    }
+
+    /// When [`tick`](Self::tick) has something to do, if nothing is committed before.
+    pub(crate) fn deadline(&self) -> Option<Instant> {
+        let sync =
+            self.unsynced.filter(|_| self.broken.is_none()).map(|since| since + self.settings.relaxed_delay);
+        let progress = self.untold.then(|| self.told_all + PROGRESS_DELAY);
+        let age = self.settings.history.age;
+        let expiry = self.shared.state.read().oldest().map(|oldest| oldest + age + age / EXPIRY_STEPS);
+        [sync, progress, expiry].into_iter().flatten().min()
+    }
+
+    /// Does what time asks for: the sync of relaxed writes, progress for watchers, the end of old history.
+    pub(crate) fn tick(&mut self, now: Instant) {
+        let overdue = self.unsynced.is_some_and(|since| now >= since + self.settings.relaxed_delay);
+        if overdue && self.broken.is_none() {
+            self.sync();
+        }
+        if self.untold && now >= self.told_all + PROGRESS_DELAY {
+            self.tell_all(now);
+        }
+        let history = self.settings.history;
+        let old = |oldest: Instant| now >= oldest + history.age + history.age / EXPIRY_STEPS;
+        if self.shared.state.read().oldest().is_some_and(old) {
+            self.shared.state.write().expire(&history, now);
+        }
+    }
+
+    fn sync(&mut self) {
+        match self.log.sync() {
+            Ok(()) => self.unsynced = None,
+            Err(failure) => drop(self.fail(failure)),
+        }
+    }
+
+    fn rotate_if_large(&mut self) {
+        if self.log.len() >= self.settings.segment_bytes {
+            self.rotate();
+        }
+    }
+
+    /// Starts a new segment; answers whether it did.
+    fn rotate(&mut self) -> bool {
+        let base = self.shared.state.read().revision();
+        match self.log.rotate(base) {
+            Ok(()) => {
+                // A reservation counts only in its own segment, so that old ones can be removed.
+                self.ceiling = 0;
+                self.unsynced = None;
+                true
+            }
+            Err(failure) => {
+                self.fail(failure);
+                false
+            }
+        }
+    }
+
+    /// The checkpoint to write now, if one is due.
+    pub(crate) fn checkpoint(&mut self) -> Option<Job> {
+        if self.broken.is_some() || !self.keeper.is_due(self.settings.checkpoint_bytes) {
+            return None;
+        }
+        self.keeper.postpone();
+        if !self.rotate() {
+            return None;
+        }
+        let state = self.shared.state.read();
+        Some(self.keeper.start(&state, self.log.segments.clone()))
+    }
+
+    /// Takes note of how a checkpoint went.
+    pub(crate) fn checkpointed(&mut self, slot: usize, result: Result<Manifest, Error>) {
+        if let Ok(manifest) = &result {
+            let oldest = manifest.oldest();
+            let keep = self.log.segments.iter().rposition(|(_, base)| *base <= oldest).unwrap_or(0);
+            self.log.segments.drain(..keep);
+        }
+        self.keeper.finish(slot, result);
+    }
+
+    /// Makes everything durable and answers where the log ends.
+    pub(crate) fn finish(&mut self) -> Result<Closed, Error> {
+        if let Some(error) = &self.broken {
+            return Err(error.clone());
+        }
+        self.log.finish().map_err(|failure| self.fail(failure))?;
+        self.unsynced = None;
+        let revision = self.shared.state.read().revision();
+        Ok(Closed { revision, segment: self.log.number(), len: self.log.len() })
+    }
+}
+
+impl Draft {
+    /// Encodes the changes of a transaction; an unsynced one gets a revision that is reserved for such.
+    fn add(&mut self, revision: Revision, changes: &[Change], durability: Durability) {
+        match durability {
+            Durability::Synced => self.sync = true,
+            Durability::Relaxed if revision > self.ceiling => {
+                self.ceiling = revision + RESERVE;
+                self.batch.number(Kind::Reserve, revision - 1, self.ceiling);
+                self.sync = true;
+            }
+            Durability::Relaxed => {}
+        }
+        self.batch.txn(revision, changes);
+    }
+}
+
+/// An error with its causes, in one line.
+fn chain(error: &Error) -> String {
+    let mut out = error.to_string();
+    let mut cause = std::error::Error::source(error);
+    while let Some(error) = cause {
+        out.push_str(": ");
+        out.push_str(&error.to_string());
+        cause = error.source();
+    }
+    out
+}

@@ -1,0 +1,248 @@
+//! The store in a data directory of this machine.
+//!
+//! A write is acknowledged when its record in an append-only log is durable; one sync serves all writers that
+//! wait at that moment. The whole state is in memory. Checkpoints, written aside, keep the log short; they are
+//! not what an acknowledgement rests on. See [`record`] for the bytes, [`recover`] for what happens after a
+//! crash, [`checkpoint`] for what is kept where.
+
+mod checkpoint;
+mod dir;
+mod disk;
+mod engine;
+mod log;
+mod record;
+mod recover;
+mod shelf;
+#[cfg(test)]
+mod sim;
+mod writer;
+
+use std::fs::File;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use parking_lot::Mutex;
+use tokio::sync::oneshot;
+
+use self::checkpoint::{Manifest, SLOTS, Shelf, SlotInfo};
+use self::disk::{Disk, RealDisk};
+use self::engine::Engine;
+use self::log::Log;
+pub use self::recover::Recovery;
+use self::recover::{Closed, recover};
+use self::shelf::SledShelf;
+use self::writer::{Queue, Request, Writer};
+use crate::mvcc::History;
+use crate::shared::Shared;
+use crate::{
+    Error, KeyValue, Range, RangeResult, Revision, SnapshotInfo, Store, Txn, TxnOutcome, Watch, snapshot,
+};
+
+/// How an embedded store behaves.
+#[derive(Debug, Clone, Copy)]
+pub struct Settings {
+    /// How much of the past is kept.
+    pub history: History,
+    /// Longest time after which a relaxed write is made durable: what a power failure may cost of such writes.
+    pub relaxed_delay: Duration,
+    /// A log segment is ended when it is larger, in bytes.
+    pub segment_bytes: u64,
+    /// A checkpoint is written after so many bytes of log. The log takes up to about twice that, and a start reads
+    /// up to that much.
+    pub checkpoint_bytes: u64,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            history: History::default(),
+            relaxed_delay: Duration::from_secs(5),
+            segment_bytes: 16 << 20,
+            checkpoint_bytes: 32 << 20,
+        }
+    }
+}
+
+/// The embedded store. Clones share it; it closes with the last of them, or by [`close`](Self::close).
+#[derive(Clone)]
+pub struct Embedded {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    shared: Arc<Shared>,
+    queue: Arc<Queue>,
+    disk: Arc<dyn Disk>,
+    path: PathBuf,
+    running: Mutex<Option<Running>>,
+}
+
+/// What ends with the store.
+struct Running {
+    writer: JoinHandle<Result<Closed, Error>>,
+    _lock: File,
+}
+
+impl Embedded {
+    /// Opens the store in a directory, creating both if need be, and reports what was found. Blocks on the disk.
+    ///
+    /// An unfinished write at the end of the log was never acknowledged and is cut off. Any other damage, another
+    /// format, or another process in the same directory is an error, and nothing is changed.
+    pub fn open(path: impl AsRef<Path>, settings: Settings) -> Result<(Self, Recovery), Error> {
+        let path = path.as_ref();
+        let lock = dir::lock(path)?;
+        let disk: Arc<dyn Disk> = Arc::new(RealDisk::new(path));
+        let shelf: Arc<dyn Shelf> = Arc::new(SledShelf::new(path));
+        let (engine, recovery) = start(&disk, &*shelf, settings)?;
+        let (shared, queue) = (engine.shared.clone(), Queue::new());
+        let writer = Writer::new(engine, queue.clone(), disk.clone(), shelf);
+        let writer = std::thread::Builder::new()
+            .name("store-writer".into())
+            .spawn(move || writer.run())
+            .map_err(|error| Error::io("start a thread for", path, error))?;
+        let running = Mutex::new(Some(Running { writer, _lock: lock }));
+        let inner = Inner { shared, queue, disk, path: path.to_path_buf(), running };
+        Ok((Self { inner: Arc::new(inner) }, recovery))
+    }
+
+    /// Makes everything durable and releases the directory. Watches end; operations fail with [`Error::Closed`].
+    pub async fn close(&self) -> Result<(), Error> {
+        let inner = self.inner.clone();
+        let closed = tokio::task::spawn_blocking(move || inner.stop()).await;
+        closed.unwrap_or_else(|error| Err(Error::Backend(format!("closing failed: {error}"))))
+    }
+
+    /// The data directory.
+    pub fn path(&self) -> &Path {
+        &self.inner.path
+    }
+
+    /// Writes everything that exists now, with a checksum. Blocks on the writer, but no other user of the store.
+    pub fn snapshot(&self, writer: impl io::Write) -> Result<SnapshotInfo, Error> {
+        self.inner.shared.open()?;
+        snapshot::write(&self.inner.shared, writer)
+    }
+
+    /// Makes a store in an absent or empty directory from what [`snapshot`](Self::snapshot) wrote; open it
+    /// afterwards. It starts at a revision far beyond the snapshot's, so that no revision handed out after the
+    /// snapshot was taken can mean something else.
+    pub fn restore(path: impl AsRef<Path>, reader: impl io::Read) -> Result<SnapshotInfo, Error> {
+        let path = path.as_ref();
+        let (info, state) = snapshot::read(reader)?;
+        if !dir::is_empty(path)? {
+            return Err(Error::Invalid(format!("cannot restore into {}: it is not empty", path.display())));
+        }
+        let _lock = dir::lock(path)?;
+        let disk: Arc<dyn Disk> = Arc::new(RealDisk::new(path));
+        let shelf = SledShelf::new(path);
+        let changes: Vec<_> = state.all().map(|kv| (kv.key.clone(), Some(kv))).collect();
+        let revision = state.revision();
+        for slot in 0..SLOTS {
+            shelf
+                .write(slot, true, &changes)
+                .map_err(|e| Error::io("write to", path, io::Error::other(e)))?;
+        }
+        let info_of = |slot| SlotInfo { slot, revision, keys: state.live(), digest: state.digest() };
+        Manifest::of((0..SLOTS).map(info_of).collect()).write(&*disk)?;
+        Log::create(disk.clone(), 1, revision, 0)?;
+        dir::write_format(&*disk)?;
+        Ok(info)
+    }
+}
+
+/// Recovers what the disk holds and makes it ready for writes.
+fn start(disk: &Arc<dyn Disk>, shelf: &dyn Shelf, settings: Settings) -> Result<(Engine, Recovery), Error> {
+    let fresh = dir::is_fresh(disk)?;
+    let closed = dir::read_closed(&**disk)?;
+    let recovered = recover(disk, shelf, fresh, closed, &settings)?;
+    if fresh {
+        dir::write_format(&**disk)?;
+    }
+    if closed.is_some() {
+        dir::remove_closed(&**disk)?;
+    }
+    let (engine, recovery) = Engine::new(recovered, settings)?;
+    tracing::info!(
+        revision = recovery.revision,
+        keys = recovery.keys,
+        checkpoint = recovery.checkpoint,
+        replayed = recovery.replayed,
+        cut_bytes = recovery.cut_bytes,
+        skipped = recovery.skipped,
+        clean = recovery.clean,
+        elapsed = ?recovery.elapsed,
+        "store opened"
+    );
+    Ok((engine, recovery))
+}
+
+impl Inner {
+    fn stop(&self) -> Result<(), Error> {
+        self.queue.close();
+        // Held while the thread ends, so that a second caller returns only when the directory is free.
+        let mut running = self.running.lock();
+        let Some(Running { writer, _lock }) = running.take() else { return Ok(()) };
+        let closed = writer.join().unwrap_or(Err(Error::Closed))?;
+        dir::write_closed(&*self.disk, closed)
+    }
+
+    /// Has the writer do something and waits for its answer.
+    async fn ask<T>(
+        &self,
+        request: impl FnOnce(oneshot::Sender<Result<T, Error>>) -> Request,
+    ) -> Result<T, Error> {
+        let (reply, answer) = oneshot::channel();
+        self.queue.push(request(reply)).await?;
+        answer.await.unwrap_or(Err(Error::Closed))
+    }
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        if let Err(error) = self.stop() {
+            tracing::warn!(%error, "store closed with an error");
+        }
+    }
+}
+
+#[async_trait]
+impl Store for Embedded {
+    async fn get(&self, key: &[u8], at: Option<Revision>) -> Result<Option<KeyValue>, Error> {
+        self.inner.shared.get(key, at)
+    }
+
+    async fn range(&self, range: Range<'_>) -> Result<RangeResult, Error> {
+        self.inner.shared.range(range)
+    }
+
+    async fn txn(&self, txn: Txn) -> Result<TxnOutcome, Error> {
+        txn.check()?;
+        self.inner.ask(|reply| Request::Txn(txn, reply)).await
+    }
+
+    async fn watch(&self, prefix: &[u8], from: Revision) -> Result<Watch, Error> {
+        self.inner.shared.watch(prefix, from)
+    }
+
+    async fn request_progress(&self, prefix: &[u8]) -> Result<(), Error> {
+        self.inner.shared.open()?;
+        self.inner.shared.ring_progress(Some(prefix));
+        Ok(())
+    }
+
+    async fn compact(&self, revision: Revision) -> Result<(), Error> {
+        self.inner.ask(|reply| Request::Compact(revision, reply)).await
+    }
+
+    async fn revision(&self) -> Result<Revision, Error> {
+        self.inner.shared.revision()
+    }
+
+    async fn compacted(&self) -> Result<Revision, Error> {
+        self.inner.shared.compacted()
+    }
+}

@@ -1,0 +1,288 @@
+//! The bytes of the log: segment headers and records.
+//!
+//! A segment is a header and records up to its end; zeros after the last record are space not used yet.
+//!
+//! | record | bytes | |
+//! |---|---|---|
+//! | length | 4 | of the payload |
+//! | crc | 4 | CRC32C of the segment's salt and everything else in the record |
+//! | previous | 4 | crc of the record before, of the segment header for the first |
+//! | kind | 4 | see [`Kind`] |
+//! | revision | 8 | the store's revision after this record |
+//! | synced | 8 | how much of this segment was durable when the record was written |
+//! | payload | length | |
+//!
+//! `previous` chains records, so that what a failed write left behind never counts as a continuation. `synced`
+//! tells a torn tail from damage: if any record says that the place where reading fails had been synced, the disk
+//! lost it; if none does, it was never acknowledged. The salt keeps values that look like records from being
+//! taken for some.
+
+use bytes::Bytes;
+
+use crate::Revision;
+use crate::mvcc::Change;
+
+/// Bytes of a segment header.
+pub(crate) const SEGMENT_HEADER: usize = 44;
+/// Bytes of a record before its payload.
+pub(crate) const RECORD_HEADER: usize = 32;
+/// Largest payload; above anything [`crate::Txn`]'s bounds allow.
+const MAX_PAYLOAD: usize = 32 << 20;
+const MAGIC: &[u8; 8] = b"WASMKLOG";
+const FORMAT: u32 = 1;
+
+/// What a record means.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Kind {
+    /// A transaction: its changes.
+    Txn = 1,
+    /// Revisions up to the u64 in the payload may be given to changes that are not synced.
+    Reserve = 2,
+    /// History before the u64 in the payload is forgotten.
+    Compact = 3,
+    /// The revisions after the u64 in the payload and before this record's may have been given out and lost.
+    Skip = 4,
+}
+
+impl Kind {
+    fn parse(number: u32) -> Option<Self> {
+        [Self::Txn, Self::Reserve, Self::Compact, Self::Skip].into_iter().find(|kind| *kind as u32 == number)
+    }
+}
+
+/// The beginning of a segment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Header {
+    /// Position of the segment in the log, rising by one.
+    pub(crate) number: u64,
+    /// The store's revision before the first record.
+    pub(crate) base: Revision,
+    /// Random, so that no value can contain a record.
+    pub(crate) salt: u64,
+}
+
+impl Header {
+    pub(crate) fn encode(&self) -> [u8; SEGMENT_HEADER] {
+        let mut out = [0; SEGMENT_HEADER];
+        out[..8].copy_from_slice(MAGIC);
+        out[8..12].copy_from_slice(&FORMAT.to_le_bytes());
+        out[16..24].copy_from_slice(&self.number.to_le_bytes());
+        out[24..32].copy_from_slice(&self.base.to_le_bytes());
+        out[32..40].copy_from_slice(&self.salt.to_le_bytes());
+        let crc = crc32c::crc32c(&out[..40]);
+        out[40..].copy_from_slice(&crc.to_le_bytes());
+        out
+    }
+
+    pub(crate) fn decode(data: &[u8]) -> Result<Self, &'static str> {
+        let head = data.get(..SEGMENT_HEADER).ok_or("the segment header is cut short")?;
+        if &head[..8] != MAGIC || read_u32(head, 8) != FORMAT {
+            return Err("this is not a log segment");
+        }
+        if read_u32(head, 40) != crc32c::crc32c(&head[..40]) {
+            return Err("the segment header's checksum does not match");
+        }
+        Ok(Self { number: read_u64(head, 16), base: read_u64(head, 24), salt: read_u64(head, 32) })
+    }
+
+    /// Where the chain of records starts.
+    pub(crate) fn chain(&self) -> u32 {
+        read_u32(&self.encode(), 40)
+    }
+}
+
+/// One record, borrowed from its segment.
+#[derive(Debug)]
+pub(crate) struct Record<'a> {
+    pub(crate) kind: Kind,
+    pub(crate) revision: Revision,
+    pub(crate) synced: u64,
+    pub(crate) previous: u32,
+    pub(crate) crc: u32,
+    pub(crate) payload: &'a [u8],
+}
+
+impl<'a> Record<'a> {
+    /// Reads the record at the beginning of `data`.
+    pub(crate) fn decode(data: &'a [u8], salt: u64) -> Result<Self, &'static str> {
+        let head = data.get(..RECORD_HEADER).ok_or("a record header is cut short")?;
+        let length = read_u32(head, 0) as usize;
+        let kind = Kind::parse(read_u32(head, 12)).ok_or("a record has an unknown kind")?;
+        if length > MAX_PAYLOAD {
+            return Err("a record claims an impossible length");
+        }
+        let whole = data.get(..RECORD_HEADER + length).ok_or("a record is cut short")?;
+        let crc = read_u32(head, 4);
+        if crc != checksum(whole, salt) {
+            return Err("a record's checksum does not match");
+        }
+        Ok(Self {
+            kind,
+            revision: read_u64(head, 16),
+            synced: read_u64(head, 24),
+            previous: read_u32(head, 8),
+            crc,
+            payload: &whole[RECORD_HEADER..],
+        })
+    }
+
+    /// Bytes it takes in the segment.
+    pub(crate) fn len(&self) -> usize {
+        RECORD_HEADER + self.payload.len()
+    }
+
+    /// The number that makes up the payload of every kind but a transaction.
+    pub(crate) fn number(&self) -> Result<u64, &'static str> {
+        if self.payload.len() == 8 {
+            Ok(read_u64(self.payload, 0))
+        } else {
+            Err("a record's payload is not a number")
+        }
+    }
+
+    /// The changes of a transaction, copied out of the segment.
+    pub(crate) fn changes(&self) -> Result<Vec<Change>, &'static str> {
+        let mut rest = self.payload;
+        let mut changes = Vec::new();
+        while !rest.is_empty() {
+            let head = rest.get(..8).ok_or("a change is cut short")?;
+            let (key_len, value_len) = (read_u32(head, 0) as usize, read_u32(head, 4) as usize);
+            let value_end = 8 + key_len + value_len.saturating_sub(1);
+            let data = rest.get(8..value_end).ok_or("a change is cut short")?;
+            let (key, value) = data.split_at(key_len);
+            let value = (value_len > 0).then(|| Bytes::copy_from_slice(value));
+            changes.push(Change { key: Bytes::copy_from_slice(key), value });
+            rest = &rest[value_end..];
+        }
+        Ok(changes)
+    }
+}
+
+/// Records on their way into one segment.
+#[derive(Debug)]
+pub(crate) struct Batch {
+    pub(crate) bytes: Vec<u8>,
+    pub(crate) chain: u32,
+    salt: u64,
+    synced: u64,
+}
+
+impl Batch {
+    /// An empty batch behind the record with crc `chain`.
+    pub(crate) fn new(buffer: Vec<u8>, chain: u32, salt: u64, synced: u64) -> Self {
+        Self { bytes: buffer, chain, salt, synced }
+    }
+
+    /// Adds a transaction.
+    pub(crate) fn txn(&mut self, revision: Revision, changes: &[Change]) {
+        self.record(Kind::Txn, revision, |out| {
+            for change in changes {
+                let value = change.value.as_deref();
+                // A length one too large leaves zero to mean "deleted".
+                let value_len = value.map_or(0, |value| value.len() as u32 + 1);
+                out.extend_from_slice(&(change.key.len() as u32).to_le_bytes());
+                out.extend_from_slice(&value_len.to_le_bytes());
+                out.extend_from_slice(&change.key);
+                out.extend_from_slice(value.unwrap_or_default());
+            }
+        });
+    }
+
+    /// Adds a record of any other kind.
+    pub(crate) fn number(&mut self, kind: Kind, revision: Revision, number: u64) {
+        self.record(kind, revision, |out| out.extend_from_slice(&number.to_le_bytes()));
+    }
+
+    fn record(&mut self, kind: Kind, revision: Revision, payload: impl FnOnce(&mut Vec<u8>)) {
+        let start = self.bytes.len();
+        let out = &mut self.bytes;
+        out.extend_from_slice(&[0; 8]);
+        out.extend_from_slice(&self.chain.to_le_bytes());
+        out.extend_from_slice(&(kind as u32).to_le_bytes());
+        out.extend_from_slice(&revision.to_le_bytes());
+        out.extend_from_slice(&self.synced.to_le_bytes());
+        payload(out);
+        let length = (out.len() - start - RECORD_HEADER) as u32;
+        out[start..start + 4].copy_from_slice(&length.to_le_bytes());
+        self.chain = checksum(&out[start..], self.salt);
+        out[start + 4..start + 8].copy_from_slice(&self.chain.to_le_bytes());
+    }
+}
+
+/// The checksum of a whole record, leaving out the place where it is kept.
+fn checksum(record: &[u8], salt: u64) -> u32 {
+    let crc = crc32c::crc32c_append(crc32c::crc32c(&salt.to_le_bytes()), &record[..4]);
+    crc32c::crc32c_append(crc, &record[8..])
+}
+
+/// The u32 at `at`; the caller has checked the length.
+fn read_u32(data: &[u8], at: usize) -> u32 {
+    let mut bytes = [0; 4];
+    bytes.copy_from_slice(&data[at..at + 4]);
+    u32::from_le_bytes(bytes)
+}
+
+/// The u64 at `at`; the caller has checked the length.
+fn read_u64(data: &[u8], at: usize) -> u64 {
+    let mut bytes = [0; 8];
+    bytes.copy_from_slice(&data[at..at + 8]);
+    u64::from_le_bytes(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn batch() -> Batch {
+        let mut batch = Batch::new(Vec::new(), 7, 99, 44);
+        batch.txn(
+            5,
+            &[
+                Change { key: "a".into(), value: Some("".into()) },
+                Change { key: "b".into(), value: None },
+                Change { key: "c".into(), value: Some("xyz".into()) },
+            ],
+        );
+        batch.number(Kind::Reserve, 5, 4101);
+        batch
+    }
+
+    #[test]
+    fn records_read_back_as_written() {
+        let batch = batch();
+        let first = Record::decode(&batch.bytes, 99).unwrap();
+        assert_eq!((first.kind, first.revision, first.synced, first.previous), (Kind::Txn, 5, 44, 7));
+        let values: Vec<_> = first.changes().unwrap().into_iter().map(|change| change.value).collect();
+        assert_eq!(values, [Some("".into()), None, Some("xyz".into())]);
+        let second = Record::decode(&batch.bytes[first.len()..], 99).unwrap();
+        assert_eq!((second.kind, second.number(), second.previous), (Kind::Reserve, Ok(4101), first.crc));
+        assert_eq!(first.len() + second.len(), batch.bytes.len());
+    }
+
+    #[test]
+    fn every_flipped_bit_and_every_cut_is_noticed() {
+        let bytes = batch().bytes;
+        let len = Record::decode(&bytes, 99).unwrap().len();
+        for bit in 0..len * 8 {
+            let mut copy = bytes.clone();
+            copy[bit / 8] ^= 1 << (bit % 8);
+            assert!(Record::decode(&copy, 99).is_err(), "bit {bit}");
+        }
+        for cut in 0..len {
+            assert!(Record::decode(&bytes[..cut], 99).is_err(), "cut at {cut}");
+        }
+        assert!(Record::decode(&bytes, 98).is_err(), "another segment's salt");
+    }
+
+    #[test]
+    fn every_flipped_bit_of_a_segment_header_is_noticed_or_means_nothing() {
+        let header = Header { number: 3, base: 17, salt: 0xdead_beef };
+        let bytes = header.encode();
+        assert_eq!(Header::decode(&bytes), Ok(header));
+        for bit in 0..bytes.len() * 8 {
+            let mut copy = bytes;
+            copy[bit / 8] ^= 1 << (bit % 8);
+            assert!(Header::decode(&copy).is_err(), "bit {bit}");
+        }
+    }
+}

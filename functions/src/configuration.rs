@@ -1,0 +1,232 @@
+//! Makes a Revision of each new template of a Configuration.
+//! Reads configurations, revisions. Writes revisions, configurations/status.
+//! Never changes a Revision's spec.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use kube::{
+    Resource, ResourceExt,
+    api::{DeleteParams, ListParams},
+    runtime::controller::Action,
+};
+use serde_json::{Value, json};
+use wasmk_api::{
+    Timestamp,
+    knative::{
+        CONFIGURATION_LABEL, Configuration, ConfigurationStatus, GENERATION_LABEL, Revision, Route,
+        SERVICE_LABEL, condition, label,
+    },
+};
+
+use crate::{
+    conditions::{State, only},
+    context::{Context, Error, controlled_by, failed, owner},
+    defaults, names,
+};
+
+/// Revisions of a configuration that are kept at the most while they are not routed to.
+const KEPT: usize = 20;
+
+/// One pass.
+pub(crate) async fn reconcile(configuration: Arc<Configuration>, cx: Arc<Context>) -> Result<Action, Error> {
+    if configuration.metadata.deletion_timestamp.is_some() {
+        return Ok(Action::await_change());
+    }
+    let namespace = configuration.namespace().unwrap_or_default();
+    let name = configuration.name_any();
+    let listed = cx
+        .api::<Revision>(&namespace)
+        .list(&ListParams::default().labels(&format!("{CONFIGURATION_LABEL}={name}")))
+        .await
+        .map_err(|e| failed(format!("list the revisions of {namespace}/{name}"), e))?;
+    let mut revisions = listed.items;
+    revisions.retain(|r| controlled_by(&r.metadata, &configuration.metadata));
+
+    let wanted = latest_name(&configuration);
+    let mut taken = false;
+    if !revisions.iter().any(|r| is_of_generation(r, &configuration)) {
+        match cx.find::<Revision>(&namespace, &wanted).await? {
+            Some(_) => taken = true,
+            None => revisions.push(cx.create(&namespace, &revision(&configuration)).await?),
+        }
+    }
+    let status = status(&configuration, &revisions, taken, cx.now());
+    cx.write_status(&*configuration, configuration.status.as_ref(), &status).await?;
+    if revisions.len() > KEPT {
+        collect(&cx, &namespace, &revisions).await?;
+    }
+    Ok(Action::await_change())
+}
+
+/// Deletes revisions that no route leads to and that are too many.
+async fn collect(cx: &Context, namespace: &str, revisions: &[Revision]) -> Result<(), Error> {
+    let routes = cx.api::<Route>(namespace).list(&ListParams::default()).await;
+    let routes = routes.map_err(|e| failed(format!("list the routes of {namespace}"), e))?.items;
+    let routed = |name: &str| {
+        let mut targets = routes.iter().flat_map(|r| {
+            let status = r.status.iter().flat_map(|s| &s.traffic);
+            r.spec.traffic.iter().chain(status)
+        });
+        targets.any(|t| t.revision_name.as_deref() == Some(name))
+    };
+    for name in surplus(revisions, routed) {
+        let gone = cx.api::<Revision>(namespace).delete(&name, &DeleteParams::default()).await;
+        gone.map_err(|e| failed(format!("delete the revision {namespace}/{name}"), e))?;
+    }
+    Ok(())
+}
+
+/// The name of the revision that the present template makes.
+fn latest_name(configuration: &Configuration) -> String {
+    let given = configuration.spec.template.metadata.name.clone().filter(|n| !n.is_empty());
+    given.unwrap_or_else(|| names::revision(&configuration.name_any(), generation(configuration)))
+}
+
+fn generation(configuration: &Configuration) -> i64 {
+    configuration.metadata.generation.unwrap_or(1)
+}
+
+fn generation_of(revision: &Revision) -> i64 {
+    label(&revision.metadata, GENERATION_LABEL).and_then(|g| g.parse().ok()).unwrap_or(0)
+}
+
+fn is_of_generation(revision: &Revision, configuration: &Configuration) -> bool {
+    generation_of(revision) == generation(configuration)
+}
+
+/// The revision of the present template.
+pub(crate) fn revision(configuration: &Configuration) -> Value {
+    let template = &configuration.spec.template;
+    let mut labels: BTreeMap<String, String> = template.metadata.labels.clone().unwrap_or_default();
+    let name = configuration.name_any();
+    labels.insert(CONFIGURATION_LABEL.into(), name.clone());
+    labels.insert(GENERATION_LABEL.into(), generation(configuration).to_string());
+    labels.insert("serving.knative.dev/configurationUID".into(), configuration.uid().unwrap_or_default());
+    labels.insert(SERVICE_LABEL.into(), label(&configuration.metadata, SERVICE_LABEL).unwrap_or("").into());
+    labels.insert("serving.knative.dev/routingState".into(), "active".into());
+    labels.retain(|_, value| !value.is_empty());
+    let metadata = ObjectMeta {
+        name: Some(latest_name(configuration)),
+        namespace: configuration.metadata.namespace.clone(),
+        labels: Some(labels),
+        annotations: template.metadata.annotations.clone(),
+        owner_references: Some(vec![owner(configuration)]),
+        ..Default::default()
+    };
+    json!({
+        "apiVersion": Revision::api_version(&()),
+        "kind": Revision::kind(&()),
+        "metadata": metadata,
+        "spec": defaults::revision_spec(&template.spec),
+    })
+}
+
+/// What a Configuration has come to, given its revisions. `taken`: its revision's name is another's.
+pub(crate) fn status(
+    configuration: &Configuration,
+    revisions: &[Revision],
+    taken: bool,
+    now: Timestamp,
+) -> ConfigurationStatus {
+    let old = configuration.status.clone().unwrap_or_default();
+    let current = revisions.iter().find(|r| is_of_generation(r, configuration));
+    let name = current.map_or_else(|| latest_name(configuration), ResourceExt::name_any);
+    let state = match current {
+        _ if taken => State::failed(
+            "RevisionFailed",
+            format!("revisions.serving.knative.dev \"{name}\" already exists"),
+        ),
+        None => State::waiting("", ""),
+        Some(revision) => readiness(revision, &name),
+    };
+    let newest_ready = revisions.iter().filter(|r| is_ready(r)).max_by_key(|r| generation_of(r));
+    let ready = newest_ready.map(ResourceExt::name_any).or(old.latest_ready_revision_name);
+    ConfigurationStatus {
+        observed_generation: configuration.metadata.generation,
+        conditions: only(&old.conditions, "Ready", &state, now),
+        latest_created_revision_name: current.map(|_| name).or(old.latest_created_revision_name),
+        latest_ready_revision_name: ready,
+    }
+}
+
+fn is_ready(revision: &Revision) -> bool {
+    revision.status.as_ref().is_some_and(|s| condition(&s.conditions, "Ready") == Some(true))
+}
+
+fn readiness(revision: &Revision, name: &str) -> State {
+    let conditions = revision.status.as_ref().map(|s| s.conditions.as_slice()).unwrap_or_default();
+    match conditions.iter().find(|c| c.type_ == "Ready") {
+        Some(c) if c.status == "True" => State::True,
+        Some(c) if c.status == "False" => State::failed(
+            "RevisionFailed",
+            format!("Revision \"{name}\" failed with message: {}.", c.message.trim_end_matches('.')),
+        ),
+        Some(c) => State::waiting(&c.reason, &*c.message),
+        None => State::waiting("", ""),
+    }
+}
+
+/// Revisions that may go: not routed to and beyond the number kept. Oldest first.
+pub(crate) fn surplus(revisions: &[Revision], routed: impl Fn(&str) -> bool) -> Vec<String> {
+    let mut idle: Vec<&Revision> = revisions.iter().filter(|r| !routed(&r.name_any())).collect();
+    idle.sort_by_key(|r| generation_of(r));
+    let surplus = idle.len().saturating_sub(KEPT);
+    idle.into_iter().take(surplus).map(ResourceExt::name_any).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn configuration(generation: i64) -> Configuration {
+        serde_json::from_value(json!({
+            "metadata": {"name": "hello", "namespace": "default", "uid": "u", "generation": generation,
+                "labels": {"serving.knative.dev/service": "hello"}},
+            "spec": {"template": {"metadata": {"annotations": {"a": "b"}}, "spec": {"containers": [{"image": "i", "name": ""}]}}},
+        }))
+        .unwrap()
+    }
+
+    fn made(generation: i64, ready: &str) -> Revision {
+        let mut revision: Revision = serde_json::from_value(revision(&configuration(generation))).unwrap();
+        let state =
+            json!({"conditions": [{"type": "Ready", "status": ready, "reason": "R", "message": "m"}]});
+        revision.status = Some(serde_json::from_value(state).unwrap());
+        revision
+    }
+
+    fn check(generation: i64, revisions: &[(i64, &str)], want: (&str, &str, &str)) {
+        let revisions: Vec<_> = revisions.iter().map(|(g, ready)| made(*g, ready)).collect();
+        let status = status(&configuration(generation), &revisions, false, Timestamp::now());
+        let got = (
+            status.latest_created_revision_name.as_deref().unwrap_or(""),
+            status.latest_ready_revision_name.as_deref().unwrap_or(""),
+            status.conditions[0].status.as_str(),
+        );
+        assert_eq!(got, want);
+    }
+
+    #[test]
+    fn the_latest_ready_revision_stays_while_a_newer_one_is_not() {
+        check(1, &[(1, "True")], ("hello-00001", "hello-00001", "True"));
+        check(2, &[(1, "True"), (2, "Unknown")], ("hello-00002", "hello-00001", "Unknown"));
+        check(2, &[(1, "True"), (2, "False")], ("hello-00002", "hello-00001", "False"));
+        check(2, &[(1, "True"), (2, "True")], ("hello-00002", "hello-00002", "True"));
+    }
+
+    #[test]
+    fn a_revision_says_where_it_comes_from() {
+        let revision = revision(&configuration(3));
+        assert_eq!(revision["metadata"]["name"], "hello-00003");
+        assert_eq!(revision["metadata"]["labels"]["serving.knative.dev/service"], "hello");
+        assert_eq!(revision["metadata"]["annotations"], json!({"a": "b"}));
+    }
+
+    #[test]
+    fn only_idle_revisions_beyond_the_number_kept_go() {
+        let all: Vec<_> = (1..=25).map(|g| made(g, "True")).collect();
+        let gone = surplus(&all, |name| name == "hello-00001");
+        assert_eq!(gone, ["hello-00002", "hello-00003", "hello-00004", "hello-00005"]);
+    }
+}

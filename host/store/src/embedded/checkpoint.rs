@@ -89,7 +89,7 @@ impl Manifest {
         self.slots.iter().find(|info| info.slot == slot).map_or(0, |info| info.revision)
     }
 
-    fn without(&self, slot: usize) -> Self {
+    pub(crate) fn without(&self, slot: usize) -> Self {
         Self { slots: self.slots.iter().copied().filter(|info| info.slot != slot).collect() }
     }
 
@@ -192,7 +192,8 @@ impl Job {
     /// Writes it and removes the segments no checkpoint needs any more.
     pub(crate) fn run(self, disk: &Arc<dyn Disk>, shelf: &dyn Shelf) -> Result<Manifest, Error> {
         let slot = self.info.slot;
-        if self.manifest.revision(slot) != 0 {
+        // What the disk lists counts: an earlier attempt may have got no further than here.
+        if Manifest::read(&**disk)?.revision(slot) != 0 {
             self.manifest.without(slot).write(&**disk)?;
         }
         shelf.write(slot, self.full, &self.changes).map_err(|reason| {

@@ -88,10 +88,10 @@ impl Engine {
 
     /// Commits a group of transactions in order, with one sync at most, and answers each.
     pub(crate) fn commit(&mut self, group: Vec<(Txn, Reply)>, now: Instant) {
+        self.rotate_if_large();
         if let Some(error) = &self.broken {
             return group.into_iter().for_each(|(_, reply)| drop(reply.send(Err(error.clone()))));
         }
-        self.rotate_if_large();
         let (txns, replies): (Vec<Txn>, Vec<Reply>) = group.into_iter().unzip();
         let draft = self.draft(&txns);
         match self.write(draft, now) {
@@ -232,7 +232,7 @@ impl Engine {
     }
 
     fn rotate_if_large(&mut self) {
-        if self.log.len() >= self.settings.segment_bytes {
+        if self.broken.is_none() && self.log.len() >= self.settings.segment_bytes {
             self.rotate();
         }
     }

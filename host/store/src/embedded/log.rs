@@ -29,6 +29,8 @@ pub(crate) struct Log {
     len: u64,
     allocated: u64,
     synced: u64,
+    /// Whether the file changed since it was synced, be it by a write that failed and was undone.
+    dirty: bool,
     ahead: u64,
     chain: u32,
     buffer: Vec<u8>,
@@ -88,7 +90,19 @@ impl Log {
         segments: Vec<(u64, Revision)>,
     ) -> Self {
         let (ahead, buffer) = (size.min(MAX_AHEAD), Vec::new());
-        Self { disk, file, header, len, allocated: len, synced: len, ahead, chain, buffer, segments }
+        Self {
+            disk,
+            file,
+            header,
+            len,
+            allocated: len,
+            synced: len,
+            dirty: false,
+            ahead,
+            chain,
+            buffer,
+            segments,
+        }
     }
 
     /// An empty batch to fill and hand to [`append`](Self::append).
@@ -101,6 +115,7 @@ impl Log {
     /// Writes a batch at the end, all or nothing, without a sync.
     pub(crate) fn append(&mut self, batch: Batch) -> Result<(), Failure> {
         let end = self.len + batch.bytes.len() as u64;
+        self.dirty = true;
         if end > self.allocated {
             self.allocate(end + self.ahead);
         }
@@ -131,12 +146,13 @@ impl Log {
 
     /// Makes everything appended durable. After a failure nothing is known about what the disk holds.
     pub(crate) fn sync(&mut self) -> Result<(), Failure> {
-        if self.synced == self.len {
+        if !self.dirty {
             return Ok(());
         }
         match self.file.sync() {
             Ok(()) => {
                 self.synced = self.len;
+                self.dirty = false;
                 Ok(())
             }
             Err(error) => Err(Failure { error: Error::io("sync", &self.path(), error), fatal: true }),

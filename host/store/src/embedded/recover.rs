@@ -73,12 +73,14 @@ pub(crate) fn recover(
     }
     let log_starts = segments.first().map_or(1, |header| header.base);
     let (state, loaded, damaged) = load(disk, shelf, &manifest, log_starts)?;
+    // A damaged checkpoint is the next to be written again.
+    let manifest = damaged.iter().fold(manifest, |manifest, slot| manifest.without(*slot));
     let mut replay = Replay {
         checkpoint: loaded.map_or(1, |_| state.revision()),
         state,
         changed: Vec::new(),
         ceiling: 0,
-        recovery: Recovery { damaged_checkpoints: damaged, ..Recovery::default() },
+        recovery: Recovery { damaged_checkpoints: damaged.len(), ..Recovery::default() },
         settings,
         now: started,
     };
@@ -113,8 +115,8 @@ fn load(
     shelf: &dyn Shelf,
     manifest: &Manifest,
     log_starts: Revision,
-) -> Result<(State, Option<usize>, usize), Error> {
-    let (mut damaged, mut reason) = (0, String::from("there is no checkpoint"));
+) -> Result<(State, Option<usize>, Vec<usize>), Error> {
+    let (mut damaged, mut reason) = (Vec::new(), String::from("there is no checkpoint"));
     for SlotInfo { slot, revision, keys, digest } in manifest.newest_first() {
         if revision < log_starts {
             continue;
@@ -130,7 +132,7 @@ fn load(
             Err(error) => format!("checkpoint {slot} cannot be read: {error}"),
         };
         tracing::warn!(revision, "{why}; using an older one and the log");
-        damaged += 1;
+        damaged.push(slot);
         reason = why;
     }
     if log_starts == 1 {

@@ -13,17 +13,17 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 use tokio::sync::oneshot;
 
-use super::checkpoint::{SLOTS, Shelf};
+use super::checkpoint::{Manifest, SLOTS, Shelf};
 use super::disk::{Disk, DiskFile};
 use super::engine::Engine;
 use super::{Settings, dir, start};
-use crate::mvcc::History;
+use crate::mvcc::{History, entry_digest};
 use crate::{Compare, Durability, Error, KeyValue, Op, Revision, Txn, TxnOutcome};
 
 const SECTOR: usize = 64;
 const KEYS: u64 = 8;
 /// Stores simulated, of eight lives each.
-const SEEDS: u64 = 150;
+const SEEDS: u64 = 120;
 
 /// Splitmix64: enough randomness for a test, the same everywhere.
 struct Random(u64);
@@ -66,6 +66,7 @@ fn write(data: &mut Vec<u8>, offset: usize, bytes: &[u8]) {
 #[derive(Clone)]
 enum Rename {
     Set(String, usize),
+    Move(String, String),
     Remove(String),
 }
 
@@ -109,8 +110,21 @@ impl SimDisk {
         self.0.lock().fault = Some((after, fault));
     }
 
+    fn is_armed(&self) -> bool {
+        self.0.lock().fault.is_some()
+    }
+
     fn is_dead(&self) -> bool {
         self.0.lock().dead
+    }
+
+    /// Loses one entry of the newest checkpoint, if the other one is good.
+    fn rot(&self) -> bool {
+        let slots = Manifest::read(self).expect("replaced as a whole").newest_first();
+        let [newest, other] = slots[..] else { return false };
+        let mut platter = self.0.lock();
+        let digest = platter.slots[other.slot].values().map(entry_digest).fold(0, u64::wrapping_add);
+        digest == other.digest && platter.slots[newest.slot].pop_first().is_some()
     }
 
     /// Power comes back: what is left of everything not synced is chance.
@@ -145,6 +159,11 @@ impl SimDisk {
 fn apply(names: &mut BTreeMap<String, usize>, rename: Rename) {
     match rename {
         Rename::Set(name, inode) => drop(names.insert(name, inode)),
+        Rename::Move(from, to) => {
+            if let Some(inode) = names.remove(&from) {
+                names.insert(to, inode);
+            }
+        }
         Rename::Remove(name) => drop(names.remove(&name)),
     }
 }
@@ -215,9 +234,7 @@ impl Disk for SimDisk {
     fn rename(&self, from: &str, to: &str) -> io::Result<()> {
         let mut platter = self.0.lock();
         platter.failure()?;
-        let inode = *platter.names.get(from).ok_or(io::ErrorKind::NotFound)?;
-        platter.rename(Rename::Set(to.into(), inode));
-        platter.rename(Rename::Remove(from.into()));
+        platter.rename(Rename::Move(from.into(), to.into()));
         Ok(())
     }
 
@@ -395,6 +412,7 @@ struct Tally {
     skipped: u64,
     from_checkpoint: u64,
     damaged_checkpoints: u64,
+    rotten: u64,
     clean: u64,
     refused: u64,
     poisoned: u64,
@@ -482,6 +500,11 @@ impl Life<'_> {
             }
             self.group();
             self.other();
+            if self.random.one_in(10) && !self.disk.is_armed() {
+                // Errors that come together are the ones error handling forgets.
+                let fault = [Fault::Crash, Fault::Full, Fault::Sync][self.random.below(3) as usize];
+                self.disk.arm(self.random.below(12), fault);
+            }
         }
         if self.random.one_in(2)
             && !self.disk.is_dead()
@@ -542,6 +565,7 @@ fn run(seed: u64, tally: &mut Tally) {
         }
         tally.crashes += 1;
         disk.reboot();
+        tally.rotten += u64::from(random.one_in(3) && disk.rot());
     }
 }
 
@@ -552,7 +576,19 @@ fn no_crash_loses_an_acknowledged_write() {
         let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| run(seed, &mut tally)));
         assert!(result.is_ok(), "seed {seed}");
     }
-    let Tally { crashes, cut, skipped, from_checkpoint, clean, refused, poisoned, committed, .. } = tally;
-    let seen = [crashes, cut, skipped, from_checkpoint, clean, refused, poisoned, committed];
+    let Tally { crashes, cut, skipped, from_checkpoint, damaged_checkpoints, .. } = tally;
+    let Tally { rotten, clean, refused, poisoned, committed, .. } = tally;
+    let seen = [
+        crashes,
+        cut,
+        skipped,
+        from_checkpoint,
+        damaged_checkpoints,
+        rotten,
+        clean,
+        refused,
+        poisoned,
+        committed,
+    ];
     assert!(seen.iter().all(|count| *count > 0), "{tally:?}");
 }

@@ -17,9 +17,18 @@ use tokio_util::sync::CancellationToken;
 
 pub mod base;
 mod deployment;
+mod endpoints;
+mod gc;
+mod namespace;
+mod node_ipam;
+mod node_lifecycle;
+mod pod_gc;
 mod replicas;
 mod replicaset;
 mod replicationcontroller;
+mod root_ca;
+mod serviceaccount;
+mod taint_eviction;
 
 pub use base::{Clock, Context, Discovery, Error, Informers, Recorder, Result, Settings};
 
@@ -34,16 +43,26 @@ pub struct Entry {
 }
 
 macro_rules! entries {
-    ($($name:literal, $module:ident, $about:literal;)*) => {
-        &[$(Entry { name: $name, about: $about, run: |cx| Box::pin($module::run(cx)) }),*]
+    ($($name:literal, $run:path, $about:literal;)*) => {
+        &[$(Entry { name: $name, about: $about, run: |cx| Box::pin($run(cx)) }),*]
     };
 }
 
 /// All controllers, by the names that kube-controller-manager gives them.
 pub const CONTROLLERS: &[Entry] = entries![
-    "deployment-controller", deployment, "Rolls each Deployment out over ReplicaSets.";
-    "replicaset-controller", replicaset, "Keeps each ReplicaSet at its wanted number of pods.";
-    "replicationcontroller-controller", replicationcontroller, "Keeps each ReplicationController at its wanted number of pods.";
+    "namespace-controller", namespace::run, "Empties namespaces that are being deleted.";
+    "serviceaccount-controller", serviceaccount::run, "Gives every namespace a default service account.";
+    "root-ca-certificate-publisher-controller", root_ca::run, "Publishes the API's root certificate to every namespace.";
+    "garbage-collector-controller", gc::run, "Deletes what has lost its owners.";
+    "deployment-controller", deployment::run, "Rolls each Deployment out over ReplicaSets.";
+    "replicaset-controller", replicaset::run, "Keeps each ReplicaSet at its wanted number of pods.";
+    "replicationcontroller-controller", replicationcontroller::run, "Keeps each ReplicationController at its wanted number of pods.";
+    "endpoints-controller", endpoints::legacy::run, "Lists the pods behind each Service in its Endpoints.";
+    "endpointslice-controller", endpoints::slices::run, "Lists the pods behind each Service in EndpointSlices.";
+    "node-lifecycle-controller", node_lifecycle::run, "Taints nodes that are silent or unfit.";
+    "taint-eviction-controller", taint_eviction::run, "Deletes pods that do not tolerate their node's NoExecute taints.";
+    "node-ipam-controller", node_ipam::run, "Gives every node a range of pod addresses.";
+    "pod-garbage-collector-controller", pod_gc::run, "Deletes pods of nodes that are gone, and finished ones beyond a number.";
 ];
 
 impl Context {

@@ -51,9 +51,9 @@ pub fn container_restarts(pod: &Pod) -> i32 {
 #[derive(Clone, Copy)]
 pub struct PodView<'a>(pub &'a Pod);
 
-impl PodView<'_> {
+impl<'a> PodView<'a> {
     /// `status.phase`.
-    pub fn phase(&self) -> &str {
+    pub fn phase(&self) -> &'a str {
         phase(self.0)
     }
 
@@ -63,7 +63,7 @@ impl PodView<'_> {
     }
 
     /// The node it is on, or empty.
-    pub fn node(&self) -> &str {
+    pub fn node(&self) -> &'a str {
         self.0.spec.as_ref().and_then(|s| s.node_name.as_deref()).unwrap_or("")
     }
 

@@ -1,0 +1,6 @@
+//! What the host lets guests do, one file for each capability.
+
+pub(crate) mod http;
+pub(crate) mod sockets;
+pub(crate) mod stdio;
+mod tls;

@@ -1,0 +1,429 @@
+//! Serves HTTP requests with instances of one program.
+//!
+//! A request's guest first runs in the caller's own task, as far as it gets without waiting: for a short
+//! function that is all of it, and nothing is handed between threads. A guest that waits or computes
+//! longer goes on in the runtime's executor, with a deadline, until it has ended.
+
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bytes::{Bytes, BytesMut};
+use http::header::{CONTENT_LENGTH, HOST, HeaderValue};
+use http::{HeaderMap, Request, Response};
+use http_body::{Body as HttpBody, Frame, SizeHint};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, oneshot};
+use tokio::task::JoinHandle;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use wasmtime_wasi_http::p2::bindings::ProxyPre;
+use wasmtime_wasi_http::p2::body::HyperOutgoingBody;
+
+use crate::body::{self, Body, BodyError, Limited};
+use crate::error::{CallError, Error};
+use crate::guest::Guest;
+use crate::live::{Answer, Fate, Idle, Live};
+use crate::network::HttpService;
+use crate::program::{Linked, Program};
+use crate::quota::{Metered, Quota};
+use crate::spec::Spec;
+
+/// Serves HTTP requests. Clones are the same handler.
+#[derive(Clone)]
+pub struct Handler(Arc<Inner>);
+
+struct Inner {
+    program: Arc<Program>,
+    linked: ProxyPre<Guest>,
+    spec: Spec,
+    quota: Option<Arc<Quota>>,
+    concurrency: Option<Arc<Semaphore>>,
+    idle: Idle,
+    in_flight: AtomicU64,
+    ended: Notify,
+    closed: CancellationToken,
+    killed: CancellationToken,
+}
+
+impl Program {
+    /// A handler that serves requests as `spec` says.
+    ///
+    /// # Errors
+    /// If the program serves no HTTP or a mount cannot be opened.
+    pub fn handler(self: &Arc<Self>, spec: Spec) -> Result<Handler, Error> {
+        let Linked::Http(linked) = &self.linked else {
+            return Err(Error::Kind { wanted: "served", found: self.kind().as_str() });
+        };
+        // Tells about mounts now instead of at the first request.
+        drop(Guest::store(&self.shared, &spec)?);
+        let most = spec.http.max_concurrency;
+        Ok(Handler(Arc::new(Inner {
+            program: Arc::clone(self),
+            linked: linked.clone(),
+            quota: spec.cpu_millis.map(|millis| Arc::new(Quota::new(millis))),
+            concurrency: (most > 0).then(|| Arc::new(Semaphore::new(most as usize))),
+            idle: Idle::new(spec.reuse),
+            in_flight: AtomicU64::new(0),
+            ended: Notify::new(),
+            closed: CancellationToken::new(),
+            killed: CancellationToken::new(),
+            spec,
+        })))
+    }
+}
+
+impl Handler {
+    /// Serves one request. The response's body may still be streaming; dropping it before its end, or
+    /// dropping this future, ends the guest.
+    ///
+    /// # Errors
+    /// If there is no response: see [`CallError::status`] for what to tell the client.
+    pub async fn call<B>(&self, request: Request<B>) -> Result<Response<Body>, CallError>
+    where
+        B: HttpBody<Data = Bytes> + Send + 'static,
+        B::Error: Into<BodyError>,
+    {
+        let inner = &self.0;
+        let deadline = Instant::now() + inner.spec.http.timeout;
+        let request = accept(request, &inner.spec)?;
+        let ticket = admit(inner, deadline).await?;
+        inner.program.shared.counters.requests.add(1);
+        inner.spec.usage.add_request();
+
+        let (sender, receiver) = oneshot::channel();
+        let fate = Arc::new(Fate::new());
+        let guest = serve(Arc::clone(inner), request, sender, Arc::clone(&fate));
+        let shared = &inner.program.shared;
+        let mut guest = Metered::new(shared, &inner.spec.usage, inner.quota.clone(), guest);
+        let first = std::future::poll_fn(|cx| Poll::Ready(Pin::new(&mut guest).poll(cx))).await;
+        let result = match first {
+            Poll::Ready(result) => result.and_then(|()| complete(receiver, inner)),
+            Poll::Pending => stream(inner, guest, ticket, receiver, fate, deadline).await,
+        };
+        result.inspect_err(|error| count(inner, error))
+    }
+
+    /// Requests in the guest now.
+    pub fn in_flight(&self) -> u64 {
+        self.0.in_flight.load(Ordering::Relaxed)
+    }
+
+    /// The program served.
+    pub fn program(&self) -> &Arc<Program> {
+        &self.0.program
+    }
+
+    /// What the guest was given.
+    pub fn spec(&self) -> &Spec {
+        &self.0.spec
+    }
+
+    /// Takes no more requests, waits up to `grace` for those in the guest, and ends the rest.
+    pub async fn stop(&self, grace: Duration) {
+        self.0.closed.cancel();
+        let _ = tokio::time::timeout(grace, self.drained()).await;
+        self.0.killed.cancel();
+        self.0.idle.clear();
+        // Ended guests leave within two ticks; a caller's own task is not waited for longer than that.
+        let _ = tokio::time::timeout(AFTER_KILL, self.drained()).await;
+    }
+
+    async fn drained(&self) {
+        loop {
+            let ended = self.0.ended.notified();
+            if self.in_flight() == 0 {
+                return;
+            }
+            ended.await;
+        }
+    }
+}
+
+/// Longest wait for ended guests to be gone.
+const AFTER_KILL: Duration = Duration::from_millis(100);
+
+#[async_trait]
+impl HttpService for Handler {
+    async fn call(&self, request: Request<Body>) -> Result<Response<Body>, CallError> {
+        Handler::call(self, request).await
+    }
+}
+
+/// A request's place in the handler.
+struct Ticket {
+    inner: Arc<Inner>,
+    _permit: Option<OwnedSemaphorePermit>,
+}
+
+impl Drop for Ticket {
+    fn drop(&mut self) {
+        if self.inner.in_flight.fetch_sub(1, Ordering::Relaxed) == 1 {
+            self.inner.ended.notify_waiters();
+        }
+    }
+}
+
+async fn admit(inner: &Arc<Inner>, deadline: Instant) -> Result<Ticket, CallError> {
+    if inner.closed.is_cancelled() {
+        return Err(CallError::Stopped);
+    }
+    let permit = match &inner.concurrency {
+        None => None,
+        Some(permits) => Some(match Arc::clone(permits).try_acquire_owned() {
+            Ok(permit) => permit,
+            Err(_) => wait_turn(inner, permits, deadline).await?,
+        }),
+    };
+    inner.in_flight.fetch_add(1, Ordering::Relaxed);
+    Ok(Ticket { inner: Arc::clone(inner), _permit: permit })
+}
+
+async fn wait_turn(
+    inner: &Inner,
+    permits: &Arc<Semaphore>,
+    deadline: Instant,
+) -> Result<OwnedSemaphorePermit, CallError> {
+    tokio::select! {
+        permit = Arc::clone(permits).acquire_owned() => permit.map_err(|_| CallError::Stopped),
+        () = inner.closed.cancelled() => Err(CallError::Stopped),
+        () = tokio::time::sleep_until(deadline) => Err(CallError::Busy(inner.spec.http.timeout)),
+    }
+}
+
+/// The request as the guest gets it: within its limits, and with an authority.
+fn accept<B>(mut request: Request<B>, spec: &Spec) -> Result<Request<Body>, CallError>
+where
+    B: HttpBody<Data = Bytes> + Send + 'static,
+    B::Error: Into<BodyError>,
+{
+    let most = spec.http.max_header_bytes;
+    if header_bytes(request.headers()) > most {
+        return Err(CallError::TooLarge { what: "headers are", limit: most as u64 });
+    }
+    let limit = spec.http.max_request_body;
+    if request.body().size_hint().lower() > limit {
+        return Err(CallError::TooLarge { what: "body is", limit });
+    }
+    if request.uri().authority().is_none() && !request.headers().contains_key(HOST) {
+        request.headers_mut().insert(HOST, HeaderValue::from_static("localhost"));
+    }
+    Ok(request.map(|body| body::boxed(Limited::new(body::boxed(body), limit))))
+}
+
+fn header_bytes(headers: &HeaderMap) -> usize {
+    headers.iter().map(|(name, value)| name.as_str().len() + value.len()).sum()
+}
+
+/// The life of one request's guest.
+async fn serve(
+    inner: Arc<Inner>,
+    request: Request<Body>,
+    answer: oneshot::Sender<Answer>,
+    fate: Arc<Fate>,
+) -> Result<(), CallError> {
+    let shared = &inner.program.shared;
+    let mut live = match inner.idle.take() {
+        Some(live) => live,
+        None => Live::start(shared, &inner.linked, inner.program.weight, &inner.spec).await?,
+    };
+    // Declared after the instance, so that a guest cut short says so before its body's end is seen.
+    let cut_short = CutShort(&fate);
+    let result = live.serve(request, answer).await;
+    std::mem::forget(cut_short);
+    match &result {
+        Ok(()) => inner.idle.put(shared, live),
+        Err(error) => {
+            let _ = fate.set(error.clone());
+        }
+    }
+    result
+}
+
+struct CutShort<'a>(&'a Fate);
+
+impl Drop for CutShort<'_> {
+    fn drop(&mut self) {
+        let _ = self.0.set(CallError::Stopped);
+    }
+}
+
+fn head(answer: Answer) -> Result<Response<HyperOutgoingBody>, CallError> {
+    answer.map_err(|code| CallError::Guest(format!("{code:?}")))
+}
+
+/// The response of a guest that has ended: its body is there in full.
+fn complete(mut receiver: oneshot::Receiver<Answer>, inner: &Inner) -> Result<Response<Body>, CallError> {
+    let response = receiver.try_recv().map_err(|_| CallError::NoResponse)?;
+    let (parts, body) = head(response)?.into_parts();
+    Ok(Response::from_parts(parts, gather(body, inner.spec.http.max_response_body)))
+}
+
+/// Makes one piece of a body whose pieces are all there, so that it is sent with its length.
+fn gather(mut body: HyperOutgoingBody, limit: u64) -> Body {
+    let mut cx = Context::from_waker(std::task::Waker::noop());
+    let mut pieces: Vec<Bytes> = Vec::new();
+    let mut length = 0;
+    loop {
+        match Pin::new(&mut body).poll_frame(&mut cx) {
+            Poll::Ready(None) => break,
+            Poll::Ready(Some(Ok(frame))) => match frame.into_data() {
+                Ok(data) => {
+                    length += data.len() as u64;
+                    pieces.push(data);
+                }
+                Err(trailers) => {
+                    return body::boxed(Tail { pieces: pieces.into(), last: Some(Ok(trailers)) });
+                }
+            },
+            Poll::Ready(Some(Err(error))) => {
+                return body::boxed(Tail { pieces: pieces.into(), last: Some(Err(error.into())) });
+            }
+            // Not at its end after all, which only a guest that leaked its body's stream can bring about.
+            Poll::Pending => break,
+        }
+    }
+    if length > limit {
+        return body::boxed(Tail { pieces: pieces.into(), last: Some(Err(body::TooLong { limit }.into())) });
+    }
+    match pieces.len() {
+        0 => body::empty(),
+        1 => body::full(pieces.swap_remove(0)),
+        _ => {
+            let mut whole = BytesMut::with_capacity(length as usize);
+            pieces.iter().for_each(|piece| whole.extend_from_slice(piece));
+            body::full(whole)
+        }
+    }
+}
+
+/// Pieces that are there, and then trailers or an error.
+struct Tail {
+    pieces: std::collections::VecDeque<Bytes>,
+    last: Option<Result<Frame<Bytes>, BodyError>>,
+}
+
+impl HttpBody for Tail {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        _cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        match self.pieces.pop_front() {
+            Some(piece) => Poll::Ready(Some(Ok(Frame::data(piece)))),
+            None => Poll::Ready(self.last.take()),
+        }
+    }
+}
+
+/// Lets the guest go on in the executor and waits for its response's head.
+async fn stream(
+    inner: &Arc<Inner>,
+    guest: Metered<impl Future<Output = Result<(), CallError>> + Send + 'static>,
+    ticket: Ticket,
+    receiver: oneshot::Receiver<Answer>,
+    fate: Arc<Fate>,
+    deadline: Instant,
+) -> Result<Response<Body>, CallError> {
+    let killed = inner.killed.clone();
+    let timeout = inner.spec.http.timeout;
+    let outcome = Arc::clone(&fate);
+    let task = inner.program.shared.executor().spawn(async move {
+        let _ticket = ticket;
+        tokio::select! {
+            biased;
+            result = guest => result,
+            () = killed.cancelled() => Err(CallError::Stopped),
+            () = tokio::time::sleep_until(deadline) => {
+                let _ = outcome.set(CallError::TimedOut(timeout));
+                Err(CallError::TimedOut(timeout))
+            }
+        }
+    });
+    let mut task = Task(Some(task));
+    let Ok(answer) = receiver.await else {
+        return Err(task.error().await);
+    };
+    let (parts, body) = head(answer)?.into_parts();
+    let has_length = parts.headers.contains_key(CONTENT_LENGTH);
+    let body = Limited::new(body, inner.spec.http.max_response_body);
+    let body = Streaming { body: Box::pin(body), fate, task, has_length };
+    Ok(Response::from_parts(parts, body::boxed(body)))
+}
+
+/// A guest's task; it ends with its owner unless it was let go.
+struct Task(Option<JoinHandle<Result<(), CallError>>>);
+
+impl Task {
+    /// Why a guest ended that set no response.
+    async fn error(&mut self) -> CallError {
+        let Some(task) = &mut self.0 else {
+            return CallError::NoResponse;
+        };
+        match task.await {
+            Ok(Ok(())) => CallError::NoResponse,
+            Ok(Err(error)) => error,
+            Err(error) => CallError::Trapped { message: error.to_string(), backtrace: String::new() },
+        }
+    }
+
+    fn let_go(&mut self) {
+        self.0 = None;
+    }
+}
+
+impl Drop for Task {
+    fn drop(&mut self) {
+        if let Some(task) = &self.0 {
+            task.abort();
+        }
+    }
+}
+
+/// The body of a guest that still runs.
+struct Streaming {
+    body: Pin<Box<Limited<HyperOutgoingBody>>>,
+    fate: Arc<Fate>,
+    task: Task,
+    has_length: bool,
+}
+
+impl HttpBody for Streaming {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        let frame = ready!(self.body.as_mut().poll_frame(cx));
+        if frame.is_some() {
+            return Poll::Ready(frame);
+        }
+        if let Some(error) = self.fate.get() {
+            return Poll::Ready(Some(Err(error.clone().into())));
+        }
+        // What the guest does after its response is its own time, up to the deadline.
+        self.task.let_go();
+        Poll::Ready(None)
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        if self.has_length { self.body.size_hint() } else { SizeHint::default() }
+    }
+}
+
+fn count(inner: &Inner, error: &CallError) {
+    let counters = &inner.program.shared.counters;
+    match error {
+        CallError::Trapped { .. } => counters.traps.add(1),
+        CallError::OutOfMemory => counters.out_of_memory.add(1),
+        CallError::TimedOut(_) => counters.timeouts.add(1),
+        _ => {}
+    }
+}

@@ -1,0 +1,64 @@
+//! Counters of the runtime as a whole.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// A counter that only rises.
+#[derive(Debug, Default)]
+pub(crate) struct Counter(AtomicU64);
+
+impl Counter {
+    pub(crate) fn add(&self, count: u64) {
+        self.0.fetch_add(count, Ordering::Relaxed);
+    }
+
+    pub(crate) fn get(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+#[derive(Debug, Default)]
+pub(crate) struct Counters {
+    pub(crate) compiled: Counter,
+    pub(crate) cache_hits: Counter,
+    pub(crate) cache_rejected: Counter,
+    pub(crate) instances: Counter,
+    pub(crate) waits: Counter,
+    pub(crate) refused: Counter,
+    pub(crate) requests: Counter,
+    pub(crate) traps: Counter,
+    pub(crate) out_of_memory: Counter,
+    pub(crate) timeouts: Counter,
+}
+
+/// The state of a runtime at one moment.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Metrics {
+    /// Programs compiled.
+    pub compiled: u64,
+    /// Programs loaded from compiled code on disk.
+    pub cache_hits: u64,
+    /// Compiled code on disk that was damaged or of another engine, and was made again.
+    pub cache_rejected: u64,
+    /// Programs loaded now.
+    pub programs: u64,
+    /// Instances made so far.
+    pub instances: u64,
+    /// Instance slots in use now.
+    pub slots_in_use: u64,
+    /// Instance slots in all.
+    pub slots: u64,
+    /// Times a start had to wait for an instance slot.
+    pub waits: u64,
+    /// Times it waited in vain.
+    pub refused: u64,
+    /// HTTP requests handed to guests.
+    pub requests: u64,
+    /// Guests that trapped.
+    pub traps: u64,
+    /// Guests that ran out of memory.
+    pub out_of_memory: u64,
+    /// Guests that ran out of time.
+    pub timeouts: u64,
+    /// Linear memory of all guests now, in bytes.
+    pub memory: u64,
+}

@@ -1,0 +1,113 @@
+//! CPU time: measured for every guest, rationed for those that have a share.
+
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use tokio::time::{Instant, Sleep};
+
+use crate::shared::Shared;
+use crate::usage::Usage;
+
+/// How much of its share a guest may use in advance, as time.
+const BURST: Duration = Duration::from_millis(100);
+
+/// A share of a core, common to all instances of a guest.
+///
+/// Each piece of CPU time used moves the moment at which the share is paid for; a guest whose moment
+/// lies in the future waits for it. An unused share is worth at most [`BURST`].
+#[derive(Debug)]
+pub(crate) struct Quota {
+    millis: u32,
+    paid_at: Mutex<Option<Instant>>,
+}
+
+impl Quota {
+    pub(crate) fn new(millis: u32) -> Self {
+        Self { millis: millis.max(1), paid_at: Mutex::new(None) }
+    }
+
+    /// Charges `used`; when the guest may go on if it has to wait.
+    fn charge(&self, used: Duration, now: Instant) -> Option<Instant> {
+        let cost = used * 1000 / self.millis;
+        let mut paid_at = self.paid_at.lock();
+        let earliest = now.checked_sub(BURST).unwrap_or(now);
+        let moment = paid_at.map_or(earliest, |before| before.max(earliest)) + cost;
+        *paid_at = Some(moment);
+        (moment > now).then_some(moment)
+    }
+}
+
+/// Runs a guest: counts its CPU time, keeps the ticker going, and waits when its share is used up.
+pub(crate) struct Metered<F> {
+    guest: Pin<Box<F>>,
+    shared: Arc<Shared>,
+    usage: Arc<Usage>,
+    quota: Option<Arc<Quota>>,
+    nap: Option<Pin<Box<Sleep>>>,
+}
+
+impl<F: Future> Metered<F> {
+    pub(crate) fn new(shared: &Arc<Shared>, usage: &Arc<Usage>, quota: Option<Arc<Quota>>, guest: F) -> Self {
+        Self {
+            guest: Box::pin(guest),
+            shared: Arc::clone(shared),
+            usage: Arc::clone(usage),
+            quota,
+            nap: None,
+        }
+    }
+}
+
+impl<F: Future> Future for Metered<F> {
+    type Output = F::Output;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<F::Output> {
+        let this = &mut *self;
+        if let Some(nap) = &mut this.nap {
+            ready!(nap.as_mut().poll(cx));
+            this.nap = None;
+        }
+        let start = std::time::Instant::now();
+        let polled = {
+            let _running = this.shared.ticker.enter();
+            this.guest.as_mut().poll(cx)
+        };
+        let used = start.elapsed();
+        this.usage.add_cpu(used);
+        if let (Some(quota), Poll::Pending) = (&this.quota, &polled)
+            && let Some(until) = quota.charge(used, Instant::now())
+        {
+            let mut nap = Box::pin(tokio::time::sleep_until(until));
+            // Registers this task with the timer; the guest's own wake-ups are seen after the nap.
+            if nap.as_mut().poll(cx).is_pending() {
+                this.nap = Some(nap);
+            } else {
+                cx.waker().wake_by_ref();
+            }
+        }
+        polled
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn share_is_paid_for_in_time() {
+        let ms = Duration::from_millis;
+        let quota = Quota::new(500);
+        let start = Instant::now() + ms(1000);
+        // Half a core: 50 ms of use cost the whole burst of 100 ms.
+        assert_eq!(quota.charge(ms(50), start), None);
+        assert_eq!(quota.charge(ms(10), start), Some(start + ms(20)));
+        // Paid for; unused time is worth no more than the burst.
+        let later = start + ms(5000);
+        assert_eq!(quota.charge(ms(50), later), None);
+        assert_eq!(quota.charge(ms(1), later), Some(later + ms(2)));
+    }
+}

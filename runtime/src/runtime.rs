@@ -1,0 +1,230 @@
+//! The runtime: engine, programs and images together.
+
+use std::collections::HashMap;
+use std::fs::DirBuilder;
+use std::os::unix::fs::DirBuilderExt;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use parking_lot::Mutex;
+use tokio::sync::{OnceCell, Semaphore};
+
+use crate::cache::{CodeCache, Found};
+use crate::engine::Allocation;
+use crate::error::{Error, PrepareError};
+use crate::images::{Image, Images};
+use crate::metrics::Metrics;
+use crate::prepare::{compile, digest_of, link};
+use crate::program::Program;
+use crate::settings::Settings;
+use crate::shared::Shared;
+
+/// Runs WebAssembly programs. Clones are the same runtime.
+#[derive(Clone)]
+pub struct Runtime(Arc<Inner>);
+
+struct Inner {
+    settings: Settings,
+    shared: Arc<Shared>,
+    cache: CodeCache,
+    images: Images,
+    programs: Mutex<Programs>,
+    compiling: Semaphore,
+}
+
+/// Programs by digest, with the order of their last use.
+#[derive(Default)]
+struct Programs {
+    loaded: HashMap<String, (u64, Arc<OnceCell<Arc<Program>>>)>,
+    uses: u64,
+}
+
+impl Runtime {
+    /// Starts the engine and opens the directories.
+    ///
+    /// # Errors
+    /// If the engine refuses its configuration or a directory cannot be used.
+    pub fn new(settings: Settings) -> Result<Self, Error> {
+        let dir = &settings.data_dir;
+        let fail = |source| Error::Directory { path: dir.clone(), source };
+        DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(fail)?;
+        let shared = Arc::new(Shared::new(&settings)?);
+        let cache = CodeCache::open(dir.join("compiled"), &shared.engine, settings.max_compiled_bytes)
+            .map_err(|source| Error::Directory { path: dir.join("compiled"), source })?;
+        let images = Images::open(&settings)
+            .map_err(|source| Error::Directory { path: dir.join("images"), source })?;
+        let compiling = Semaphore::new(settings.compile_threads.max(1));
+        Ok(Self(Arc::new(Inner { settings, shared, cache, images, programs: Mutex::default(), compiling })))
+    }
+
+    /// The images of this runtime.
+    pub fn images(&self) -> &Images {
+        &self.0.images
+    }
+
+    /// Where instances come from.
+    pub fn allocation(&self) -> Allocation {
+        self.0.shared.allocation
+    }
+
+    /// The program of a pulled image: loaded already, mapped from disk, or compiled.
+    ///
+    /// # Errors
+    /// See [`PrepareError`].
+    pub async fn prepare(&self, image: &Image) -> Result<Arc<Program>, PrepareError> {
+        let path = image.module_path().to_owned();
+        let digest = image.module_digest().to_owned();
+        self.prepared(&digest, move || Ok(Bytes::from(std::fs::read(path)?))).await
+    }
+
+    /// The program in `bytes`, whose digest is `digest` (`sha256:` and hexadecimal).
+    ///
+    /// # Errors
+    /// See [`PrepareError`].
+    pub async fn prepare_bytes(&self, bytes: Bytes, digest: &str) -> Result<Arc<Program>, PrepareError> {
+        self.prepared(digest, move || Ok(bytes)).await
+    }
+
+    /// The program with this digest if it is loaded now.
+    pub fn loaded(&self, digest: &str) -> Option<Arc<Program>> {
+        self.0.programs.lock().cell_if_present(digest)?.get().cloned()
+    }
+
+    /// Counters and gauges of this moment.
+    pub fn metrics(&self) -> Metrics {
+        let shared = &self.0.shared;
+        let counters = &shared.counters;
+        Metrics {
+            compiled: counters.compiled.get(),
+            cache_hits: counters.cache_hits.get(),
+            cache_rejected: counters.cache_rejected.get(),
+            programs: self.0.programs.lock().loaded.len() as u64,
+            instances: counters.instances.get(),
+            slots_in_use: shared.slots_in_use().into(),
+            slots: shared.allocation.instances().into(),
+            waits: counters.waits.get(),
+            refused: counters.refused.get(),
+            requests: counters.requests.get(),
+            traps: counters.traps.get(),
+            out_of_memory: counters.out_of_memory.get(),
+            timeouts: counters.timeouts.get(),
+            memory: shared.total.memory(),
+        }
+    }
+
+    /// Loads a program once, however many ask for it at the same time.
+    async fn prepared(
+        &self,
+        digest: &str,
+        read: impl FnOnce() -> Result<Bytes, PrepareError> + Send + 'static,
+    ) -> Result<Arc<Program>, PrepareError> {
+        let cell = self.0.programs.lock().cell(digest);
+        let result = cell.get_or_try_init(|| self.load(digest.to_owned(), read)).await.cloned();
+        drop(cell);
+        self.0.programs.lock().trim(self.0.settings.max_idle_programs);
+        result
+    }
+
+    async fn load(
+        &self,
+        digest: String,
+        read: impl FnOnce() -> Result<Bytes, PrepareError> + Send + 'static,
+    ) -> Result<Arc<Program>, PrepareError> {
+        let inner = Arc::clone(&self.0);
+        let name = digest.clone();
+        if let Some(program) = blocking(move || inner.load_compiled(&name)).await? {
+            return Ok(program);
+        }
+        // Never closed.
+        let _turn = self.0.compiling.acquire().await;
+        let inner = Arc::clone(&self.0);
+        blocking(move || inner.compile(digest, read()?)).await
+    }
+}
+
+impl Inner {
+    fn load_compiled(&self, digest: &str) -> Result<Option<Arc<Program>>, PrepareError> {
+        match self.cache.load(&self.shared.engine, digest) {
+            Found::Code(compiled) => {
+                self.shared.counters.cache_hits.add(1);
+                link(&self.shared, digest.to_owned(), 0, &compiled).map(|program| Some(Arc::new(program)))
+            }
+            Found::Nothing => Ok(None),
+            Found::Rejected => {
+                self.shared.counters.cache_rejected.add(1);
+                Ok(None)
+            }
+        }
+    }
+
+    fn compile(&self, digest: String, bytes: Bytes) -> Result<Arc<Program>, PrepareError> {
+        let (size, limit) = (bytes.len() as u64, self.settings.max_program_bytes);
+        if size > limit {
+            return Err(PrepareError::TooLarge { size, limit });
+        }
+        let actual = digest_of(&bytes);
+        if actual != digest {
+            return Err(PrepareError::Digest { expected: digest, actual });
+        }
+        let started = std::time::Instant::now();
+        let compiled = compile(&self.shared.engine, &bytes)?;
+        self.shared.counters.compiled.add(1);
+        let program = link(&self.shared, digest.clone(), size, &compiled)?;
+        tracing::info!(%digest, size, took = ?started.elapsed(), "compiled {}", program.kind().as_str());
+        if let Err(error) = self.cache.store(&digest, &compiled) {
+            // The program runs all the same; it will be compiled again after a restart.
+            tracing::warn!(%digest, "compiled code is not kept: {error}");
+        }
+        Ok(Arc::new(program))
+    }
+}
+
+impl Programs {
+    fn cell(&mut self, digest: &str) -> Arc<OnceCell<Arc<Program>>> {
+        self.uses += 1;
+        let uses = self.uses;
+        let entry = self.loaded.entry(digest.to_owned()).or_default();
+        entry.0 = uses;
+        Arc::clone(&entry.1)
+    }
+
+    fn cell_if_present(&mut self, digest: &str) -> Option<Arc<OnceCell<Arc<Program>>>> {
+        self.uses += 1;
+        let entry = self.loaded.get_mut(digest)?;
+        entry.0 = self.uses;
+        Some(Arc::clone(&entry.1))
+    }
+
+    /// Forgets failed loads, and the least recently used programs beyond `most` that nobody holds.
+    fn trim(&mut self, most: usize) {
+        let busy = |cell: &Arc<OnceCell<Arc<Program>>>| Arc::strong_count(cell) > 1;
+        self.loaded.retain(|_, (_, cell)| busy(cell) || cell.initialized());
+        let unused = |cell: &Arc<OnceCell<Arc<Program>>>| {
+            !busy(cell) && cell.get().is_some_and(|program| Arc::strong_count(program) == 1)
+        };
+        let idle = self.loaded.values().filter(|(_, cell)| unused(cell)).count();
+        if idle <= most {
+            return;
+        }
+        let mut idle: Vec<(u64, String)> = self
+            .loaded
+            .iter()
+            .filter(|(_, (_, cell))| unused(cell))
+            .map(|(digest, (used, _))| (*used, digest.clone()))
+            .collect();
+        idle.sort();
+        let excess = idle.len() - most;
+        for (_, digest) in idle.into_iter().take(excess) {
+            self.loaded.remove(&digest);
+        }
+    }
+}
+
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, PrepareError> + Send + 'static,
+) -> Result<T, PrepareError> {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(result) => result,
+        Err(error) => Err(PrepareError::Compile(format!("compilation was interrupted: {error}"))),
+    }
+}

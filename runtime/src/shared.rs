@@ -1,0 +1,97 @@
+//! What every program and instance of one runtime shares.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use wasmtime::Engine;
+
+use crate::engine::{self, Allocation};
+use crate::error::Error;
+use crate::guest::{Guest, ModuleGuest};
+use crate::linker;
+use crate::metrics::Counters;
+use crate::settings::Settings;
+use crate::ticker::Ticker;
+use crate::usage::Usage;
+
+/// Engine, linkers and bounds. Programs hold it; it holds no program.
+pub(crate) struct Shared {
+    pub(crate) engine: Engine,
+    pub(crate) allocation: Allocation,
+    pub(crate) ticker: Ticker,
+    pub(crate) components: wasmtime::component::Linker<Guest>,
+    pub(crate) modules: wasmtime::Linker<ModuleGuest>,
+    pub(crate) counters: Counters,
+    pub(crate) total: Arc<Usage>,
+    pub(crate) memory_budget: u64,
+    pub(crate) default_memory_limit: u64,
+    pub(crate) instance_wait: Duration,
+    slots: Arc<Semaphore>,
+    most: u32,
+    executor: Option<tokio::runtime::Runtime>,
+}
+
+impl Shared {
+    pub(crate) fn new(settings: &Settings) -> Result<Self, Error> {
+        let (engine, allocation) = engine::build(settings)?;
+        let most = allocation.instances();
+        let fail = |error: wasmtime::Error| Error::Engine(format!("{error:#}"));
+        let io = |error: std::io::Error| Error::Engine(error.to_string());
+        Ok(Self {
+            ticker: Ticker::start(&engine).map_err(io)?,
+            components: linker::components(&engine).map_err(fail)?,
+            modules: linker::modules(&engine).map_err(fail)?,
+            counters: Counters::default(),
+            total: Arc::default(),
+            memory_budget: settings.memory_budget.unwrap_or(u64::MAX),
+            default_memory_limit: settings.default_memory_limit,
+            instance_wait: settings.instance_wait,
+            slots: Arc::new(Semaphore::new(most as usize)),
+            most,
+            executor: Some(executor().map_err(io)?),
+            engine,
+            allocation,
+        })
+    }
+
+    /// Where guests run that take longer than a moment. Their threads are not those of the caller,
+    /// so the operating system shares the processor between them and the rest of the program.
+    pub(crate) fn executor(&self) -> &tokio::runtime::Handle {
+        // Only dropping takes the executor out.
+        self.executor.as_ref().expect("executor lives as long as its owner").handle()
+    }
+
+    /// Waits for `weight` instance slots, at most as long as the settings say.
+    pub(crate) async fn slot(&self, weight: u32) -> Result<OwnedSemaphorePermit, Error> {
+        let weight = weight.min(self.most);
+        if let Ok(permit) = Arc::clone(&self.slots).try_acquire_many_owned(weight) {
+            return Ok(permit);
+        }
+        self.counters.waits.add(1);
+        let acquire = Arc::clone(&self.slots).acquire_many_owned(weight);
+        match tokio::time::timeout(self.instance_wait, acquire).await {
+            Ok(Ok(permit)) => Ok(permit),
+            _ => {
+                self.counters.refused.add(1);
+                Err(Error::Busy { waited: self.instance_wait, most: self.most })
+            }
+        }
+    }
+
+    pub(crate) fn slots_in_use(&self) -> u32 {
+        self.most.saturating_sub(self.slots.available_permits() as u32)
+    }
+}
+
+impl Drop for Shared {
+    fn drop(&mut self) {
+        if let Some(executor) = self.executor.take() {
+            executor.shutdown_background();
+        }
+    }
+}
+
+fn executor() -> std::io::Result<tokio::runtime::Runtime> {
+    tokio::runtime::Builder::new_multi_thread().thread_name("wasm-guest").enable_all().build()
+}

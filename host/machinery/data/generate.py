@@ -204,3 +204,46 @@ with open(out / "types.tsv", "w") as f:
                    attributes(name, field, fields[field], d.get("required", []), info, package)]
             f.write("\t".join(row).rstrip("\t") + "\n")
 print("fields without a Go source:", missing, file=sys.stderr)
+
+
+# Protobuf messages: those reachable from the types, with the JSON names the types have.
+protobuf = json.load(open(facts / "protobuf.json"))
+NAMES = {"schema": "$schema", "ref": "$ref", "xKubernetesPreserveUnknownFields": "x-kubernetes-preserve-unknown-fields",
+         "xKubernetesEmbeddedResource": "x-kubernetes-embedded-resource",
+         "xKubernetesIntOrString": "x-kubernetes-int-or-string", "xKubernetesListMapKeys": "x-kubernetes-list-map-keys",
+         "xKubernetesListType": "x-kubernetes-list-type", "xKubernetesMapType": "x-kubernetes-map-type",
+         "xKubernetesValidations": "x-kubernetes-validations"}
+SCALARS = {"string": "s", "bytes": "y", "bool": "b", "int32": "i", "int64": "i", "uint32": "i", "uint64": "i",
+           "double": "f"}
+
+
+def open_name(message):
+    parts = message.split(".")
+    return "io.k8s." + ".".join(parts[2:]).replace("apiextensions_", "apiextensions-").replace("kube_", "kube-")
+
+
+def reachable(message, known):
+    if message in known or message not in protobuf:
+        return
+    known.add(message)
+    for _, kind, _ in protobuf[message].values():
+        reachable(kind, known)
+
+
+messages = set()
+for message in protobuf:
+    if open_name(message) in types:
+        reachable(message, messages)
+with open(out / "messages.tsv", "w") as f:
+    for message in sorted(messages, key=open_name):
+        name = open_name(message)
+        package = name.rpartition(".")[0]
+        fields = (types.get(name) or {}).get("fields") or {}
+        lower = {field.lower(): field for field in fields}
+        f.write(f"={name}\n")
+        for number, (field, kind, label) in sorted(protobuf[message].items(), key=lambda e: int(e[0])):
+            if fields and field not in fields:
+                field = NAMES.get(field, field) if name.endswith("JSONSchemaProps") else lower.get(field.lower(), "")
+            spelling = SCALARS.get(kind) or short(open_name(kind), package)
+            mark = "[" if label == "repeated" else "{" if label.startswith("map") else ""
+            f.write(f"{number}\t{field}\t{mark}{spelling}\n")

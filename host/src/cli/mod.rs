@@ -8,12 +8,28 @@ use std::{ffi::OsString, process::ExitCode};
 use anyhow::Result;
 use clap::{Parser, Subcommand};
 
+mod api;
+mod api_resources;
+mod apply;
 mod client;
+mod delete;
+mod describe;
 mod down;
+mod explain;
+mod function;
+mod get;
 mod hint;
+mod logs;
+mod manifests;
 mod output;
+mod push;
+mod resources;
+mod scale;
+mod selection;
 mod status;
+mod table;
 mod up;
+mod version;
 
 pub use client::Context;
 
@@ -28,7 +44,7 @@ pub enum Exit {
 
 /// Kubernetes-compatible orchestrator for WebAssembly, functions and containers.
 #[derive(Debug, Parser)]
-#[command(name = "wasmk", version, propagate_version = true, arg_required_else_help = true)]
+#[command(name = "wasmk", version, arg_required_else_help = true)]
 struct Cli {
     #[command(flatten)]
     global: client::Global,
@@ -44,6 +60,29 @@ enum Command {
     Down(down::Args),
     /// Show whether it runs and where it listens
     Status(status::Args),
+    /// Make, build, deploy and call functions
+    #[command(subcommand)]
+    Fn(function::Command),
+    /// Put a WebAssembly file into the cluster's registry
+    Push(push::Args),
+    /// Print objects
+    Get(get::Args),
+    /// Make objects be as files say
+    Apply(apply::Args),
+    /// Print objects with their details and events
+    Describe(describe::Args),
+    /// Delete objects
+    Delete(delete::Args),
+    /// Print what containers logged
+    Logs(logs::Args),
+    /// Set a number of replicas
+    Scale(scale::Args),
+    /// Print the fields of a kind
+    Explain(explain::Args),
+    /// Print the kinds the server has
+    ApiResources(api_resources::Args),
+    /// Print the versions of client and server
+    Version(version::Args),
 }
 
 /// Runs the command line and returns the process's exit code: 0 done, 1 failed or "no", 2 wrong usage.
@@ -75,6 +114,17 @@ fn run(cli: Cli) -> Result<Exit> {
             Command::Up(args) => up::run(args, &cx).await,
             Command::Down(args) => down::run(args, &cx).await,
             Command::Status(args) => status::run(args, &cx).await,
+            Command::Fn(command) => function::run(command, &cx).await,
+            Command::Push(args) => push::run(args, &cx).await,
+            Command::Get(args) => get::run(args, &cx).await,
+            Command::Apply(args) => apply::run(args, &cx).await,
+            Command::Describe(args) => describe::run(args, &cx).await,
+            Command::Delete(args) => delete::run(args, &cx).await,
+            Command::Logs(args) => logs::run(args, &cx).await,
+            Command::Scale(args) => scale::run(args, &cx).await,
+            Command::Explain(args) => explain::run(args, &cx).await,
+            Command::ApiResources(args) => api_resources::run(args, &cx).await,
+            Command::Version(args) => version::run(args, &cx).await,
         }
     });
     runtime.shutdown_background();

@@ -135,6 +135,21 @@ struct Inner {
 type PullKey = (String, Option<Auth>);
 type Pull = OnceCell<Result<Arc<Image>, PullError>>;
 
+/// Pushes like [`Images::push`], for a program that has no runtime. Of the settings only the limits, the
+/// plain-HTTP registries and the timeout are used; nothing is written to disk.
+///
+/// # Errors
+/// If `wasm` is no WebAssembly or the registry refuses it.
+pub async fn push(
+    settings: &Settings,
+    reference: &Reference,
+    wasm: Bytes,
+    annotations: BTreeMap<String, String>,
+    credentials: Option<Auth>,
+) -> Result<String, PullError> {
+    Registry::new(settings).push(reference, wasm, annotations, credentials).await
+}
+
 impl Images {
     pub(crate) fn open(settings: &Settings) -> io::Result<Self> {
         let store = Store::open(settings.data_dir.join("images"))?;

@@ -1,0 +1,287 @@
+//! Everything in one process: store, API, controllers, scheduler, node, functions, registry.
+//!
+//! [`Cluster::start`] reads as the program's story: keys, store, API, listeners, then the parts that
+//! are ordinary clients of the API. Each part gets a client of its own identity.
+
+use std::{net::SocketAddr, path::PathBuf, str::FromStr, sync::Arc};
+
+use anyhow::{Context, Result, bail};
+use kube::Client;
+use tokio::{net::TcpListener, sync::mpsc};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use wasmk_apiserver::{ApiServer, Config};
+use wasmk_functions::{Executor, Functions};
+use wasmk_node::Node;
+use wasmk_store::{Embedded, Memory, Store};
+
+use crate::{
+    bootstrap,
+    data_dir::{Claim, DataDir, Running},
+    executor::{Elsewhere, InPlace},
+    kubeconfig, links::Links,
+    pki::{Leaf, Pki, server_names},
+};
+
+/// The first address of the range that services get theirs from: the API's own.
+const API_SERVICE: &str = "127.43.0.1";
+
+/// Where objects are kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StoreKind {
+    /// On this disk; survives everything.
+    Embedded,
+    /// In memory; gone when the process ends.
+    Memory,
+}
+
+impl FromStr for StoreKind {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "embedded" => Ok(Self::Embedded),
+            "memory" => Ok(Self::Memory),
+            _ => Err("`embedded` or `memory` was expected".into()),
+        }
+    }
+}
+
+/// What `wasmk up` is asked for.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// Where everything is kept.
+    pub data: DataDir,
+    /// Where the API listens.
+    pub api: SocketAddr,
+    /// Where functions are answered.
+    pub gateway: SocketAddr,
+    /// Where the registry listens.
+    pub registry: SocketAddr,
+    /// More names for the API's certificate.
+    pub names: Vec<String>,
+    /// The name of the node in this process; none for no node.
+    pub node: Option<String>,
+    /// Controllers to run, as kube-controller-manager's flag says it.
+    pub controllers: Vec<String>,
+    /// Where objects are kept.
+    pub store: StoreKind,
+    /// Suffix of functions' host names.
+    pub domain: String,
+}
+
+/// A running cluster.
+pub struct Cluster {
+    running: Running,
+    stop: CancellationToken,
+    failures: tokio::sync::Mutex<mpsc::Receiver<String>>,
+    tasks: TaskTracker,
+    functions: Option<Functions>,
+    node: Option<Node>,
+    api: ApiServer,
+    embedded: Option<Arc<Embedded>>,
+    _claim: Claim,
+}
+
+impl Cluster {
+    /// Starts everything and returns once the API, the node and the gateway can be used.
+    ///
+    /// # Errors
+    /// When the data directory is in use, a port is taken, or what is stored cannot be read.
+    pub async fn start(settings: Settings) -> Result<Self> {
+        let claim = settings.data.claim()?;
+        let pki = Pki::open(&settings.data.join("pki"))?;
+        let api_listener = bind(settings.api, "the API", "--api-addr").await?;
+        let gateway_listener = bind(settings.gateway, "the gateway", "--gateway-addr").await?;
+        let registry_listener = bind(settings.registry, "the registry", "--registry-addr").await?;
+        let running = Running {
+            pid: std::process::id(),
+            api: api_listener.local_addr()?,
+            gateway: gateway_listener.local_addr()?,
+            registry: registry_listener.local_addr()?,
+            node: settings.node.clone(),
+        };
+        write_kubeconfig(&settings.data, &pki, running.api)?;
+
+        let (store, embedded) = open_store(&settings).await?;
+        let links = Arc::new(Links::default());
+        let mut config = Config::new(store, pki.token_key()?, pki.ca_cert().into(), settings.data.join("registry"));
+        config.dialer = links.clone();
+        config.advertise_address = running.api.ip();
+        config.advertise_port = running.api.port();
+        let api = ApiServer::start(config).await.context("the API cannot start")?;
+
+        let stop = CancellationToken::new();
+        let tasks = TaskTracker::new();
+        let (failed, failures) = mpsc::channel(16);
+        let mut cluster = Self {
+            running,
+            stop,
+            failures: failures.into(),
+            tasks,
+            functions: None,
+            node: None,
+            api,
+            embedded,
+            _claim: claim,
+        };
+        cluster.listen(&settings, &pki, api_listener, registry_listener, &links)?;
+        bootstrap::write(&cluster.api.client("system:apiserver", &["system:masters"]), &cluster.running, pki.ca_cert())
+            .await
+            .context("cannot write what every cluster has")?;
+        cluster.control(&settings, &pki, failed);
+        if let Some(name) = &settings.node {
+            cluster.node = Some(start_node(&cluster.api, name, &settings.data, &links).await?);
+        }
+        cluster.functions = cluster.start_functions(&settings, gateway_listener);
+        cluster._claim.publish(&cluster.running)?;
+        Ok(cluster)
+    }
+
+    /// Where it listens.
+    pub fn running(&self) -> &Running {
+        &self.running
+    }
+
+    /// Waits until a part that must not stop has stopped, and says why it did.
+    pub async fn failed(&self) -> String {
+        let mut failures = self.failures.lock().await;
+        match failures.recv().await {
+            Some(why) => why,
+            // Nothing is left that could fail.
+            None => std::future::pending().await,
+        }
+    }
+
+    /// Stops in the order of dependence: gateway, controllers, node, API, store.
+    pub async fn shutdown(self) {
+        if let Some(functions) = self.functions {
+            functions.shutdown().await;
+        }
+        if let Some(node) = self.node {
+            node.shutdown().await;
+        }
+        self.stop.cancel();
+        self.tasks.close();
+        self.tasks.wait().await;
+        self.api.shutdown().await;
+        if let Some(store) = self.embedded {
+            store.close().await;
+        }
+    }
+
+    fn listen(
+        &self,
+        settings: &Settings,
+        pki: &Pki,
+        api: TcpListener,
+        registry: TcpListener,
+        links: &Arc<Links>,
+    ) -> Result<()> {
+        let mut names = settings.names.clone();
+        names.push(self.running.api.ip().to_string());
+        let host = nix::unistd::gethostname()?.to_string_lossy().into_owned();
+        let names = server_names(&host, API_SERVICE.parse()?, &names);
+        let leaf = pki.leaf("apiserver", &Leaf { user: "kube-apiserver", group: "", names: &names })?;
+        let tls = wasmk_apiserver::tls_config(&leaf.cert, &leaf.key, pki.ca_cert())?;
+        let router = links.mounted_on(self.api.router());
+        self.tasks.spawn(wasmk_apiserver::serve_tls(api, tls, router, self.stop.clone()));
+        let (router, stop) = (self.api.registry_router(), self.stop.clone());
+        self.tasks.spawn(async move {
+            let served = axum::serve(registry, router).with_graceful_shutdown(stop.cancelled_owned());
+            if let Err(e) = served.await {
+                tracing::error!(error = %e, "the registry stopped");
+            }
+        });
+        Ok(())
+    }
+
+    fn control(&self, settings: &Settings, pki: &Pki, failed: mpsc::Sender<String>) {
+        if settings.controllers.iter().any(|c| c == "-*") {
+            return;
+        }
+        let wanted = wasmk_controllers::Settings {
+            enabled: settings.controllers.clone(),
+            ca_pem: pki.ca_cert().into(),
+            ca_key_pem: pki.ca().key.clone(),
+            volume_root: settings.data.join("volumes").display().to_string(),
+            ..Default::default()
+        };
+        let client = self.client("system:kube-controller-manager");
+        let controllers = wasmk_controllers::run(client, wanted.clone(), self.stop.clone());
+        self.must_run("the controllers", controllers, failed.clone());
+        let client = self.client("system:kube-scheduler");
+        let scheduler = wasmk_controllers::scheduler::run(client, wanted, self.stop.clone());
+        self.must_run("the scheduler", scheduler, failed);
+    }
+
+    fn must_run<E: std::fmt::Display>(
+        &self,
+        name: &'static str,
+        part: impl Future<Output = Result<(), E>> + Send + 'static,
+        failed: mpsc::Sender<String>,
+    ) {
+        self.tasks.spawn(async move {
+            if let Err(e) = part.await {
+                let _ = failed.send(format!("{name}: {e}")).await;
+            }
+        });
+    }
+
+    fn client(&self, user: &str) -> Client {
+        self.api.client(user, &["system:authenticated"])
+    }
+
+    fn start_functions(&self, settings: &Settings, listener: TcpListener) -> Option<Functions> {
+        if settings.controllers.iter().any(|c| c == "-*") {
+            return None;
+        }
+        let executor: Arc<dyn Executor> = match &self.node {
+            Some(node) => Arc::new(InPlace(node.functions())),
+            None => Arc::new(Elsewhere),
+        };
+        let client = self.client("system:serviceaccount:knative-serving:controller");
+        let wanted = wasmk_functions::Settings { domain: settings.domain.clone(), executor };
+        Some(Functions::start(client, listener, wanted))
+    }
+}
+
+async fn bind(address: SocketAddr, what: &str, flag: &str) -> Result<TcpListener> {
+    match TcpListener::bind(address).await {
+        Ok(listener) => Ok(listener),
+        Err(e) if e.kind() == std::io::ErrorKind::AddrInUse => bail!(
+            "{what} cannot listen on {address}: the port is in use; choose another with {flag} (port 0 picks a free one)"
+        ),
+        Err(e) => Err(e).with_context(|| format!("{what} cannot listen on {address} ({flag})")),
+    }
+}
+
+async fn open_store(settings: &Settings) -> Result<(Arc<dyn Store>, Option<Arc<Embedded>>)> {
+    match settings.store {
+        StoreKind::Memory => Ok((Arc::new(Memory::new()), None)),
+        StoreKind::Embedded => {
+            let path: PathBuf = settings.data.join("store");
+            let opened = Embedded::open(&path, Default::default()).await;
+            let (store, recovery) = opened.with_context(|| format!("cannot open the store in {}", path.display()))?;
+            tracing::info!(?recovery, "store opened");
+            let store = Arc::new(store);
+            Ok((store.clone(), Some(store)))
+        }
+    }
+}
+
+fn write_kubeconfig(data: &DataDir, pki: &Pki, api: SocketAddr) -> Result<()> {
+    let admin = pki.leaf("admin", &Leaf { user: "kubernetes-admin", group: "system:masters", names: &[] })?;
+    let reached = if api.ip().is_unspecified() { SocketAddr::new([127, 0, 0, 1].into(), api.port()) } else { api };
+    kubeconfig::write(&data.kubeconfig(), &kubeconfig::admin(&format!("https://{reached}"), pki.ca_cert(), &admin))
+}
+
+async fn start_node(api: &ApiServer, name: &str, data: &DataDir, links: &Arc<Links>) -> Result<Node> {
+    let client = api.client(&format!("system:node:{name}"), &["system:nodes", "system:authenticated"]);
+    let dir = data.join("node");
+    let runtime = wasmk_runtime::Runtime::new(wasmk_runtime::Settings::new(dir.join("runtime")))
+        .context("the WebAssembly runtime cannot start")?;
+    let settings = wasmk_node::Settings::new(name, &dir);
+    let node = Node::start(settings, client, runtime).await.context("the node cannot start")?;
+    links.add_local(name, node.router());
+    Ok(node)
+}

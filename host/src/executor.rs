@@ -1,0 +1,59 @@
+//! Lets the gateway answer in place through the functions of this process's node.
+
+use async_trait::async_trait;
+use http::{Request, Response};
+use std::{sync::Arc, time::Duration};
+use wasmk_functions::{Body, Executor, Function, Handler, Prepared, Refused};
+use wasmk_node::{FunctionError, FunctionSpec, Functions};
+
+/// An [`Executor`] over a node.
+pub struct InPlace(pub Functions);
+
+#[async_trait]
+impl Executor for InPlace {
+    async fn prepare(&self, function: &Function) -> Result<Prepared, Refused> {
+        if function.pod.containers.len() != 1 {
+            return Err(Refused::NeedsPod("it has more than one container".into()));
+        }
+        let spec = FunctionSpec {
+            namespace: function.namespace.clone(),
+            revision: function.revision.clone(),
+            labels: Default::default(),
+            pod: function.pod.clone(),
+            timeout: Some(Duration::from_secs(function.timeout_seconds.into())),
+            concurrency: usize::try_from(function.concurrency).ok().filter(|n| *n > 0),
+        };
+        let prepared = self.0.prepare(spec).await.map_err(|e| match e {
+            FunctionError::Failed { reason, message } => Refused::Failed { reason: reason.into(), message },
+            FunctionError::NotHttp(_) => Refused::NeedsPod(e.to_string()),
+            FunctionError::Full => Refused::Failed { reason: "NodeFull".into(), message: e.to_string() },
+        })?;
+        Ok(Prepared { image: prepared.image_id().into(), handler: Arc::new(Call(prepared)) })
+    }
+
+    fn forget(&self, namespace: &str, revision: &str) {
+        self.0.remove(namespace, revision);
+    }
+}
+
+struct Call(Arc<wasmk_node::Function>);
+
+#[async_trait]
+impl Handler for Call {
+    async fn call(&self, request: Request<Body>) -> Response<Body> {
+        self.0.call(request).await
+    }
+}
+
+/// An [`Executor`] of a program without a node: every function needs a pod elsewhere.
+#[derive(Debug)]
+pub struct Elsewhere;
+
+#[async_trait]
+impl Executor for Elsewhere {
+    async fn prepare(&self, _: &Function) -> Result<Prepared, Refused> {
+        Err(Refused::NeedsPod("there is no node in this process".into()))
+    }
+
+    fn forget(&self, _: &str, _: &str) {}
+}

@@ -3,6 +3,10 @@
 use serde_json::Value;
 use wasmk_api::{Cause, Object, Timestamp};
 
+use crate::errors::Errors;
+use crate::meta::NameRule;
+use crate::{columns, fields, meta, normalize, status};
+
 /// A column of a kind's table, as `kubectl get` prints it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Column {
@@ -40,11 +44,13 @@ pub enum ScaleSelector {
 
 /// What data cannot say about one kind. Every method has a neutral default.
 ///
-/// Objects are whole, decoded and of the right kind; a field of the wrong JSON type reads as absent.
+/// Objects are whole, decoded and of the right kind; a field of the wrong JSON type reads as absent. On create
+/// the server has set name, namespace and uid before it prepares and validates.
 pub trait Kind: Sync {
     /// Brings a decoded object into the form it is stored in: empty optional values are dropped, values that
     /// are always written are added, and the defaults of the kind's version are set.
     fn default(&self, obj: &mut Object) {
+        normalize::normalize(obj);
         self.set_defaults(obj);
     }
 
@@ -52,27 +58,58 @@ pub trait Kind: Sync {
     fn set_defaults(&self, _obj: &mut Object) {}
 
     /// Before an object is created: drops what only the system may set, for instance the status.
-    fn prepare_create(&self, _obj: &mut Object) {}
+    fn prepare_create(&self, obj: &mut Object) {
+        status::reset(obj);
+    }
 
     /// Before an object is replaced through its main resource: keeps what only the system may change.
-    fn prepare_update(&self, _new: &mut Object, _old: &Object) {}
+    fn prepare_update(&self, new: &mut Object, old: &Object) {
+        status::keep(new, old);
+    }
 
     /// Before an object is replaced through its status subresource: keeps everything but the status.
-    fn prepare_status(&self, _new: &mut Object, _old: &Object) {}
+    fn prepare_status(&self, new: &mut Object, old: &Object) {
+        status::only(new, old);
+    }
 
     /// What is wrong with a new object, its metadata included; empty when it is valid.
-    fn validate(&self, _obj: &Object) -> Vec<Cause> {
-        Vec::new()
+    fn validate(&self, obj: &Object) -> Vec<Cause> {
+        let mut errors = Errors::default();
+        meta::check(obj, self.name_rule(), &mut errors);
+        self.check(obj, &mut errors);
+        errors.done()
     }
 
     /// What is wrong with replacing `old` by `new`, including all that is wrong with `new` alone.
-    fn validate_update(&self, new: &Object, _old: &Object) -> Vec<Cause> {
-        self.validate(new)
+    fn validate_update(&self, new: &Object, old: &Object) -> Vec<Cause> {
+        let mut errors = Errors::default();
+        meta::check_update(new, old, &mut errors);
+        self.check_update(new, old, &mut errors);
+        errors.done()
     }
 
     /// What is wrong with replacing the status of `old` by that of `new`.
-    fn validate_status(&self, _new: &Object, _old: &Object) -> Vec<Cause> {
-        Vec::new()
+    fn validate_status(&self, new: &Object, old: &Object) -> Vec<Cause> {
+        let mut errors = Errors::default();
+        meta::check_update(new, old, &mut errors);
+        self.check_status(new, old, &mut errors);
+        errors.done()
+    }
+
+    /// The part of [`Kind::validate`] that is particular to the kind.
+    fn check(&self, _obj: &Object, _errors: &mut Errors) {}
+
+    /// The part of [`Kind::validate_update`] that is particular to the kind.
+    fn check_update(&self, new: &Object, _old: &Object, errors: &mut Errors) {
+        self.check(new, errors);
+    }
+
+    /// The part of [`Kind::validate_status`] that is particular to the kind.
+    fn check_status(&self, _new: &Object, _old: &Object, _errors: &mut Errors) {}
+
+    /// What names objects of this kind may have.
+    fn name_rule(&self) -> NameRule {
+        NameRule::Subdomain
     }
 
     /// Texts for `Warning` headers of a create (`old` absent) or update.
@@ -82,7 +119,7 @@ pub trait Kind: Sync {
 
     /// The columns of the kind's table.
     fn columns(&self) -> &'static [Column] {
-        DEFAULT_COLUMNS
+        columns::DEFAULT
     }
 
     /// The cells of one object, one per column.
@@ -95,15 +132,15 @@ pub trait Kind: Sync {
         Vec::new()
     }
 
-    /// The fields a field selector may name beyond `metadata.name` and `metadata.namespace`, with the
-    /// object's values.
-    fn fields(&self, _obj: &Object) -> Vec<(&'static str, String)> {
-        Vec::new()
-    }
-
     /// The names of [`Kind::fields`].
     fn field_names(&self) -> &'static [&'static str] {
         &[]
+    }
+
+    /// The fields a field selector may name beyond `metadata.name` and `metadata.namespace`, with the
+    /// object's values.
+    fn fields(&self, obj: &Object) -> Vec<(&'static str, String)> {
+        self.field_names().iter().map(|name| (*name, fields::value(obj, name))).collect()
     }
 
     /// Whether objects carry `metadata.generation`.
@@ -141,21 +178,3 @@ pub trait Kind: Sync {
         false
     }
 }
-
-/// The columns of kinds that have none of their own.
-pub(crate) const DEFAULT_COLUMNS: &[Column] = &[
-    Column {
-        name: "Name",
-        kind: "string",
-        format: "name",
-        description: "Name must be unique within a namespace. Is required when creating resources, although some resources may allow a client to request the generation of an appropriate name automatically. Name is primarily intended for creation idempotence and configuration definition. Cannot be updated. More info: https://kubernetes.io/docs/concepts/overview/working-with-objects/names#names",
-        priority: 0,
-    },
-    Column {
-        name: "Created At",
-        kind: "date",
-        format: "",
-        description: "CreationTimestamp is a timestamp representing the server time when this object was created. It is not guaranteed to be set in happens-before order across separate operations. Clients may not set this value. It is represented in RFC3339 form and is in UTC.\n\nPopulated by the system. Read-only. Null for lists. More info: https://git.k8s.io/community/contributors/devel/sig-architecture/api-conventions.md#metadata",
-        priority: 0,
-    },
-];

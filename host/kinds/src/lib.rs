@@ -5,10 +5,35 @@
 //! or knows the request. The order of a write is: decode and structural defaults (elsewhere), then
 //! [`Kind::default`], then one of the `prepare_…`, then one of the `validate…`.
 
+mod columns;
+mod core;
+mod domain_path;
+mod errors;
+mod fields;
+mod int_or_percent;
+mod internal;
 mod kind;
+mod meta;
+mod net;
+mod normalize;
+mod pod;
+mod pod_warnings;
+mod ports;
+mod quantity;
 mod registry;
+mod resource_names;
+mod resources;
+mod selector;
+mod status;
+mod table;
+mod types;
+mod value;
+mod workloads;
 
+pub use core::node::taint_new as taint_new_node;
+pub use errors::{At, Errors};
 pub use kind::{Column, Kind, Scale, ScaleSelector};
+pub use meta::{NameRule, check as check_metadata, check_update as check_metadata_update};
 pub use registry::kind;
 
 pub use wasmk_api::Object;

@@ -1,0 +1,11 @@
+//! Kinds of the core group that are no workloads.
+
+pub(crate) mod config;
+pub(crate) mod endpoints;
+pub(crate) mod event;
+pub(crate) mod namespace;
+pub(crate) mod node;
+pub(crate) mod quota;
+pub(crate) mod service;
+pub(crate) mod service_validate;
+pub(crate) mod service_account;

@@ -1,10 +1,42 @@
 //! The API server: everything between a request and the store.
+//!
+//! A request takes one way (`dispatch`): authentication, limits, authorization, then a handler that is found in
+//! one table of resources. Reads come from the watch cache (`cache`, `read`); writes go through one pipeline
+//! (`write`) that ends in a transaction of the store. Custom resources add rows to the table (`crd`).
+//!
+//! Nothing here starts a workload, and no code path lists kinds: what is particular about one is a row
+//! (`rows`, `special`) or a behaviour of `wasmk-kinds`.
 #![allow(dead_code)]
 
+mod admission;
+mod alloc;
 mod auth;
+mod authorize;
+mod bootstrap;
 mod cache;
+mod call;
+mod client;
 mod config;
+mod convert;
+mod crd;
+mod discovery;
+mod dispatch;
+mod health;
 mod http;
+mod jsonpath;
+mod machine;
+mod metrics;
+mod openapi;
+mod read;
+mod rows;
+mod server;
+mod special;
+mod sub;
+mod table;
+mod tls;
+mod write;
 
 pub use auth::{KeyError, User};
 pub use config::{Config, NoNodes, NodeDialer, NodeStream, ServiceRange, VersionInfo};
+pub use server::{ApiServer, StartError};
+pub use tls::serve_tls;

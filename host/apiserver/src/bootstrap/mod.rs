@@ -1,0 +1,95 @@
+//! What every cluster has from its first start: namespaces, roles, priorities, the service of the API itself.
+
+mod objects;
+mod roles;
+
+use std::sync::Arc;
+
+use wasmk_api::{Object, Status};
+
+use crate::{
+    crd::own_call,
+    server::{Core, StartError},
+    write::{Mode, Work, create_object, update_object},
+};
+
+/// Writes what is missing, and brings the roles the server keeps up to date.
+///
+/// # Errors
+/// When an object is refused.
+pub(crate) async fn write(core: &Arc<Core>) -> Result<(), StartError> {
+    for object in objects::all(&core.config) {
+        ensure(core, object, Keep::AsItIs).await?;
+    }
+    for object in roles::all() {
+        ensure(core, object, Keep::Roles).await?;
+    }
+    for object in objects::own_service(&core.config) {
+        ensure(core, object, Keep::UpToDate).await?;
+    }
+    release_orphans(core).await;
+    Ok(())
+}
+
+/// What happens to an object that is there already.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Keep {
+    /// Whatever somebody made of it stays.
+    AsItIs,
+    /// Rules and subjects that are missing are added, unless it says not to.
+    Roles,
+    /// It is made what it should be.
+    UpToDate,
+}
+
+async fn ensure(core: &Arc<Core>, object: Object, keep: Keep) -> Result<(), StartError> {
+    let shown = format!("{} {}", object.kind(), object.name());
+    one(core, object, keep).await.map_err(|status| StartError::Bootstrap { object: shown, why: status.message })
+}
+
+async fn one(core: &Arc<Core>, mut object: Object, keep: Keep) -> Result<(), Status> {
+    let gvk = object.gvk().ok_or_else(|| Status::internal("an object without a kind"))?;
+    let resource = core.table.load().by_kind(&gvk).cloned().ok_or_else(Status::no_such_path)?;
+    let mut call = own_call(core, &resource, object.name());
+    call.info.namespace = object.namespace().into();
+    let work = Work::new(core, &call, &resource)?;
+    core.caches.catch_up().await?;
+    crate::machine::default(&resource, &mut object);
+    let key = crate::cache::key(object.namespace(), object.name());
+    let Some(entry) = resource.cache.get(&key) else {
+        return match create_object(&work, object).await {
+            Ok(_) => Ok(()),
+            // Another server of the same cluster was faster.
+            Err(status) if status.code == 409 => Ok(()),
+            Err(status) => Err(status),
+        };
+    };
+    let present = entry.object();
+    let wanted = match keep {
+        Keep::AsItIs => return Ok(()),
+        Keep::Roles => roles::reconciled(&present, &object),
+        Keep::UpToDate => objects::reconciled(&present, &object),
+    };
+    if wanted == present {
+        return Ok(());
+    }
+    let name = present.name().to_owned();
+    update_object(&work, &name, Mode::Main, false, |_| {
+        let mut new = wanted.clone();
+        new.set_meta("resourceVersion", serde_json::Value::Null);
+        Ok(new)
+    })
+    .await
+    .map(|_| ())
+}
+
+/// Gives back addresses and ports of services that are gone.
+async fn release_orphans(core: &Arc<Core>) {
+    for key in crate::alloc::orphans(&core.caches) {
+        let op = wasmk_store::Op::Delete { key: key.clone().into() };
+        let txn = wasmk_store::Txn { ops: vec![op], ..Default::default() };
+        if let Err(error) = core.config.store.txn(txn).await {
+            tracing::warn!(key, %error, "a claim of a service that is gone could not be given back");
+        }
+    }
+}

@@ -1,0 +1,119 @@
+//! One request on its way through the server.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use http::{HeaderMap, Method};
+use parking_lot::Mutex;
+use wasmk_api::Status;
+
+use crate::{
+    auth::User,
+    http::{Query, RequestInfo, Wanted},
+};
+
+/// What handlers know of a request.
+pub(crate) struct Call {
+    /// What it asks for.
+    pub(crate) info: RequestInfo,
+    /// Its method.
+    pub(crate) method: Method,
+    /// Its query.
+    pub(crate) query: Query,
+    /// Its headers.
+    pub(crate) headers: HeaderMap,
+    /// Who makes it.
+    pub(crate) user: Arc<User>,
+    /// How the answer is to be written.
+    pub(crate) wanted: Wanted,
+    warnings: Mutex<Vec<String>>,
+}
+
+/// Most warnings one answer carries.
+const MAX_WARNINGS: usize = 64;
+
+impl Call {
+    /// From its parts.
+    pub(crate) fn new(
+        info: RequestInfo,
+        method: Method,
+        query: Query,
+        headers: HeaderMap,
+        user: Arc<User>,
+        wanted: Wanted,
+    ) -> Self {
+        Self { info, method, query, headers, user, wanted, warnings: Mutex::default() }
+    }
+
+    /// Adds a `Warning` header to the answer, once.
+    pub(crate) fn warn(&self, text: impl Into<String>) {
+        let text = text.into();
+        let mut warnings = self.warnings.lock();
+        if warnings.len() < MAX_WARNINGS && !warnings.contains(&text) {
+            warnings.push(text);
+        }
+    }
+
+    /// Takes the warnings.
+    pub(crate) fn warnings(&self) -> Vec<String> {
+        std::mem::take(&mut self.warnings.lock())
+    }
+
+    /// The name of the field manager: as given, or what comes before the slash in the user agent.
+    pub(crate) fn field_manager(&self) -> String {
+        match self.query.text("fieldManager") {
+            "" => {
+                let agent = self.headers.get(http::header::USER_AGENT).and_then(|v| v.to_str().ok()).unwrap_or("");
+                let name = agent.split('/').next().unwrap_or("");
+                let name: String = name.chars().filter(|c| !c.is_control()).take(128).collect();
+                if name.is_empty() { "unknown".into() } else { name }
+            }
+            given => given.into(),
+        }
+    }
+
+    /// Whether nothing is to be stored.
+    ///
+    /// # Errors
+    /// When `dryRun` is neither `All` nor empty.
+    pub(crate) fn dry_run(&self) -> Result<bool, Status> {
+        let mut dry = false;
+        for value in self.query.all("dryRun") {
+            match value {
+                "All" => dry = true,
+                "" => {}
+                odd => return Err(bad_dry_run(odd, self.options_kind())),
+            }
+        }
+        Ok(dry)
+    }
+
+    fn options_kind(&self) -> &'static str {
+        match self.info.verb {
+            "create" => "CreateOptions",
+            "update" => "UpdateOptions",
+            "patch" => "PatchOptions",
+            _ => "DeleteOptions",
+        }
+    }
+}
+
+/// The refusal of a `dryRun` value.
+pub(crate) fn bad_dry_run(value: &str, options: &str) -> Status {
+    Status::invalid(
+        &wasmk_api::GroupKind { group: "meta.k8s.io".into(), kind: options.into() },
+        "",
+        &[wasmk_api::Cause {
+            reason: "FieldValueNotSupported".into(),
+            message: format!("Unsupported value: {value:?}: supported values: \"All\""),
+            field: "dryRun".into(),
+        }],
+    )
+}
+
+/// The body of a request, and the media type it came with.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Sent {
+    /// The bytes.
+    pub(crate) bytes: Bytes,
+}

@@ -1,0 +1,427 @@
+//! Custom resources: definitions become rows of the table while the server runs.
+//!
+//! The definitions in the cache are the truth. Whenever one changes, its conditions are brought up to date and the
+//! table is made anew from the built-in rows and all established definitions.
+
+use std::sync::Arc;
+
+use serde_json::{Value, json};
+use wasmk_api::{Cause, GroupVersion, Gvk, Object, Timestamp};
+use wasmk_machinery::schema::KindSchema;
+
+use crate::{
+    cache::Filter,
+    call::Call,
+    http::{Query, RequestInfo, Wanted},
+    rows,
+    server::Core,
+    table::{Nature, Resource, Subresource, Table},
+    write::{DeleteOptions, Mode, Work, delete_object, update_object},
+};
+
+const DEFINITIONS: &str = "apiextensions.k8s.io/customresourcedefinitions";
+/// The finalizer that keeps a definition until its objects are gone.
+pub(crate) const CLEANUP: &str = "customresourcecleanup.apiextensions.k8s.io";
+
+/// A printed column of a custom resource.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Column {
+    name: String,
+    kind: String,
+    format: String,
+    description: String,
+    priority: i64,
+    path: String,
+}
+
+/// Where the scale of a custom resource is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct CustomScale {
+    pub(crate) spec_replicas: Vec<String>,
+    pub(crate) status_replicas: Vec<String>,
+    pub(crate) selector: Option<Vec<String>>,
+}
+
+/// One version of a custom resource.
+#[derive(Debug)]
+pub(crate) struct CustomVersion {
+    /// The kind of its objects.
+    pub(crate) gvk: Gvk,
+    /// What its objects look like.
+    pub(crate) schema: KindSchema,
+    /// The schema as it was declared, for descriptions.
+    pub(crate) declared: Value,
+    /// Whether it has the status subresource.
+    pub(crate) has_status: bool,
+    /// Its scale subresource.
+    pub(crate) scale: Option<CustomScale>,
+    /// Fields that can be selected by, with their paths.
+    pub(crate) selectable: Vec<(String, Vec<String>)>,
+    /// Whether undeclared fields are kept everywhere.
+    pub(crate) preserve: bool,
+    namespaced: bool,
+    columns: Vec<Column>,
+}
+
+fn dotted(path: &str) -> Vec<String> {
+    path.trim_start_matches('.').split('.').filter(|p| !p.is_empty()).map(Into::into).collect()
+}
+
+fn text<'a>(value: &'a Value, pointer: &str) -> &'a str {
+    value.pointer(pointer).and_then(Value::as_str).unwrap_or("")
+}
+
+impl CustomVersion {
+    /// One version of a definition; `None` when its schema cannot be read.
+    fn read(definition: &Object, version: &Value) -> Option<Self> {
+        let spec = definition.0.get("spec")?;
+        let preserve = spec.get("preserveUnknownFields") == Some(&Value::Bool(true));
+        let declared = version.pointer("/schema/openAPIV3Schema").cloned().unwrap_or(Value::Null);
+        let schema = if declared.is_null() || preserve {
+            KindSchema::any()
+        } else {
+            KindSchema::custom(&declared).ok()?
+        };
+        let scale = version.pointer("/subresources/scale").filter(|s| s.is_object()).map(|scale| CustomScale {
+            spec_replicas: dotted(text(scale, "/specReplicasPath")),
+            status_replicas: dotted(text(scale, "/statusReplicasPath")),
+            selector: scale.get("labelSelectorPath").and_then(Value::as_str).map(dotted),
+        });
+        let selectable = version
+            .get("selectableFields")
+            .and_then(Value::as_array)
+            .into_iter()
+            .flatten()
+            .filter_map(|f| f.get("jsonPath").and_then(Value::as_str))
+            .map(|path| (path.trim_start_matches('.').to_owned(), dotted(path)))
+            .collect();
+        let columns = version.get("additionalPrinterColumns").and_then(Value::as_array);
+        Some(Self {
+            gvk: Gvk::new(text(spec, "/group"), text(version, "/name"), text(spec, "/names/kind")),
+            schema,
+            declared,
+            has_status: version.pointer("/subresources/status").is_some_and(Value::is_object),
+            scale,
+            selectable,
+            preserve,
+            namespaced: text(spec, "/scope") == "Namespaced",
+            columns: match columns {
+                Some(columns) => columns.iter().map(Column::read).collect(),
+                None => vec![Column::age()],
+            },
+        })
+    }
+
+    /// The definitions of its table's columns.
+    pub(crate) fn column_definitions(&self) -> Vec<Value> {
+        let name = &wasmk_kinds::kind("", "").columns()[0];
+        let mut all = vec![json!({
+            "name": name.name, "type": name.kind, "format": name.format,
+            "description": name.description, "priority": name.priority,
+        })];
+        all.extend(self.columns.iter().map(|c| {
+            json!({
+                "name": c.name, "type": c.kind, "format": c.format,
+                "description": c.description, "priority": c.priority,
+            })
+        }));
+        all
+    }
+
+    /// The cells of an object's row.
+    pub(crate) fn row(&self, object: &Object, now: Timestamp) -> Vec<Value> {
+        let mut cells = vec![Value::from(object.name())];
+        cells.extend(self.columns.iter().map(|column| column.cell(object, now)));
+        cells
+    }
+
+    /// Fills in the defaults of an object.
+    pub(crate) fn default(&self, object: &mut Object) {
+        crate::machine::default_custom(self, object);
+    }
+
+    /// What is wrong with an object.
+    pub(crate) fn validate(&self, object: &Object, old: Option<&Object>) -> Vec<Cause> {
+        crate::machine::validate_custom(self, object, old, self.namespaced)
+    }
+}
+
+impl Column {
+    fn read(value: &Value) -> Self {
+        Self {
+            name: text(value, "/name").into(),
+            kind: text(value, "/type").into(),
+            format: text(value, "/format").into(),
+            description: match text(value, "/description") {
+                "" => format!("Custom resource definition column (in JSONPath format): {}", text(value, "/jsonPath")),
+                given => given.into(),
+            },
+            priority: value.get("priority").and_then(Value::as_i64).unwrap_or(0),
+            path: text(value, "/jsonPath").into(),
+        }
+    }
+
+    fn age() -> Self {
+        let created = wasmk_kinds::kind("", "").columns()[1];
+        Self {
+            name: "Age".into(),
+            kind: "date".into(),
+            format: String::new(),
+            description: created.description.into(),
+            priority: 0,
+            path: ".metadata.creationTimestamp".into(),
+        }
+    }
+
+    fn cell(&self, object: &Object, now: Timestamp) -> Value {
+        let found = crate::jsonpath::find(&object.0, &self.path);
+        let first = found.first().copied();
+        match (&*self.kind, first) {
+            (_, None) => Value::Null,
+            ("date", Some(Value::String(time))) => match time.parse::<Timestamp>() {
+                Ok(then) => wasmk_api::human_duration(now.since(then)).into(),
+                Err(_) => "<invalid>".into(),
+            },
+            ("integer", Some(value)) => value.as_i64().map_or(Value::Null, Into::into),
+            ("number", Some(value)) => value.as_f64().map_or(Value::Null, Into::into),
+            ("boolean", Some(value)) => value.as_bool().map_or(Value::Null, Into::into),
+            ("string", Some(Value::String(text))) => text.clone().into(),
+            (_, Some(_)) => {
+                let texts: Vec<String> = found.iter().map(|v| crate::jsonpath::show(v)).collect();
+                texts.join(" ").into()
+            }
+        }
+    }
+}
+
+/// Makes the table anew from the built-in rows and the established definitions.
+pub(crate) fn refresh(core: &Core) {
+    let mut table = rows::table(&core.caches);
+    for entry in core.caches.of(DEFINITIONS).list(&Filter::default()) {
+        let definition = entry.object();
+        if is_true(&definition, "Established") {
+            add(core, &mut table, &definition);
+        }
+    }
+    core.table.store(Arc::new(table));
+}
+
+fn is_true(definition: &Object, condition: &str) -> bool {
+    let conditions = definition.at(&["status", "conditions"]).and_then(Value::as_array);
+    conditions
+        .into_iter()
+        .flatten()
+        .any(|c| text(c, "/type") == condition && text(c, "/status") == "True")
+}
+
+fn add(core: &Core, table: &mut Table, definition: &Object) {
+    let Some(spec) = definition.0.get("spec") else { return };
+    let names = definition.at(&["status", "acceptedNames"]).filter(|n| n.is_object()).unwrap_or(&spec["names"]);
+    let versions: Vec<&Value> = spec.get("versions").and_then(Value::as_array).into_iter().flatten().collect();
+    let flag = |v: &Value, key: &str| v.get(key) == Some(&Value::Bool(true));
+    let stored = versions.iter().find(|v| flag(v, "storage")).map_or("", |v| text(v, "/name"));
+    let group = text(spec, "/group");
+    let storage = format!("{group}/{}", text(names, "/plural"));
+    for version in versions.iter().filter(|v| flag(v, "served")) {
+        let Some(custom) = CustomVersion::read(definition, version) else { continue };
+        let list = |key: &str| -> Vec<String> {
+            let items = names.get(key).and_then(Value::as_array);
+            items.into_iter().flatten().filter_map(Value::as_str).map(Into::into).collect()
+        };
+        let verbs = ["delete", "deletecollection", "get", "list", "patch", "create", "update", "watch"];
+        let deprecated = flag(version, "deprecated").then(|| match text(version, "/deprecationWarning") {
+            "" => format!("{group}/{} {} is deprecated", text(version, "/name"), text(names, "/kind")),
+            given => given.to_owned(),
+        });
+        table.add(Resource {
+            gvk: Gvk::new(group, text(version, "/name"), text(names, "/kind")),
+            plural: text(names, "/plural").into(),
+            singular: text(names, "/singular").into(),
+            short_names: list("shortNames"),
+            categories: list("categories"),
+            namespaced: custom.namespaced,
+            verbs: verbs.iter().map(|v| (*v).into()).collect(),
+            subresources: subresources(&custom),
+            list_kind: match text(names, "/listKind") {
+                "" => format!("{}List", text(names, "/kind")),
+                given => given.into(),
+            },
+            stored: GroupVersion::new(group, stored),
+            cache: core.caches.of(&storage),
+            storage: storage.clone(),
+            nature: Nature::Custom(Arc::new(custom)),
+            deprecation: deprecated,
+        });
+    }
+}
+
+fn subresources(custom: &CustomVersion) -> Vec<Subresource> {
+    let verbs = || ["get", "patch", "update"].map(Into::into).to_vec();
+    let mut all = Vec::new();
+    if custom.has_status {
+        all.push(Subresource { name: "status".into(), gvk: custom.gvk.clone(), verbs: verbs() });
+    }
+    if custom.scale.is_some() {
+        let gvk = Gvk::new("autoscaling", "v1", "Scale");
+        all.push(Subresource { name: "scale".into(), gvk, verbs: verbs() });
+    }
+    all
+}
+
+/// Keeps conditions and table up to date for as long as the server runs.
+pub(crate) async fn follow(core: Arc<Core>) {
+    let cache = core.caches.of(DEFINITIONS);
+    let mut changed = cache.subscribe();
+    loop {
+        changed.mark_unchanged();
+        for entry in cache.list(&Filter::default()) {
+            if let Err(error) = settle(&core, &entry.object()).await {
+                tracing::warn!(definition = &*entry.name, %error, "a definition could not be settled");
+            }
+        }
+        refresh(&core);
+        tokio::select! {
+            () = core.shutdown.cancelled() => return,
+            woken = changed.changed() => if woken.is_err() { return },
+        }
+    }
+}
+
+/// Brings one definition to where it should be: named, established, or cleaned up.
+async fn settle(core: &Arc<Core>, definition: &Object) -> Result<(), wasmk_api::Status> {
+    if definition.is_deleting() {
+        return clean_up(core, definition).await;
+    }
+    if is_true(definition, "Established") && is_true(definition, "NamesAccepted") && accepted(definition) {
+        return Ok(());
+    }
+    let Some(resource) = core.table.load().get("apiextensions.k8s.io", "v1", "customresourcedefinitions").cloned() else {
+        return Ok(());
+    };
+    let conflict = conflict(core, definition);
+    let call = own_call(core, &resource, definition.name());
+    let work = Work::new(core, &call, &resource)?;
+    update_object(&work, definition.name(), Mode::Free("status"), false, |old| Ok(settled(old, conflict.as_deref(), work.now)))
+        .await
+        .map(|_| ())
+}
+
+/// Whether the accepted names are those of the spec.
+fn accepted(definition: &Object) -> bool {
+    definition.at(&["status", "acceptedNames"]) == definition.at(&["spec", "names"])
+}
+
+/// Why the names of a definition cannot be had: another one has them.
+fn conflict(core: &Core, definition: &Object) -> Option<String> {
+    let spec = definition.0.get("spec")?;
+    let (group, plural) = (text(spec, "/group"), text(spec, "/names/plural"));
+    let kind = text(spec, "/names/kind");
+    let table = core.table.load();
+    let mine = format!("{plural}.{group}");
+    let taken = table.all().find(|r| {
+        r.gvk.group == group && format!("{}.{group}", r.plural) != mine && (r.gvk.kind == kind || r.singular == plural)
+    })?;
+    Some(format!("{:?} is already in use", taken.gvk.kind))
+}
+
+fn settled(old: &Object, conflict: Option<&str>, now: Timestamp) -> Object {
+    let mut new = old.clone();
+    let names = old.at(&["spec", "names"]).cloned().unwrap_or_default();
+    let versions = old.at(&["spec", "versions"]).and_then(Value::as_array).cloned().unwrap_or_default();
+    let stored = versions.iter().find(|v| v.get("storage") == Some(&Value::Bool(true)));
+    let stored = stored.map_or("", |v| text(v, "/name")).to_owned();
+    let Some(status) = new.0.entry("status").or_insert_with(|| json!({})).as_object_mut() else { return new };
+    let mut conditions = status.get("conditions").and_then(Value::as_array).cloned().unwrap_or_default();
+    match conflict {
+        None => {
+            set(&mut conditions, "NamesAccepted", "True", "NoConflicts", "no conflicts found", now);
+            set(&mut conditions, "Established", "True", "InitialNamesAccepted", "the initial names have been accepted", now);
+        }
+        Some(why) => {
+            set(&mut conditions, "NamesAccepted", "False", "KindConflict", why, now);
+            set(&mut conditions, "Established", "False", "NotAccepted", "not all names are accepted", now);
+        }
+    }
+    let mut versions = status.get("storedVersions").and_then(Value::as_array).cloned().unwrap_or_default();
+    if !versions.iter().any(|v| v == stored.as_str()) {
+        versions.push(stored.into());
+    }
+    status.insert("conditions".into(), conditions.into());
+    status.insert("acceptedNames".into(), if conflict.is_none() { names } else { json!({ "plural": "", "kind": "" }) });
+    status.insert("storedVersions".into(), versions.into());
+    new
+}
+
+fn set(conditions: &mut Vec<Value>, kind: &str, status: &str, reason: &str, message: &str, now: Timestamp) {
+    if let Some(known) = conditions.iter_mut().find(|c| text(c, "/type") == kind) {
+        if text(known, "/status") == status && text(known, "/reason") == reason {
+            return;
+        }
+        *known = condition(kind, status, reason, message, now);
+        return;
+    }
+    conditions.push(condition(kind, status, reason, message, now));
+}
+
+fn condition(kind: &str, status: &str, reason: &str, message: &str, now: Timestamp) -> Value {
+    json!({
+        "type": kind, "status": status, "lastTransitionTime": now.to_string(), "reason": reason, "message": message,
+    })
+}
+
+/// Deletes the objects of a definition that goes, then lets it go.
+async fn clean_up(core: &Arc<Core>, definition: &Object) -> Result<(), wasmk_api::Status> {
+    if !definition.finalizers().any(|f| f == CLEANUP) {
+        return Ok(());
+    }
+    let (group, plural) = (definition.at(&["spec", "group"]), definition.at(&["spec", "names", "plural"]));
+    let (group, plural) = (group.and_then(Value::as_str).unwrap_or(""), plural.and_then(Value::as_str).unwrap_or(""));
+    let owner = core.table.load().any_version(group, plural).cloned();
+    if let Some(resource) = owner {
+        let call = own_call(core, &resource, "");
+        let work = Work::new(core, &call, &resource)?;
+        for entry in resource.cache.list(&Filter::default()) {
+            let gone = delete_object(&work, &entry.namespace, &entry.name, &DeleteOptions::default()).await;
+            if let Err(status) = gone
+                && status.code != 404
+            {
+                return Err(status);
+            }
+        }
+        core.caches.catch_up().await?;
+        if resource.cache.len() > 0 {
+            return Ok(());
+        }
+    }
+    let Some(resource) = core.table.load().get("apiextensions.k8s.io", "v1", "customresourcedefinitions").cloned() else {
+        return Ok(());
+    };
+    let call = own_call(core, &resource, definition.name());
+    let work = Work::new(core, &call, &resource)?;
+    update_object(&work, definition.name(), Mode::Free(""), false, |old| {
+        let mut new = old.clone();
+        let rest: Vec<&str> = old.finalizers().filter(|f| *f != CLEANUP).collect();
+        new.set_meta("finalizers", if rest.is_empty() { Value::Null } else { json!(rest) });
+        Ok(new)
+    })
+    .await
+    .map(|_| ())
+}
+
+/// A call of the server itself.
+pub(crate) fn own_call(core: &Core, resource: &Resource, name: &str) -> Call {
+    let info = RequestInfo {
+        is_resource: true,
+        verb: "update",
+        group: resource.gvk.group.clone(),
+        version: resource.gvk.version.clone(),
+        resource: resource.plural.clone(),
+        name: name.into(),
+        ..RequestInfo::default()
+    };
+    let mut headers = http::HeaderMap::new();
+    headers.insert(http::header::USER_AGENT, http::HeaderValue::from_static("kube-apiserver"));
+    let user = Arc::new(crate::User::new("system:apiserver", ["system:masters"]));
+    let _ = core;
+    Call::new(info, http::Method::PUT, Query::default(), headers, user, Wanted::default())
+}

@@ -1,0 +1,229 @@
+//! The one way every request takes: authentication, limits, authorization, handler.
+
+use std::{sync::Arc, time::Instant};
+
+use axum::{body::Body, extract::Request};
+use bytes::Bytes;
+use http::{HeaderValue, Method, StatusCode};
+use tokio::sync::{OwnedSemaphorePermit, SemaphorePermit};
+use wasmk_api::{Reason, Status};
+
+use crate::{
+    auth::{Attributes, User, authn, user::MASTERS},
+    authorize,
+    call::Call,
+    discovery,
+    http::{Answer, Query, RequestInfo, negotiate, respond},
+    read,
+    server::Core,
+    special, sub,
+    table::Resource,
+    write::{self, Mode, Work},
+};
+
+/// The largest body of a request, in bytes.
+pub(crate) const MAX_BODY: usize = 3 << 20;
+
+/// Answers a request.
+pub(crate) async fn serve(core: Arc<Core>, request: Request) -> Answer {
+    let began = Instant::now();
+    let query = Query::parse(request.uri().query().unwrap_or(""));
+    let info = RequestInfo::new(request.method(), request.uri().path(), &query);
+    let (verb, resource) = (info.verb, if info.is_resource { info.full_resource() } else { String::new() });
+    core.metrics.inflight(true);
+    let mut answer = match admit(&core, info, query, request).await {
+        Ok(answer) => answer,
+        Err(status) => respond::status(&status),
+    };
+    core.metrics.inflight(false);
+    if let Ok(id) = HeaderValue::from_str(&uuid::Uuid::new_v4().to_string()) {
+        answer.headers_mut().insert("audit-id", id);
+    }
+    core.metrics.answered(verb, &resource, answer.status().as_u16(), began.elapsed());
+    answer
+}
+
+enum Permit<'a> {
+    Short(#[allow(dead_code)] SemaphorePermit<'a>),
+    Long(OwnedSemaphorePermit),
+    Exempt,
+}
+
+async fn admit(core: &Arc<Core>, info: RequestInfo, query: Query, request: Request) -> Result<Answer, Status> {
+    let real = core.authenticator.authenticate(request.headers(), request.extensions())?;
+    let user = impersonate(core, real, request.headers())?;
+    let permit = limit(core, &info, &query, &user)?;
+    let asked = attributes(&info);
+    if info.is_resource || info.path != "/" {
+        authorize::require(core, &user, &asked)?;
+    } else {
+        authorize::require(core, &user, &Attributes { path: "/", ..asked })?;
+    }
+    let (parts, body) = request.into_parts();
+    let list = info.is_resource && info.name.is_empty();
+    let wanted = match negotiate::wanted(&parts.headers, &query, list) {
+        Ok(wanted) => wanted,
+        Err(_) if !info.is_resource || info.subresource == "proxy" || info.subresource == "log" => negotiate::Wanted::default(),
+        Err(status) => return Err(status),
+    };
+    let call = Arc::new(Call::new(info, parts.method.clone(), query, parts.headers.clone(), user, wanted));
+    let request = Request::from_parts(parts, body);
+    let outcome = route(core, &call, request).await;
+    let mut answer = outcome.unwrap_or_else(|status| respond::status_as(error_form(wanted), &status));
+    for warning in call.warnings() {
+        respond::warn(&mut answer, &warning);
+    }
+    if let Permit::Long(permit) = permit {
+        // Lives as long as the answer's body does.
+        answer.extensions_mut().insert(Arc::new(permit));
+        answer = hold(answer);
+    }
+    Ok(answer)
+}
+
+/// Failures are written in the encoding that was asked for, never as a table.
+fn error_form(wanted: negotiate::Wanted) -> negotiate::Wanted {
+    negotiate::Wanted { form: negotiate::Form::Whole, ..wanted }
+}
+
+/// Ties the permit of a long-running request to its body.
+fn hold(answer: Answer) -> Answer {
+    let (mut parts, body) = answer.into_parts();
+    let permit = parts.extensions.remove::<Arc<OwnedSemaphorePermit>>();
+    let body = Body::new(http_body_util::BodyExt::map_frame(body, move |frame| {
+        let _held = &permit;
+        frame
+    }));
+    Answer::from_parts(parts, body)
+}
+
+fn impersonate(core: &Arc<Core>, real: Arc<User>, headers: &http::HeaderMap) -> Result<Arc<User>, Status> {
+    match authn::impersonated(headers)? {
+        None => Ok(real),
+        Some(wanted) => authorize::impersonate(core, &real, wanted).map(Arc::new),
+    }
+}
+
+fn limit<'a>(core: &'a Arc<Core>, info: &RequestInfo, query: &Query, user: &User) -> Result<Permit<'a>, Status> {
+    let busy = || {
+        core.metrics.refused();
+        Status::too_many_requests("Too many requests, please try again later.", 1)
+    };
+    if info.is_long_running(query) {
+        return core.long_running.clone().try_acquire_owned().map(Permit::Long).map_err(|_| busy());
+    }
+    if user.is_in(MASTERS) || !info.is_resource {
+        return Ok(Permit::Exempt);
+    }
+    let pool = if info.is_mutating() { &core.writes } else { &core.reads };
+    pool.try_acquire().map(Permit::Short).map_err(|_| busy())
+}
+
+/// What authorization is asked about.
+pub(crate) fn attributes(info: &RequestInfo) -> Attributes<'_> {
+    Attributes {
+        verb: info.verb,
+        group: &info.group,
+        resource: &info.resource,
+        subresource: &info.subresource,
+        namespace: &info.namespace,
+        name: &info.name,
+        path: &info.path,
+        is_resource: info.is_resource,
+    }
+}
+
+async fn route(core: &Arc<Core>, call: &Arc<Call>, request: Request) -> Result<Answer, Status> {
+    if !call.info.is_resource {
+        return discovery::other(core, call, request).await;
+    }
+    let table = core.table.load();
+    let info = &call.info;
+    let Some(resource) = table.get(&info.group, &info.version, &info.resource) else {
+        return Err(unknown(&table, info)).or_else(|status: Option<Status>| status.map_or_else(|| Ok(not_found_page()), Err));
+    };
+    let resource = resource.clone();
+    drop(table);
+    if resource.namespaced && info.namespace.is_empty() && !info.name.is_empty() {
+        return Ok(not_found_page());
+    }
+    if !resource.namespaced && !info.namespace.is_empty() && info.resource != "namespaces" {
+        return Ok(not_found_page());
+    }
+    if let Some(text) = &resource.deprecation {
+        call.warn(text.clone());
+    }
+    if call.method == Method::HEAD {
+        return Err(Status::method_not_allowed());
+    }
+    if !info.subresource.is_empty() {
+        return sub::serve(core, call, &resource, request).await;
+    }
+    if resource.namespaced && info.namespace.is_empty() && !matches!(info.verb, "list" | "watch") {
+        return create_elsewhere(core, call, &resource, request).await;
+    }
+    if !resource.verbs.iter().any(|v| v == info.verb) {
+        return Err(Status::method_not_allowed());
+    }
+    object_verb(core, call, &resource, request).await
+}
+
+/// A namespaced resource at the cluster's path: only reviews that take no namespace are served there.
+async fn create_elsewhere(_: &Arc<Core>, _: &Arc<Call>, _: &Arc<Resource>, _: Request) -> Result<Answer, Status> {
+    Err(Status::method_not_allowed())
+}
+
+async fn object_verb(core: &Arc<Core>, call: &Arc<Call>, resource: &Arc<Resource>, request: Request) -> Result<Answer, Status> {
+    match call.info.verb {
+        "get" => return read::get(core, call, resource).await,
+        "list" => return read::list(core, call, resource).await,
+        "watch" => return read::watch(core, call, resource).await,
+        _ => {}
+    }
+    let body = body(request).await?;
+    if let Some(review) = sub::review(core, call, resource, &body).await? {
+        return Ok(review);
+    }
+    let mut work = Work::new(core, call, resource)?;
+    match call.info.verb {
+        "create" => write::create(&work, &body).await,
+        "update" => write::update(&work, &body, Mode::Main).await,
+        "patch" => write::patch(&work, &body, Mode::Main).await,
+        "delete" => write::delete(&mut work, &body).await,
+        "deletecollection" => write::delete_collection(&mut work, &body).await,
+        _ => Err(Status::method_not_allowed()),
+    }
+}
+
+/// The body of a request, up to [`MAX_BODY`].
+///
+/// # Errors
+/// 413 when it is larger, 400 when it breaks off.
+pub(crate) async fn body(request: Request) -> Result<Bytes, Status> {
+    let body = http_body_util::Limited::new(request.into_body(), MAX_BODY);
+    match http_body_util::BodyExt::collect(body).await {
+        Ok(all) => Ok(all.to_bytes()),
+        Err(error) if error.is::<http_body_util::LengthLimitError>() => Err(Status::new(
+            Reason::RequestEntityTooLarge,
+            format!("Request entity too large: limit is {MAX_BODY}"),
+        )),
+        Err(error) => Err(Status::bad_request(format!("the request's body cannot be read: {error}"))),
+    }
+}
+
+/// What a path to nothing is answered with; `None` for the plain page.
+fn unknown(table: &crate::table::Table, info: &RequestInfo) -> Option<Status> {
+    if table.has_version(&info.group, &info.version) {
+        return None;
+    }
+    let instead = special::removed(&info.group, &info.version)?;
+    let mut status = Status::no_such_path();
+    status.message =
+        format!("{} ({}/{} is no longer served; use {instead})", status.message, info.group, info.version);
+    Some(status)
+}
+
+/// The page nothing is at.
+pub(crate) fn not_found_page() -> Answer {
+    respond::text(StatusCode::NOT_FOUND, "404 page not found\n")
+}

@@ -1,0 +1,93 @@
+//! Other forms of objects: tables, as `kubectl get` prints them, and metadata alone.
+
+use serde_json::{Map, Value, json};
+use wasmk_api::Object;
+
+use crate::{call::Call, server::Core, table::{Nature, Resource}};
+
+/// Makes tables of a resource's objects.
+pub(crate) struct Former<'a> {
+    resource: &'a Resource,
+    now: wasmk_api::Timestamp,
+    include: &'a str,
+}
+
+impl<'a> Former<'a> {
+    /// For the objects of a call.
+    pub(crate) fn new(core: &Core, call: &'a Call, resource: &'a Resource) -> Self {
+        let include = match call.query.text("includeObject") {
+            "" => "Metadata",
+            given => given,
+        };
+        Self { resource, now: (core.config.clock)(), include }
+    }
+
+    fn columns(&self) -> Vec<Value> {
+        match &self.resource.nature {
+            Nature::Builtin(kind) => kind
+                .columns()
+                .iter()
+                .map(|c| {
+                    json!({"name": c.name, "type": c.kind, "format": c.format, "description": c.description, "priority": c.priority})
+                })
+                .collect(),
+            Nature::Custom(version) => version.column_definitions(),
+        }
+    }
+
+    fn row(&self, object: &Object, version: &str) -> Value {
+        let (cells, conditions) = match &self.resource.nature {
+            Nature::Builtin(kind) => (kind.row(object, self.now), kind.row_conditions(object)),
+            Nature::Custom(custom) => (custom.row(object, self.now), Vec::new()),
+        };
+        let mut row = Map::new();
+        row.insert("cells".into(), cells.into());
+        if !conditions.is_empty() {
+            row.insert("conditions".into(), conditions.into());
+        }
+        let whole = match self.include {
+            "None" => Value::Null,
+            "Object" => Value::Object(object.0.clone()),
+            _ => partial(object, version),
+        };
+        row.insert("object".into(), whole);
+        Value::Object(row)
+    }
+
+    /// A table. `head` says whether it carries the column definitions.
+    pub(crate) fn table(
+        &self,
+        version: &str,
+        objects: &[Object],
+        resource_version: &str,
+        cont: Option<&str>,
+        remaining: Option<usize>,
+        head: bool,
+    ) -> Value {
+        let mut metadata = Map::new();
+        metadata.insert("resourceVersion".into(), resource_version.into());
+        if let Some(cont) = cont {
+            metadata.insert("continue".into(), cont.into());
+        }
+        if let Some(remaining) = remaining {
+            metadata.insert("remainingItemCount".into(), remaining.into());
+        }
+        let rows: Vec<Value> = objects.iter().map(|o| self.row(o, version)).collect();
+        json!({
+            "kind": "Table",
+            "apiVersion": format!("meta.k8s.io/{version}"),
+            "metadata": metadata,
+            "columnDefinitions": if head { Value::Array(self.columns()) } else { Value::Null },
+            "rows": rows,
+        })
+    }
+}
+
+/// An object's metadata alone.
+pub(crate) fn partial(object: &Object, version: &str) -> Value {
+    json!({
+        "kind": "PartialObjectMetadata",
+        "apiVersion": format!("meta.k8s.io/{version}"),
+        "metadata": object.metadata().cloned().unwrap_or_default(),
+    })
+}

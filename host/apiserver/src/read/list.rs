@@ -1,0 +1,221 @@
+//! Lists: concatenations of objects that are already encoded, a page at a time.
+
+use std::sync::Arc;
+
+use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
+use bytes::{BufMut, BytesMut};
+use http::StatusCode;
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+use wasmk_api::{Object, Status};
+
+use super::{Former, filter, partial};
+use crate::{
+    cache::{Compacted, Entry, Page, too_large},
+    call::Call,
+    http::{Answer, Form, ListOptions, Match, respond},
+    server::Core,
+    table::Resource,
+};
+
+/// Where a list goes on: the state it shows and the last key of the page before.
+#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct Continue {
+    v: String,
+    rv: u64,
+    start: String,
+}
+
+impl Continue {
+    fn encode(&self) -> String {
+        URL_SAFE_NO_PAD.encode(serde_json::to_vec(self).unwrap_or_default())
+    }
+
+    fn decode(text: &str) -> Result<Self, Status> {
+        let bad = |why: String| Status::bad_request(format!("invalid continue token: continue key is not valid: {why}"));
+        let bytes = URL_SAFE_NO_PAD.decode(text.trim_end_matches('=')).map_err(|e| bad(e.to_string()))?;
+        let token: Self = serde_json::from_slice(&bytes).map_err(|_| {
+            let first = bytes.first().map_or(' ', |b| char::from(*b));
+            bad(format!("invalid character '{first}' looking for beginning of value"))
+        })?;
+        if token.v != VERSION {
+            return Err(bad(format!("server does not recognize this encoded version {:?}", token.v)));
+        }
+        Ok(token)
+    }
+}
+
+const VERSION: &str = "meta.k8s.io/v1";
+
+/// A page with the revision it shows.
+struct Shown {
+    page: Page,
+    revision: u64,
+}
+
+/// Answers `list`.
+pub(crate) async fn list(core: &Core, call: &Call, resource: &Resource) -> Result<Answer, Status> {
+    let options = ListOptions::parse(&call.query, false)?;
+    let filter = filter(call, resource, &options)?;
+    let shown = page(core, resource, &options, &filter).await?;
+    let cont = shown.page.more.as_deref().map(|start| {
+        Continue { v: VERSION.into(), rv: shown.revision, start: start.into() }.encode()
+    });
+    if call.wanted.form == Form::Whole {
+        let body = concatenate(core, resource, &shown, cont.as_deref())?;
+        return Ok(respond::encoded(StatusCode::OK, call.wanted, body));
+    }
+    let objects = shown.page.entries.iter().map(|e| crate::convert::to_served(resource, e.object())).collect::<Result<Vec<_>, _>>()?;
+    let value = formed(core, call, resource, &objects, &shown, cont.as_deref());
+    Ok(respond::value_as(StatusCode::OK, call.wanted, &value))
+}
+
+async fn page(
+    core: &Core,
+    resource: &Resource,
+    options: &ListOptions,
+    filter: &crate::cache::Filter,
+) -> Result<Shown, Status> {
+    let cache = &resource.cache;
+    if !options.cont.is_empty() {
+        if !matches!(&*options.resource_version, "" | "0") {
+            return Err(Status::bad_request("specifying resource version is not allowed when using continue"));
+        }
+        let token = Continue::decode(&options.cont)?;
+        let page = cache.page_at(filter, Some(&token.start), options.limit, token.rv).map_err(|_| expired(&token, core))?;
+        return Ok(Shown { page, revision: token.rv });
+    }
+    let revision = match options.wanted()? {
+        Match::Newest => core.caches.catch_up().await?,
+        Match::Any => core.caches.revision(),
+        Match::NotOlderThan(revision) => {
+            core.caches.wait_for(revision).await?;
+            core.caches.revision()
+        }
+        Match::Exact(revision) => {
+            let current = core.caches.catch_up().await?;
+            if revision > current {
+                return Err(too_large(revision, current));
+            }
+            let page = cache.page_at(filter, None, options.limit, revision).map_err(|c| too_old(revision, c))?;
+            return Ok(Shown { page, revision });
+        }
+    };
+    // Changes may have been applied since; the page shows what is there now, and says so.
+    let (page, revision) = (cache.page(filter, None, options.limit), revision.max(core.caches.revision()));
+    Ok(Shown { page, revision })
+}
+
+fn too_old(revision: u64, compacted: Compacted) -> Status {
+    Status::expired(format!("The resourceVersion for the provided list is too old: {revision} ({})", compacted.oldest))
+}
+
+/// The page's state is gone; the client may go on from the same place at the present state.
+fn expired(token: &Continue, core: &Core) -> Status {
+    let fresh = Continue { v: VERSION.into(), rv: core.caches.revision(), start: token.start.clone() };
+    let mut status = Status::expired(
+        "The provided continue parameter is too old to display a consistent list result. You can start a new list \
+         without the continue parameter, or use the continue token in this response to retrieve the remainder of \
+         the results. Continuing with the provided token results in an inconsistent list - objects that were \
+         created, modified, or deleted between the time the first chunk was returned and now may show up in the \
+         list.",
+    );
+    status.details.insert("continue".into(), fresh.encode().into());
+    status
+}
+
+fn head(out: &mut BytesMut, resource: &Resource, shown: &Shown, cont: Option<&str>) {
+    let mut metadata = json!({ "resourceVersion": shown.revision.to_string() });
+    if let Some(cont) = cont {
+        metadata["continue"] = cont.into();
+    }
+    if let (Some(_), Some(remaining)) = (cont, shown.page.remaining) {
+        metadata["remainingItemCount"] = remaining.into();
+    }
+    out.put_slice(
+        format!(
+            "{{\"kind\":\"{}\",\"apiVersion\":\"{}\",\"metadata\":{metadata},\"items\":[",
+            resource.list_kind,
+            resource.gvk.api_version(),
+        )
+        .as_bytes(),
+    );
+}
+
+fn concatenate(core: &Core, resource: &Resource, shown: &Shown, cont: Option<&str>) -> Result<bytes::Bytes, Status> {
+    let size: usize = shown.page.entries.iter().map(|e| e.body.len() + 2).sum();
+    let mut out = BytesMut::with_capacity(size + 256);
+    head(&mut out, resource, shown, cont);
+    let custom = resource.custom().is_some();
+    for (i, entry) in shown.page.entries.iter().enumerate() {
+        if i > 0 {
+            out.put_u8(b',');
+        }
+        item(&mut out, core, resource, entry, custom)?;
+    }
+    out.put_slice(b"]}");
+    Ok(out.freeze())
+}
+
+/// Items of built-in kinds carry no kind and apiVersion, those of custom resources do.
+fn item(out: &mut BytesMut, core: &Core, resource: &Resource, entry: &Arc<Entry>, custom: bool) -> Result<(), Status> {
+    match (resource.is_stored_version(), custom) {
+        (true, true) => out.put_slice(&entry.body),
+        (true, false) => {
+            out.put_u8(b'{');
+            out.put_slice(entry.item());
+        }
+        (false, _) => {
+            let mut object = crate::convert::to_served(resource, entry.object())?;
+            if !custom {
+                object.0.shift_remove("kind");
+                object.0.shift_remove("apiVersion");
+            }
+            out.put_slice(&serde_json::to_vec(&object).map_err(Status::internal)?);
+        }
+    }
+    Ok(())
+}
+
+fn formed(core: &Core, call: &Call, resource: &Resource, objects: &[Object], shown: &Shown, cont: Option<&str>) -> Value {
+    let remaining = shown.page.remaining.filter(|_| cont.is_some());
+    let revision = shown.revision.to_string();
+    match call.wanted.form {
+        Form::Table(version) => {
+            Former::new(core, call, resource).table(version, objects, &revision, cont, remaining, true)
+        }
+        Form::Partial(version) => {
+            let items: Vec<Value> = objects.iter().map(|o| partial(o, version)).collect();
+            let mut metadata = json!({ "resourceVersion": revision });
+            if let Some(cont) = cont {
+                metadata["continue"] = cont.into();
+            }
+            if let Some(remaining) = remaining {
+                metadata["remainingItemCount"] = remaining.into();
+            }
+            json!({
+                "kind": "PartialObjectMetadataList",
+                "apiVersion": format!("meta.k8s.io/{version}"),
+                "metadata": metadata,
+                "items": items,
+            })
+        }
+        Form::Whole => Value::Null,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn continue_tokens() {
+        let token = Continue { v: VERSION.into(), rv: 7, start: "a/b".into() };
+        assert_eq!(Continue::decode(&token.encode()).unwrap(), token);
+        let why = Continue::decode("YWJj").unwrap_err().message;
+        assert_eq!(
+            why,
+            "invalid continue token: continue key is not valid: invalid character 'a' looking for beginning of value"
+        );
+    }
+}

@@ -1,0 +1,160 @@
+//! The running server: what all requests share, and its life.
+
+use std::{sync::Arc, time::Duration};
+
+use arc_swap::ArcSwap;
+use axum::{Router, extract::State, routing::any};
+use thiserror::Error;
+use tokio::{sync::Semaphore, task::JoinHandle};
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    Config, KeyError,
+    alloc::Allocator,
+    auth::{Authenticator, Rbac, User, tokens::Signer},
+    bootstrap,
+    cache::Caches,
+    client, crd, dispatch,
+    metrics::Metrics,
+    rows,
+    table::Table,
+};
+
+/// Requests that only read, at the same time.
+const MAX_READS: usize = 800;
+/// Requests that change something, at the same time.
+const MAX_WRITES: usize = 400;
+/// Watches, streams and proxied calls, at the same time.
+pub(crate) const MAX_LONG_RUNNING: usize = 20_000;
+/// How often old history is compacted; what is older than this is forgotten.
+const COMPACT_EVERY: Duration = Duration::from_secs(300);
+
+/// Why a server does not start.
+#[derive(Debug, Error)]
+pub enum StartError {
+    /// The store cannot be read.
+    #[error("cannot read the store")]
+    Store(#[from] wasmk_store::Error),
+    /// The service account key is unusable.
+    #[error(transparent)]
+    Key(#[from] KeyError),
+    /// An object every cluster has cannot be written.
+    #[error("cannot write {object}: {why}")]
+    Bootstrap {
+        /// Which one.
+        object: String,
+        /// The refusal.
+        why: String,
+    },
+}
+
+/// What all requests share.
+pub(crate) struct Core {
+    pub(crate) config: Config,
+    pub(crate) caches: Arc<Caches>,
+    pub(crate) table: ArcSwap<Table>,
+    pub(crate) authenticator: Authenticator,
+    pub(crate) rbac: Rbac,
+    pub(crate) signer: Arc<Signer>,
+    pub(crate) allocator: Allocator,
+    pub(crate) metrics: Metrics,
+    pub(crate) shutdown: CancellationToken,
+    pub(crate) reads: Semaphore,
+    pub(crate) writes: Semaphore,
+    pub(crate) long_running: Arc<Semaphore>,
+    /// Discovery and API descriptions, made anew when the table changes.
+    pub(crate) documents: crate::discovery::Documents,
+    pub(crate) started: std::time::Instant,
+}
+
+/// A running API server.
+pub struct ApiServer {
+    core: Arc<Core>,
+    tasks: Vec<JoinHandle<()>>,
+}
+
+impl ApiServer {
+    /// Loads the store, writes what every cluster has, and begins to serve.
+    ///
+    /// # Errors
+    /// When the store cannot be read or written, or a key is unusable.
+    pub async fn start(config: Config) -> Result<Self, StartError> {
+        let signer = Arc::new(Signer::new(&config.service_account_key, &config.issuer)?);
+        let caches = Caches::load(config.store.clone(), rows::reader).await?;
+        let follower = tokio::spawn(caches.clone().follow());
+        let core = Arc::new(Core {
+            table: ArcSwap::from_pointee(rows::table(&caches)),
+            authenticator: Authenticator::new(
+                &caches,
+                signer.clone(),
+                &config.client_ca,
+                &config.static_tokens,
+                config.clock,
+            ),
+            rbac: Rbac::new(&caches),
+            allocator: Allocator::new(&caches, config.service_range, config.node_ports),
+            signer,
+            caches,
+            metrics: Metrics::default(),
+            shutdown: CancellationToken::new(),
+            reads: Semaphore::new(MAX_READS),
+            writes: Semaphore::new(MAX_WRITES),
+            long_running: Arc::new(Semaphore::new(MAX_LONG_RUNNING)),
+            documents: crate::discovery::Documents::default(),
+            started: std::time::Instant::now(),
+            config,
+        });
+        crd::refresh(&core);
+        let mut server = Self { core, tasks: vec![follower] };
+        bootstrap::write(&server.core).await?;
+        server.tasks.push(tokio::spawn(crd::follow(server.core.clone())));
+        server.tasks.push(tokio::spawn(compact(server.core.clone())));
+        Ok(server)
+    }
+
+    /// The whole API: authentication, limits, authorization, handlers.
+    pub fn router(&self) -> Router {
+        Router::new().fallback(any(entry)).with_state(self.core.clone())
+    }
+
+    /// A client inside this process: no socket, no credentials, the given identity.
+    pub fn client(&self, user: &str, groups: &[&str]) -> kube::Client {
+        client::in_process(self.core.clone(), User::new(user, groups.iter().copied()))
+    }
+
+    /// The revision of the store that reads show.
+    pub fn revision(&self) -> u64 {
+        self.core.caches.revision()
+    }
+
+    /// Ends watches and background tasks.
+    pub async fn shutdown(self) {
+        self.core.shutdown.cancel();
+        for task in &self.tasks {
+            task.abort();
+        }
+        for task in self.tasks {
+            // An aborted task has nothing to say.
+            let _ = task.await;
+        }
+    }
+}
+
+async fn entry(State(core): State<Arc<Core>>, request: axum::extract::Request) -> crate::http::Answer {
+    dispatch::serve(core, request).await
+}
+
+/// Compacts the store's history now and then.
+async fn compact(core: Arc<Core>) {
+    let mut revision = core.caches.revision();
+    loop {
+        tokio::select! {
+            () = core.shutdown.cancelled() => return,
+            () = tokio::time::sleep(COMPACT_EVERY) => {}
+        }
+        if let Err(error) = core.config.store.compact(revision).await {
+            tracing::debug!(%error, revision, "history was not compacted");
+        }
+        revision = core.caches.revision();
+    }
+}

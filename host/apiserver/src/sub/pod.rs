@@ -1,0 +1,97 @@
+//! `pods/ephemeralcontainers` and `pods/resize`: the parts of a running pod's spec that may change.
+
+use bytes::Bytes;
+use http::StatusCode;
+use serde_json::Value;
+use wasmk_api::{Cause, Object, Status};
+
+use crate::{
+    http::Answer,
+    read,
+    write::{Mode, Work, patched, update_object},
+};
+
+/// Changes the ephemeral containers of a pod; those there are stay as they are.
+///
+/// # Errors
+/// When one that is there would be changed or removed.
+pub(crate) async fn ephemeral(work: &Work<'_>, body: &Bytes, verb: &str) -> Result<Answer, Status> {
+    change(work, body, verb, "ephemeralcontainers", |new, old, sent| {
+        let list = |object: &Object| -> Vec<Value> {
+            object.at(&["spec", "ephemeralContainers"]).and_then(Value::as_array).cloned().unwrap_or_default()
+        };
+        let (before, after) = (list(old), list(sent));
+        let kept = before.iter().enumerate().all(|(i, c)| after.get(i) == Some(c));
+        if !kept {
+            let cause = Cause {
+                reason: "FieldValueForbidden".into(),
+                message: "Forbidden: existing ephemeral containers may not be changed or removed".into(),
+                field: "spec.ephemeralContainers".into(),
+            };
+            return Err(cause);
+        }
+        if let Some(spec) = new.0.get_mut("spec").and_then(Value::as_object_mut) {
+            spec.insert("ephemeralContainers".into(), after.into());
+        }
+        Ok(())
+    })
+    .await
+}
+
+/// Changes the resources of a pod's containers.
+///
+/// # Errors
+/// When the containers are not the same.
+pub(crate) async fn resize(work: &Work<'_>, body: &Bytes, verb: &str) -> Result<Answer, Status> {
+    change(work, body, verb, "resize", |new, _, sent| {
+        for list in ["containers", "initContainers"] {
+            let wanted = sent.at(&["spec", list]).and_then(Value::as_array).cloned().unwrap_or_default();
+            let present = new.0.get_mut("spec").and_then(|s| s.get_mut(list)).and_then(Value::as_array_mut);
+            for container in present.into_iter().flatten().filter_map(Value::as_object_mut) {
+                let same = wanted.iter().find(|w| w.get("name") == container.get("name"));
+                for key in ["resources", "resizePolicy"] {
+                    if let Some(value) = same.and_then(|w| w.get(key)) {
+                        container.insert(key.into(), value.clone());
+                    }
+                }
+            }
+        }
+        Ok(())
+    })
+    .await
+}
+
+async fn change(
+    work: &Work<'_>,
+    body: &Bytes,
+    verb: &str,
+    sub: &'static str,
+    take: impl Fn(&mut Object, &Object, &Object) -> Result<(), Cause>,
+) -> Result<Answer, Status> {
+    let name = work.call.info.name.clone();
+    let sent = if verb == "update" {
+        let mut sent = work.decode(body)?;
+        work.place(&mut sent, &name)?;
+        Some(sent)
+    } else {
+        None
+    };
+    let done = update_object(work, &name, Mode::Free(sub), false, |old| {
+        let sent = match &sent {
+            Some(sent) => sent.clone(),
+            None => patched(work, old, body)?,
+        };
+        let mut new = old.clone();
+        if !sent.resource_version().is_empty() {
+            new.set_meta("resourceVersion", sent.resource_version());
+        }
+        take(&mut new, old, &sent)
+            .map_err(|cause| Status::invalid(&work.resource.group_kind(), &name, &[cause]))?;
+        if new.at(&["spec"]) != old.at(&["spec"]) && old.generation() > 0 {
+            new.set_meta("generation", old.generation() + 1);
+        }
+        Ok(new)
+    })
+    .await?;
+    read::object(work.core, work.call, work.resource, StatusCode::OK, &done.into_object())
+}

@@ -1,0 +1,161 @@
+//! `scale`: the number of replicas of whatever has one.
+
+use bytes::Bytes;
+use http::StatusCode;
+use serde_json::{Map, Value, json};
+use wasmk_api::{Gvk, LabelSelector, Object, Status};
+use wasmk_kinds::ScaleSelector;
+
+use crate::{
+    convert,
+    http::{Answer, negotiate, respond},
+    read,
+    table::{Nature, Resource},
+    write::{Mode, Work, patched_as, update_object},
+};
+
+/// Where the numbers of a scalable object are.
+struct Paths {
+    spec: Vec<String>,
+    status: Vec<String>,
+    selector: Selector,
+}
+
+enum Selector {
+    Labels(Vec<String>),
+    Map(Vec<String>),
+    Text(Vec<String>),
+    None,
+}
+
+fn owned(path: &[&str]) -> Vec<String> {
+    path.iter().map(|p| (*p).to_owned()).collect()
+}
+
+fn paths(resource: &Resource) -> Option<Paths> {
+    match &resource.nature {
+        Nature::Builtin(kind) => kind.scale().map(|scale| Paths {
+            spec: owned(scale.spec_replicas),
+            status: owned(scale.status_replicas),
+            selector: match scale.selector {
+                ScaleSelector::LabelSelector(path) => Selector::Labels(owned(path)),
+                ScaleSelector::Map(path) => Selector::Map(owned(path)),
+            },
+        }),
+        Nature::Custom(version) => version.scale.as_ref().map(|scale| Paths {
+            spec: scale.spec_replicas.clone(),
+            status: scale.status_replicas.clone(),
+            selector: scale.selector.clone().map_or(Selector::None, Selector::Text),
+        }),
+    }
+}
+
+fn at<'a>(object: &'a Object, path: &[String]) -> Option<&'a Value> {
+    let keys: Vec<&str> = path.iter().map(String::as_str).collect();
+    object.at(&keys)
+}
+
+fn selector_text(object: &Object, selector: &Selector) -> Option<String> {
+    match selector {
+        Selector::None => None,
+        Selector::Text(path) => at(object, path).and_then(Value::as_str).map(Into::into),
+        Selector::Map(path) => {
+            let map = at(object, path)?.as_object()?;
+            let mut pairs: Vec<String> =
+                map.iter().filter_map(|(k, v)| Some(format!("{k}={}", v.as_str()?))).collect();
+            pairs.sort();
+            Some(pairs.join(","))
+        }
+        Selector::Labels(path) => {
+            let typed = serde_json::from_value(at(object, path)?.clone()).ok()?;
+            let mut all = LabelSelector::from_api(&typed).ok()?;
+            all.requirements.sort_by(|a, b| a.key.cmp(&b.key));
+            Some(all.to_string())
+        }
+    }
+}
+
+/// The `Scale` of an object.
+fn scale_of(object: &Object, paths: &Paths) -> Object {
+    let mut metadata = Map::new();
+    for key in ["name", "namespace", "uid", "resourceVersion", "creationTimestamp"] {
+        if let Some(value) = object.metadata().and_then(|m| m.get(key)) {
+            metadata.insert(key.into(), value.clone());
+        }
+    }
+    let number = |path: &[String]| at(object, path).and_then(Value::as_i64).unwrap_or(0);
+    let wanted = number(&paths.spec);
+    let mut status = json!({ "replicas": number(&paths.status) });
+    if let Some(text) = selector_text(object, &paths.selector).filter(|t| !t.is_empty()) {
+        status["selector"] = text.into();
+    }
+    let spec = if wanted == 0 { json!({}) } else { json!({ "replicas": wanted }) };
+    let value = json!({
+        "kind": "Scale", "apiVersion": "autoscaling/v1", "metadata": metadata, "spec": spec, "status": status,
+    });
+    Object::from_value(value).unwrap_or_default()
+}
+
+/// Answers get, update and patch of a scale.
+///
+/// # Errors
+/// When the object does not exist or the number is refused.
+pub(crate) async fn serve(work: &Work<'_>, body: &Bytes, verb: &str) -> Result<Answer, Status> {
+    let paths = paths(work.resource).ok_or_else(Status::no_such_path)?;
+    if verb == "get" {
+        let entry = read::current(work.core, work.call, work.resource).await?;
+        let object = convert::to_served(work.resource, entry.object())?;
+        return Ok(answer(work, &scale_of(&object, &paths)));
+    }
+    let gvk = Gvk::new("autoscaling", "v1", "Scale");
+    let name = work.call.info.name.clone();
+    let sent = if verb == "update" {
+        let mut sent = work.decode_as(body, negotiate::body_type(&work.call.headers)?, &gvk)?;
+        work.place(&mut sent, &name)?;
+        Some(sent)
+    } else {
+        None
+    };
+    let done = update_object(work, &name, Mode::Scale, false, |old| {
+        let present = scale_of(old, &paths);
+        let scale = match &sent {
+            Some(sent) => sent.clone(),
+            None => patched_as(work, &present, body, &gvk)?,
+        };
+        let wanted = scale.at(&["spec", "replicas"]).and_then(Value::as_i64).unwrap_or(0);
+        if wanted < 0 {
+            let cause = wasmk_api::Cause {
+                reason: "FieldValueInvalid".into(),
+                message: format!("Invalid value: {wanted}: must be greater than or equal to 0"),
+                field: "spec.replicas".into(),
+            };
+            return Err(Status::invalid(&gvk.group_kind(), &name, &[cause]));
+        }
+        let mut new = old.clone();
+        new.set_meta("resourceVersion", scale.resource_version());
+        set(&mut new.0, &paths.spec, wanted.into());
+        Ok(new)
+    })
+    .await?;
+    Ok(answer(work, &scale_of(&done.into_object(), &paths)))
+}
+
+fn set(map: &mut Map<String, Value>, path: &[String], value: Value) {
+    match path {
+        [] => {}
+        [last] => {
+            map.insert(last.clone(), value);
+        }
+        [first, rest @ ..] => {
+            let inner = map.entry(first.clone()).or_insert_with(|| json!({}));
+            if let Some(inner) = inner.as_object_mut() {
+                set(inner, rest, value);
+            }
+        }
+    }
+}
+
+fn answer(work: &Work<'_>, scale: &Object) -> Answer {
+    let wanted = crate::http::Wanted { form: crate::http::Form::Whole, ..work.call.wanted };
+    respond::value_as(StatusCode::OK, wanted, &Value::Object(scale.0.clone()))
+}

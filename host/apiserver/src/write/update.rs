@@ -1,0 +1,240 @@
+//! Replacing objects, and what updates and patches share.
+
+use bytes::Bytes;
+use http::StatusCode;
+use serde_json::Value;
+use wasmk_api::{Cause, Object, Status};
+
+use super::{Work, Written, meta, put, remove};
+use crate::{admission, alloc, convert, http::Answer, machine, read, table::Nature};
+
+/// How often a change is tried anew after somebody else was faster.
+const ATTEMPTS: usize = 16;
+/// The conflict everybody knows.
+pub(crate) const MODIFIED: &str =
+    "the object has been modified; please apply your changes to the latest version and try again";
+
+/// Which part of an object an update may change.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Mode {
+    /// Everything but the status.
+    Main,
+    /// The status alone.
+    Status,
+    /// The number of replicas: as the main resource, in the name of `scale`.
+    Scale,
+    /// Whatever the subresource of that name changed itself.
+    Free(&'static str),
+}
+
+impl Mode {
+    /// The subresource's name, empty for the main resource.
+    pub(crate) fn subresource(self) -> &'static str {
+        match self {
+            Self::Main => "",
+            Self::Status => "status",
+            Self::Scale => "scale",
+            Self::Free(name) => name,
+        }
+    }
+}
+
+/// What an update came to.
+#[derive(Debug)]
+pub(crate) enum Done {
+    /// The object did not exist and was created.
+    Created(Object),
+    /// The object as it is now, whether or not it changed.
+    Updated(Object),
+    /// The update removed the last thing that kept the object; its last state.
+    Removed(Object),
+}
+
+impl Done {
+    /// The object.
+    pub(crate) fn into_object(self) -> Object {
+        match self {
+            Self::Created(object) | Self::Updated(object) | Self::Removed(object) => object,
+        }
+    }
+}
+
+/// Answers `update` of an object or its status.
+///
+/// # Errors
+/// When the object is refused.
+pub(crate) async fn update(work: &Work<'_>, body: &Bytes, mode: Mode) -> Result<Answer, Status> {
+    let mut sent = work.decode(body)?;
+    let name = work.call.info.name.clone();
+    work.place(&mut sent, &name)?;
+    let creates = mode == Mode::Main && work.resource.kind().creates_on_update() && sent.resource_version().is_empty();
+    if sent.resource_version().is_empty() && !unconditional(work) {
+        let exists = work.core.caches.catch_up().await.map(|_| {
+            work.resource.cache.get(&crate::cache::key(work.namespace(), &name)).is_some()
+        })?;
+        if exists || !creates {
+            return Err(if exists { must_name_version(work, &name) } else { work.not_found(&name) });
+        }
+    }
+    let done = update_object(work, &name, mode, creates, |_| Ok(sent.clone())).await?;
+    let code = if matches!(done, Done::Created(_)) { StatusCode::CREATED } else { StatusCode::OK };
+    read::object(work.core, work.call, work.resource, code, &done.into_object())
+}
+
+fn unconditional(work: &Work<'_>) -> bool {
+    match &work.resource.nature {
+        Nature::Builtin(kind) => kind.allows_unconditional_update(),
+        Nature::Custom(_) => false,
+    }
+}
+
+fn must_name_version(work: &Work<'_>, name: &str) -> Status {
+    let cause = Cause {
+        reason: "FieldValueInvalid".into(),
+        message: "Invalid value: 0: must be specified for an update".into(),
+        field: "metadata.resourceVersion".into(),
+    };
+    Status::invalid(&work.resource.group_kind(), name, &[cause])
+}
+
+/// Changes an object: `change` makes the new one from the present one and is called again when somebody else was
+/// faster. With `creates`, an object that does not exist is made from an empty one.
+///
+/// # Errors
+/// When the change is refused, or the object it was made for has changed.
+pub(crate) async fn update_object(
+    work: &Work<'_>,
+    name: &str,
+    mode: Mode,
+    creates: bool,
+    change: impl Fn(&Object) -> Result<Object, Status>,
+) -> Result<Done, Status> {
+    for _ in 0..ATTEMPTS {
+        work.core.caches.catch_up().await?;
+        let key = crate::cache::key(work.namespace(), name);
+        let Some(entry) = work.resource.cache.get(&key) else {
+            if !creates {
+                return Err(work.not_found(name));
+            }
+            let object = change(&Object::default())?;
+            return Box::pin(super::create_object(work, object)).await.map(Done::Created);
+        };
+        let old = convert::to_served(work.resource, entry.object())?;
+        let mut new = change(&old)?;
+        let wanted = new.resource_version();
+        if !wanted.is_empty() && wanted != old.resource_version() {
+            return Err(Status::conflict(&work.resource.group_resource(), name, MODIFIED));
+        }
+        let pinned = !wanted.is_empty() && wanted != "0";
+        let unpinned_change = change_ignores_version(&new, &old);
+        if let Some(done) = finish(work, &mut new, &old, mode, entry.revision).await? {
+            return Ok(done);
+        }
+        if pinned && !unpinned_change {
+            return Err(Status::conflict(&work.resource.group_resource(), name, MODIFIED));
+        }
+    }
+    Err(Status::conflict(&work.resource.group_resource(), name, MODIFIED))
+}
+
+/// A change made from the present object repeats its version, which pins nothing: it can be made again.
+fn change_ignores_version(new: &Object, old: &Object) -> bool {
+    new.resource_version() == old.resource_version()
+}
+
+/// Takes a changed object through the rest of the way; `None` when somebody else was faster.
+async fn finish(
+    work: &Work<'_>,
+    new: &mut Object,
+    old: &Object,
+    mode: Mode,
+    revision: u64,
+) -> Result<Option<Done>, Status> {
+    let resource = work.resource;
+    if new.namespace().is_empty() && !old.namespace().is_empty() {
+        new.set_meta("namespace", old.namespace());
+    }
+    if matches!(mode, Mode::Main | Mode::Scale) {
+        admission::mutate(work, new, Some(old)).await?;
+    }
+    meta::carry(new, old, &resource.group_resource())?;
+    prepare(work, new, old, mode);
+    new.set_meta("resourceVersion", old.resource_version());
+    for warning in machine::warnings(resource, new, Some(old)) {
+        work.call.warn(warning);
+    }
+    machine::validate_update(resource, new, old, mode)?;
+    machine::manage_update(work, new, old, mode)?;
+    admission::validate(work, Some(new), Some(old)).await?;
+    meta::order(new);
+    if is_released(new) && mode != Mode::Status {
+        let claims = alloc::releases(work, old);
+        return Ok(match remove(work, old, revision, claims).await? {
+            Written::Done(_) => Some(Done::Removed(new.clone())),
+            _ => None,
+        });
+    }
+    if machine::same(new, old) {
+        return Ok(Some(Done::Updated(old.clone())));
+    }
+    let claims = alloc::claims(work, new, Some(old))?;
+    Ok(match put(work, new, revision, claims).await? {
+        Written::Done(_) => Some(Done::Updated(new.clone())),
+        _ => None,
+    })
+}
+
+/// Whether nothing keeps an object that is being deleted.
+pub(crate) fn is_released(object: &Object) -> bool {
+    let grace = object.metadata().and_then(|m| m.get("deletionGracePeriodSeconds")).and_then(Value::as_i64);
+    let spec_finalizers = object.kind() == "Namespace"
+        && object.at(&["spec", "finalizers"]).and_then(Value::as_array).is_some_and(|f| !f.is_empty());
+    object.is_deleting() && object.finalizers().next().is_none() && grace.unwrap_or(0) == 0 && !spec_finalizers
+}
+
+fn prepare(work: &Work<'_>, new: &mut Object, old: &Object, mode: Mode) {
+    match (&work.resource.nature, mode) {
+        (_, Mode::Free(_)) => {}
+        (Nature::Builtin(kind), Mode::Status) => kind.prepare_status(new, old),
+        (Nature::Builtin(kind), Mode::Main | Mode::Scale) => {
+            kind.prepare_update(new, old);
+            if kind.has_generation() && kind.spec_changed(new, old) {
+                meta::set_generation(new, old.generation() + 1);
+            }
+        }
+        (Nature::Custom(_), Mode::Status) => {
+            let status = new.0.get("status").cloned();
+            let managed = new.metadata().and_then(|m| m.get("managedFields")).cloned();
+            *new = old.clone();
+            new.set_meta("managedFields", managed.unwrap_or(Value::Null));
+            set(new, "status", status);
+        }
+        (Nature::Custom(version), Mode::Main | Mode::Scale) => {
+            if version.has_status {
+                set(new, "status", old.0.get("status").cloned());
+            }
+            let strip = |object: &Object| {
+                let mut rest = object.0.clone();
+                rest.shift_remove("metadata");
+                if version.has_status {
+                    rest.shift_remove("status");
+                }
+                rest
+            };
+            if strip(new) != strip(old) {
+                meta::set_generation(new, old.generation() + 1);
+            }
+        }
+    }
+}
+
+fn set(object: &mut Object, key: &str, value: Option<Value>) {
+    match value {
+        Some(value) => {
+            object.0.insert(key.into(), value);
+        }
+        None => {
+            object.0.shift_remove(key);
+        }
+    }
+}

@@ -27,6 +27,7 @@ mod replicas;
 mod replicaset;
 mod replicationcontroller;
 mod root_ca;
+pub mod scheduler;
 mod serviceaccount;
 mod taint_eviction;
 

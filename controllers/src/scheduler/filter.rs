@@ -1,0 +1,203 @@
+//! Which nodes a pod may go to: a list of small questions, asked in order until one says no.
+
+use std::collections::{BTreeMap, HashSet};
+
+use k8s_openapi::api::core::v1::{NodeSelector, NodeSelectorRequirement, NodeSelectorTerm, Taint};
+use wasmk_api::{Operator, Requirement};
+
+use crate::taint_eviction::tolerates;
+
+use super::{
+    cycle::Cycle,
+    explain::Rejection,
+    snapshot::{NodeInfo, PodInfo},
+};
+
+/// One question. The cycle holds what was worked out once for all nodes.
+pub(super) type Filter = fn(&PodInfo, &NodeInfo, &Cycle) -> Result<(), Rejection>;
+
+/// All questions: cheap and often decisive ones first.
+pub(super) const FILTERS: &[Filter] = &[
+    unschedulable,
+    node_name,
+    taints,
+    node_affinity,
+    runtime_handler,
+    host_ports,
+    resources,
+    volumes,
+    topology_spread,
+    pod_affinity,
+];
+
+/// Whether the node may take the pod.
+pub(super) fn admit(pod: &PodInfo, node: &NodeInfo, cycle: &Cycle) -> Result<(), Rejection> {
+    FILTERS.iter().try_for_each(|filter| filter(pod, node, cycle))
+}
+
+fn unschedulable(pod: &PodInfo, node: &NodeInfo, _: &Cycle) -> Result<(), Rejection> {
+    let marked = node.node.spec.as_ref().and_then(|s| s.unschedulable) == Some(true);
+    let mark = || Taint {
+        key: "node.kubernetes.io/unschedulable".into(),
+        effect: "NoSchedule".into(),
+        ..Default::default()
+    };
+    if !marked || pod.tolerations().iter().any(|t| tolerates(t, &mark())) {
+        return Ok(());
+    }
+    Err(Rejection::by_node("NodeUnschedulable", "node(s) were unschedulable"))
+}
+
+fn node_name(pod: &PodInfo, node: &NodeInfo, _: &Cycle) -> Result<(), Rejection> {
+    match pod.spec().and_then(|s| s.node_name.as_deref()) {
+        Some(name) if !name.is_empty() && name != node.name => {
+            Err(Rejection::by_node("NodeName", "node(s) didn't match the requested node name"))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn taints(pod: &PodInfo, node: &NodeInfo, _: &Cycle) -> Result<(), Rejection> {
+    let repels = |t: &&Taint| {
+        matches!(&*t.effect, "NoSchedule" | "NoExecute") && !pod.tolerations().iter().any(|o| tolerates(o, t))
+    };
+    match node.taints().find(repels) {
+        None => Ok(()),
+        Some(taint) => {
+            let value = taint.value.as_deref().unwrap_or("");
+            let reason = format!("node(s) had untolerated taint {{{}: {value}}}", taint.key);
+            Err(Rejection::by_node("TaintToleration", reason))
+        }
+    }
+}
+
+fn node_affinity(pod: &PodInfo, node: &NodeInfo, cycle: &Cycle) -> Result<(), Rejection> {
+    if fits_affinity(pod, node) && cycle.class_selector.as_ref().is_none_or(|s| selected(s, node)) {
+        return Ok(());
+    }
+    Err(Rejection::by_node("NodeAffinity", "node(s) didn't match Pod's node affinity/selector"))
+}
+
+fn selected(wanted: &BTreeMap<String, String>, node: &NodeInfo) -> bool {
+    wanted.iter().all(|(key, value)| node.label(key) == Some(value))
+}
+
+/// Whether the pod's node selector and required node affinity allow the node.
+pub(super) fn fits_affinity(pod: &PodInfo, node: &NodeInfo) -> bool {
+    let Some(spec) = pod.spec() else { return true };
+    let affinity = spec.affinity.as_ref().and_then(|a| a.node_affinity.as_ref());
+    let required = affinity.and_then(|a| a.required_during_scheduling_ignored_during_execution.as_ref());
+    spec.node_selector.as_ref().is_none_or(|s| selected(s, node)) && required.is_none_or(|r| selects(r, node))
+}
+
+/// Whether any term of a selector matches the node.
+pub(super) fn selects(selector: &NodeSelector, node: &NodeInfo) -> bool {
+    selector.node_selector_terms.iter().any(|term| term_matches(term, node))
+}
+
+/// Whether all of a term's requirements hold; an empty term matches nothing.
+pub(super) fn term_matches(term: &NodeSelectorTerm, node: &NodeInfo) -> bool {
+    let (labels, fields) = (term.match_expressions.iter().flatten(), term.match_fields.iter().flatten());
+    if labels.clone().next().is_none() && fields.clone().next().is_none() {
+        return false;
+    }
+    let by_label = labels.map(|r| (r, node.label(&r.key)));
+    let by_field = fields.map(|r| (r, (r.key == "metadata.name").then_some(node.name.as_str())));
+    by_label.chain(by_field).all(|(r, value)| requirement(r).is_some_and(|r| r.matches(value)))
+}
+
+fn requirement(wanted: &NodeSelectorRequirement) -> Option<Requirement> {
+    let values = || wanted.values.clone().unwrap_or_default();
+    let number = || values().first()?.parse().ok();
+    let operator = match &*wanted.operator {
+        "In" => Operator::In(values()),
+        "NotIn" => Operator::NotIn(values()),
+        "Exists" => Operator::Exists,
+        "DoesNotExist" => Operator::DoesNotExist,
+        "Gt" => Operator::Gt(number()?),
+        "Lt" => Operator::Lt(number()?),
+        _ => return None,
+    };
+    Some(Requirement { key: wanted.key.clone(), operator })
+}
+
+/// A node that says which runtimes it has must have the pod's.
+fn runtime_handler(_: &PodInfo, node: &NodeInfo, cycle: &Cycle) -> Result<(), Rejection> {
+    let Some(wanted) = &cycle.runtime_handler else { return Ok(()) };
+    let offered = node.node.status.as_ref().and_then(|s| s.runtime_handlers.as_deref()).unwrap_or(&[]);
+    if offered.is_empty() || offered.iter().any(|h| h.name.as_ref() == Some(wanted)) {
+        return Ok(());
+    }
+    Err(Rejection::by_node("RuntimeHandler", format!("node(s) didn't offer runtime handler {wanted:?}")))
+}
+
+fn host_ports(pod: &PodInfo, node: &NodeInfo, _: &Cycle) -> Result<(), Rejection> {
+    let any = |ip: &str| ip == "0.0.0.0" || ip == "::";
+    let clash = |(protocol, ip, port): &(String, String, i32)| {
+        node.ports.iter().any(|(p, i, n)| p == protocol && n == port && (i == ip || any(i) || any(ip)))
+    };
+    if !pod.ports.iter().any(clash) {
+        return Ok(());
+    }
+    let reason = "node(s) didn't have free ports for the requested pod ports";
+    Err(Rejection::by_pods("NodePorts", vec![reason.into()]))
+}
+
+fn resources(pod: &PodInfo, node: &NodeInfo, _: &Cycle) -> Result<(), Rejection> {
+    let (want, all, used) = (&pod.requests, &node.allocatable, &node.requested);
+    let mut lacks = Vec::new();
+    if used.pods + 1 > all.pods {
+        lacks.push("Too many pods".to_owned());
+    }
+    let mut need = |name: &str, want: i64, all: i64, used: i64| {
+        if want > 0 && want > all - used {
+            lacks.push(format!("Insufficient {name}"));
+        }
+    };
+    need("cpu", want.cpu, all.cpu, used.cpu);
+    need("memory", want.memory, all.memory, used.memory);
+    need("ephemeral-storage", want.storage, all.storage, used.storage);
+    for (name, amount) in &want.other {
+        let of = |map: &BTreeMap<String, i64>| map.get(name).copied().unwrap_or(0);
+        need(name, *amount, of(&all.other), of(&used.other));
+    }
+    if lacks.is_empty() { Ok(()) } else { Err(Rejection::by_pods("NodeResourcesFit", lacks)) }
+}
+
+fn volumes(_: &PodInfo, node: &NodeInfo, cycle: &Cycle) -> Result<(), Rejection> {
+    if cycle.volume_nodes.iter().all(|selector| selects(selector, node)) {
+        return Ok(());
+    }
+    Err(Rejection::by_node("VolumeBinding", "node(s) didn't match PersistentVolume's node affinity"))
+}
+
+fn topology_spread(_: &PodInfo, node: &NodeInfo, cycle: &Cycle) -> Result<(), Rejection> {
+    const NAME: &str = "PodTopologySpread";
+    let base = "node(s) didn't match pod topology spread constraints";
+    for constraint in &cycle.spread {
+        let Some(value) = node.label(&constraint.topology) else {
+            return Err(Rejection::by_node(NAME, format!("{base} (missing required label)")));
+        };
+        if constraint.skew_with(value) > constraint.max_skew {
+            return Err(Rejection::by_pods(NAME, vec![base.into()]));
+        }
+    }
+    Ok(())
+}
+
+fn pod_affinity(_: &PodInfo, node: &NodeInfo, cycle: &Cycle) -> Result<(), Rejection> {
+    const NAME: &str = "InterPodAffinity";
+    if !cycle.near.is_satisfied(node) {
+        return Err(Rejection::by_node(NAME, "node(s) didn't match pod affinity rules"));
+    }
+    let forbidden =
+        |places: &HashSet<(String, String)>| places.iter().any(|(key, value)| node.label(key) == Some(value));
+    if forbidden(&cycle.far) {
+        return Err(Rejection::by_pods(NAME, vec!["node(s) didn't match pod anti-affinity rules".into()]));
+    }
+    if forbidden(&cycle.shunned) {
+        let reason = "node(s) didn't satisfy existing pods anti-affinity rules";
+        return Err(Rejection::by_pods(NAME, vec![reason.into()]));
+    }
+    Ok(())
+}

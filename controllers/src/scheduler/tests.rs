@@ -1,0 +1,249 @@
+//! Where pods go, as tables.
+
+use serde_json::{Value, json};
+
+use super::*;
+
+/// `name [cpu=N] [memory=Mi] [pods=N] [KEY:VALUE label] [taint=KEY] [avoid=KEY] [cordoned]
+/// [handler=NAME]`.
+fn node(text: &str) -> Arc<Node> {
+    let mut words = text.split_whitespace();
+    let name = words.next().unwrap();
+    let mut allocatable = json!({"cpu": "4", "memory": "8Gi", "pods": "110"});
+    let mut labels = json!({"kubernetes.io/hostname": name});
+    let mut spec = json!({"taints": []});
+    let mut handlers = Vec::new();
+    for word in words {
+        match word.split_once('=') {
+            Some(("memory", value)) => allocatable["memory"] = json!(format!("{value}Mi")),
+            Some(("taint", key)) => spec["taints"] = json!([{"key": key, "effect": "NoSchedule"}]),
+            Some(("avoid", key)) => spec["taints"] = json!([{"key": key, "effect": "PreferNoSchedule"}]),
+            Some(("handler", value)) => handlers.push(json!({"name": value})),
+            Some((resource, value)) => allocatable[resource] = json!(value),
+            None if word == "cordoned" => spec["unschedulable"] = json!(true),
+            None => {
+                let (key, value) = word.split_once(':').unwrap();
+                labels[key] = json!(value);
+            }
+        }
+    }
+    let meta = json!({"name": name, "uid": name, "labels": labels});
+    let status = json!({"allocatable": allocatable, "runtimeHandlers": handlers});
+    Arc::new(serde_json::from_value(json!({"metadata": meta, "spec": spec, "status": status})).unwrap())
+}
+
+/// A pod of app `web`, with extra fields of its spec.
+fn pod(name: &str, spec: Value) -> Arc<PodInfo> {
+    let mut whole = json!({
+        "metadata": {"name": name, "namespace": "ns", "uid": name, "labels": {"app": "web"},
+            "ownerReferences": [{"apiVersion": "apps/v1", "kind": "ReplicaSet", "name": "web", "uid": "rs", "controller": true}]},
+        "spec": {"containers": [{"name": "c", "image": "img"}]},
+    });
+    for (key, value) in spec.as_object().unwrap() {
+        whole["spec"][key] = value.clone();
+    }
+    Arc::new(PodInfo::new(Arc::new(serde_json::from_value(whole).unwrap())))
+}
+
+fn asking(cpu: &str) -> Value {
+    json!({"containers": [{"name": "c", "resources": {"requests": {"cpu": cpu}}}]})
+}
+
+fn cluster(nodes: &[&str], placed: &[(&str, Arc<PodInfo>)]) -> Cluster {
+    let mut cluster = Cluster::default();
+    nodes.iter().for_each(|n| cluster.put_node(node(n)));
+    placed.iter().for_each(|(node, pod)| cluster.place(node, pod.clone()));
+    cluster
+}
+
+fn decide(cluster: &Cluster, pod: &PodInfo, class: Option<&RuntimeClass>) -> String {
+    let snapshot = cluster.snapshot();
+    let cycle = Cycle::new(pod, &snapshot, class, Vec::new());
+    match choose(pod, &snapshot, &cycle, 0) {
+        Ok((index, _)) => snapshot.nodes[index].name.clone(),
+        Err(rejections) => {
+            let all: Vec<_> = rejections.into_iter().map(|(_, r)| r).collect();
+            explain::message(snapshot.nodes.len(), &all)
+        }
+    }
+}
+
+fn check(nodes: &[&str], placed: &[(&str, Value)], spec: Value, expect: &str) {
+    let name = |i: usize| format!("old{i}");
+    let placed: Vec<_> =
+        placed.iter().enumerate().map(|(i, (n, s))| (*n, pod(&name(i), s.clone()))).collect();
+    assert_eq!(decide(&cluster(nodes, &placed), &pod("new", spec.clone()), None), expect, "{spec}");
+}
+
+#[test]
+fn resources_decide_what_fits() {
+    let half = || asking("500m");
+    let full = [("a", half()), ("a", half()), ("a", half()), ("a", half())];
+    check(&["a cpu=2"], &full[..3], half(), "a");
+    check(&["a cpu=2"], &full, half(), "0/1 nodes are available: 1 Insufficient cpu.");
+    check(&["a cpu=2", "b cpu=1"], &full, half(), "b");
+    check(&["a pods=1"], &full[..1], json!({}), "0/1 nodes are available: 1 Too many pods.");
+    check(&["a"], &[], asking("9"), "0/1 nodes are available: 1 Insufficient cpu.");
+    check(&[], &[], json!({}), "no nodes available to schedule pods");
+    let gpu = json!({"containers": [{"name": "c", "resources": {"requests": {"example.com/gpu": "1"}}}]});
+    check(&["a"], &[], gpu.clone(), "0/1 nodes are available: 1 Insufficient example.com/gpu.");
+    check(&["a", "b example.com/gpu=1"], &[], gpu, "b");
+    let init = json!({"initContainers": [{"name": "i", "resources": {"requests": {"cpu": "3"}}}],
+        "overhead": {"cpu": "2"}});
+    check(&["a"], &[], init, "0/1 nodes are available: 1 Insufficient cpu.");
+}
+
+#[test]
+fn labels_taints_and_names_are_respected() {
+    check(&["a", "b disk:ssd"], &[], json!({"nodeSelector": {"disk": "ssd"}}), "b");
+    check(
+        &["a"],
+        &[],
+        json!({"nodeSelector": {"disk": "ssd"}}),
+        "0/1 nodes are available: 1 node(s) didn't match Pod's node affinity/selector.",
+    );
+    let wants = |op: &str, values: Value| {
+        json!({"affinity": {"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms":
+            [{"matchExpressions": [{"key": "n", "operator": op, "values": values}]}]}}}})
+    };
+    check(&["a n:1", "b n:5"], &[], wants("Gt", json!(["3"])), "b");
+    check(&["a n:1", "b n:5"], &[], wants("NotIn", json!(["1"])), "b");
+    check(
+        &["a taint=x", "b cordoned"],
+        &[],
+        json!({}),
+        "0/2 nodes are available: 1 node(s) had untolerated taint {x: }, 1 node(s) were unschedulable.",
+    );
+    check(&["a taint=x"], &[], json!({"tolerations": [{"operator": "Exists"}]}), "a");
+    check(&["a avoid=x", "b"], &[("b", asking("3"))], json!({}), "b");
+    check(&["a avoid=x"], &[], json!({}), "a");
+    check(&["a", "b"], &[], json!({"nodeName": "b"}), "b");
+}
+
+#[test]
+fn a_port_of_the_node_is_given_once() {
+    let port = |ip: &str| json!({"containers": [{"name": "c", "ports": [{"containerPort": 80, "hostPort": 80, "hostIP": ip}]}]});
+    check(&["a", "b"], &[("a", port(""))], port("10.0.0.1"), "b");
+    check(&["a"], &[("a", port("10.0.0.2"))], port("10.0.0.1"), "a");
+    check(
+        &["a"],
+        &[("a", port("10.0.0.1"))],
+        port("10.0.0.1"),
+        "0/1 nodes are available: 1 node(s) didn't have free ports for the requested pod ports.",
+    );
+}
+
+#[test]
+fn a_runtime_must_be_offered() {
+    let class: RuntimeClass =
+        serde_json::from_value(json!({"metadata": {"name": "wasm"}, "handler": "wasmtime"})).unwrap();
+    let pod = pod("p", json!({"runtimeClassName": "wasm"}));
+    let at = |nodes: &[&str]| decide(&cluster(nodes, &[]), &pod, Some(&class));
+    assert_eq!(at(&["a handler=runc", "b handler=wasmtime"]), "b");
+    assert_eq!(at(&["a"]), "a", "a node that says nothing is trusted");
+    assert_eq!(
+        at(&["a handler=runc"]),
+        "0/1 nodes are available: 1 node(s) didn't offer runtime handler \"wasmtime\"."
+    );
+}
+
+#[test]
+fn affinity_and_its_opposite() {
+    let term =
+        json!([{"labelSelector": {"matchLabels": {"app": "web"}}, "topologyKey": "kubernetes.io/hostname"}]);
+    let rule =
+        |kind: &str| json!({"affinity": {kind: {"requiredDuringSchedulingIgnoredDuringExecution": term}}});
+    check(&["a", "b"], &[("b", json!({}))], rule("podAffinity"), "b");
+    check(&["a"], &[], rule("podAffinity"), "a");
+    check(&["a", "b"], &[("a", json!({}))], rule("podAntiAffinity"), "b");
+    check(
+        &["a"],
+        &[("a", json!({}))],
+        rule("podAntiAffinity"),
+        "0/1 nodes are available: 1 node(s) didn't match pod anti-affinity rules.",
+    );
+    check(
+        &["a"],
+        &[("a", rule("podAntiAffinity"))],
+        json!({}),
+        "0/1 nodes are available: 1 node(s) didn't satisfy existing pods anti-affinity rules.",
+    );
+    let wish = json!({"affinity": {"podAffinity": {"preferredDuringSchedulingIgnoredDuringExecution":
+        [{"weight": 100, "podAffinityTerm": term[0]}]}}});
+    check(&["a", "b"], &[("b", asking("1"))], wish, "b");
+}
+
+#[test]
+fn spreading_hard_soft_and_by_default() {
+    let spread = |when: &str| {
+        json!({"topologySpreadConstraints": [{"maxSkew": 1, "topologyKey": "zone", "whenUnsatisfiable": when,
+            "labelSelector": {"matchLabels": {"app": "web"}}}]})
+    };
+    let nodes = ["a zone:1", "b zone:2"];
+    check(&nodes, &[("a", json!({}))], spread("DoNotSchedule"), "b");
+    check(&nodes, &[("a", json!({}))], spread("ScheduleAnyway"), "b");
+    check(
+        &["a zone:1", "b zone:2 taint=x"],
+        &[("a", json!({}))],
+        spread("DoNotSchedule"),
+        "0/2 nodes are available: 1 node(s) didn't match pod topology spread constraints, \
+         1 node(s) had untolerated taint {x: }.",
+    );
+    check(&["a", "b", "c"], &[("a", json!({})), ("b", json!({}))], json!({}), "c");
+}
+
+#[test]
+fn the_account_follows_what_happens() {
+    let mut state = State::default();
+    state.cluster.put_node(node("a cpu=1"));
+    let whole = |name: &str, at: &str| {
+        let mut pod = (*pod(name, asking("1")).pod).clone();
+        pod.spec.as_mut().unwrap().node_name = (!at.is_empty()).then(|| at.to_owned());
+        Arc::new(pod)
+    };
+    let (waiting, bound) = (whole("p", ""), whole("p", "a"));
+    on_pod(&mut state, "default-scheduler", None, Some(&waiting));
+    let taken = state.queue.take().unwrap();
+    state.cluster.place("a", taken);
+    on_pod(&mut state, "default-scheduler", Some(&waiting), Some(&waiting));
+    assert!(state.queue.take().is_none(), "an assumed pod does not come back");
+    assert_eq!(
+        decide(&state.cluster, &pod("q", asking("1")), None),
+        "0/1 nodes are available: 1 Insufficient cpu."
+    );
+    on_pod(&mut state, "default-scheduler", Some(&waiting), Some(&bound));
+    assert_eq!(on_pod(&mut state, "default-scheduler", Some(&bound), None), Some(Change::PodGone));
+    assert_eq!(decide(&state.cluster, &pod("q", asking("1")), None), "a");
+    // A pod may be known before its node.
+    on_pod(&mut state, "default-scheduler", None, Some(&whole("r", "b")));
+    state.cluster.put_node(node("b cpu=1"));
+    state.cluster.remove_node("a");
+    assert_eq!(
+        decide(&state.cluster, &pod("q", asking("1")), None),
+        "0/1 nodes are available: 1 Insufficient cpu."
+    );
+}
+
+#[test]
+fn preemption_takes_the_least_important() {
+    let with = |name: &str, cpu: &str, priority: i32| {
+        let mut spec = asking(cpu);
+        spec["priority"] = json!(priority);
+        pod(name, spec)
+    };
+    let placed = [("a", with("a1", "1", 5)), ("a", with("a2", "1", 1)), ("b", with("b1", "2", 3))];
+    let cluster = cluster(&["a cpu=2", "b cpu=2", "c cordoned"], &placed);
+    let find = |pod: &PodInfo| {
+        let snapshot = cluster.snapshot();
+        let cycle = Cycle::new(pod, &snapshot, None, Vec::new());
+        let rejections = choose(pod, &snapshot, &cycle, 0).unwrap_err();
+        preempt::find(pod, &snapshot, &rejections, None, &[]).map(|v| {
+            let names: Vec<_> = v.pods.iter().map(|p| p.uid.clone()).collect();
+            format!("{} without {}", v.node, names.join(" "))
+        })
+    };
+    assert_eq!(find(&with("new", "1", 9)).as_deref(), Some("a without a2"));
+    assert_eq!(find(&with("new", "2", 9)).as_deref(), Some("b without b1"));
+    assert_eq!(find(&with("new", "2", 3)), None);
+    assert_eq!(find(&with("new", "5", 9)), None);
+}

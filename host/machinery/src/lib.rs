@@ -1,10 +1,12 @@
 //! What Kubernetes does to objects, as pure functions over one schema index: decode, default, prune,
 //! validate, discover, describe. Nothing here does I/O.
 
+pub mod apply;
 pub mod decode;
 pub mod default;
 pub mod field;
 pub mod names;
 pub mod normalize;
+pub mod patch;
 pub mod prune;
 pub mod schema;

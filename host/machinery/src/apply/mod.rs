@@ -1,0 +1,38 @@
+//! Field ownership: `metadata.managedFields` and server-side apply.
+//!
+//! Every write goes through a [`FieldManager`] of its kind, version and subresource:
+//!
+//! - create, update and every patch that is no apply patch: [`FieldManager::update`] with the stored
+//!   object (none on create) and the object as it came out of decoding, defaulting and the subresource's
+//!   own rules; it fills in `metadata.managedFields` of the new object and never fails;
+//! - an apply patch: [`FieldManager::apply`] with the configuration exactly as sent. Its result is then
+//!   defaulted, validated and stored as that of any other patch. Fields that lost their last owner are
+//!   gone or null in it, which decoding treats alike.
+//!
+//! The `scale` subresource keeps its owners in its parent: see [`scale`].
+//!
+//! Objects must come from the decoder, which bounds their nesting: the walks here are recursive.
+
+mod compare;
+mod element;
+mod error;
+mod last_applied;
+mod leaves;
+mod managed;
+mod manager;
+mod merge;
+mod remove;
+mod reset;
+pub mod scale;
+mod set;
+mod typed;
+mod validate;
+mod zero;
+
+pub use compare::Comparison;
+pub use element::Element;
+pub use error::{ApplyError, Conflict, FieldsError};
+pub use managed::{ANCIENT, BEFORE_FIRST_APPLY, MAX_UPDATE_MANAGERS, ManagerId, Operation};
+pub use manager::{FieldManager, Versions};
+pub use reset::Reset;
+pub use set::{Set, show_path};

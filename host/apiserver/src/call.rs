@@ -2,7 +2,6 @@
 
 use std::sync::Arc;
 
-use bytes::Bytes;
 use http::{HeaderMap, Method};
 use parking_lot::Mutex;
 use wasmk_api::Status;
@@ -88,7 +87,8 @@ impl Call {
         Ok(dry)
     }
 
-    fn options_kind(&self) -> &'static str {
+    /// The kind of the options that the request's verb reads from its query.
+    pub(crate) fn options_kind(&self) -> &'static str {
         match self.info.verb {
             "create" => "CreateOptions",
             "update" => "UpdateOptions",
@@ -109,11 +109,4 @@ pub(crate) fn bad_dry_run(value: &str, options: &str) -> Status {
             field: "dryRun".into(),
         }],
     )
-}
-
-/// The body of a request, and the media type it came with.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct Sent {
-    /// The bytes.
-    pub(crate) bytes: Bytes,
 }

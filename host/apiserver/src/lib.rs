@@ -39,4 +39,4 @@ mod write;
 pub use auth::{KeyError, User};
 pub use config::{Config, NoNodes, NodeDialer, NodeStream, ServiceRange, VersionInfo};
 pub use server::{ApiServer, StartError};
-pub use tls::serve_tls;
+pub use tls::{TlsError, serve_tls, tls_config};

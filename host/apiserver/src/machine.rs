@@ -3,6 +3,11 @@
 use bytes::Bytes;
 use serde_json::{Map, Value};
 use wasmk_api::{Cause, GroupKind, Gvk, Object, Status};
+use wasmk_machinery::{
+    decode::{self, FieldValidation, Format},
+    prune,
+    schema::KindSchema,
+};
 
 use crate::{
     call::Call,
@@ -20,11 +25,7 @@ const MAX_MANAGER: usize = 128;
 /// When it is too long or has characters that cannot be printed.
 pub(crate) fn check_manager(call: &Call, manager: &str) -> Result<(), Status> {
     let refuse = |message: String| {
-        let kind = match call.info.verb {
-            "create" => "CreateOptions",
-            "patch" => "PatchOptions",
-            _ => "UpdateOptions",
-        };
+        let kind = call.options_kind();
         let cause = Cause { reason: "FieldValueInvalid".into(), message, field: "fieldManager".into() };
         Err(Status::invalid(&GroupKind { group: "meta.k8s.io".into(), kind: kind.into() }, "", &[cause]))
     };
@@ -41,27 +42,77 @@ pub(crate) fn check_manager(call: &Call, manager: &str) -> Result<(), Status> {
     }
 }
 
+/// The schema of a kind as the resource serves it; `gvk` may also be the kind of a subresource.
+fn schema(resource: &Resource, gvk: &Gvk) -> Result<KindSchema, Status> {
+    match &resource.nature {
+        Nature::Custom(version) if version.gvk == *gvk => Ok(version.schema.clone()),
+        _ => KindSchema::built_in(gvk).ok_or_else(|| Status::internal(format!("no schema of {gvk}"))),
+    }
+}
+
+/// What the request says about unknown and repeated fields.
+///
+/// # Errors
+/// When it says none of the known words.
+fn validation(call: &Call) -> Result<FieldValidation, Status> {
+    let word = call.query.text("fieldValidation");
+    FieldValidation::parse(word).ok_or_else(|| {
+        let kind = call.options_kind();
+        let cause = Cause {
+            reason: "FieldValueNotSupported".into(),
+            message: format!(
+                "Unsupported value: {word:?}: supported values: \"\", \"Ignore\", \"Strict\", \"Warn\""
+            ),
+            field: "fieldValidation".into(),
+        };
+        Status::invalid(&GroupKind { group: "meta.k8s.io".into(), kind: kind.into() }, "", &[cause])
+    })
+}
+
 /// Reads a body as an object of a kind, with its defaults.
 ///
 /// # Errors
 /// When it is none.
 pub(crate) fn decode(
-    _call: &Call,
+    call: &Call,
     resource: &Resource,
     gvk: &Gvk,
     body: &Bytes,
     body_type: BodyType,
 ) -> Result<Object, Status> {
-    let value: Value = match body_type {
-        BodyType::Json => serde_json::from_slice(body).map_err(|e| Status::bad_request(e.to_string()))?,
-        BodyType::Yaml => serde_yaml::from_slice(body).map_err(|e| Status::bad_request(e.to_string()))?,
-        BodyType::Protobuf => return Err(Status::bad_request("protobuf")),
+    let format = match body_type {
+        BodyType::Json => Format::Json,
+        BodyType::Yaml => Format::Yaml,
+        BodyType::Protobuf => Format::Protobuf,
     };
-    let mut object = Object::from_value(value).ok_or_else(|| Status::bad_request("no object"))?;
-    if object.kind().is_empty() && object.api_version().is_empty() {
-        object.set_gvk(gvk);
+    let decoded = decode::decode(body, format, gvk, &schema(resource, gvk)?, validation(call)?)?;
+    decoded.warnings.into_iter().for_each(|warning| call.warn(warning));
+    let mut object = decoded.object;
+    if *gvk == resource.gvk {
+        default(resource, &mut object);
     }
-    default(resource, &mut object);
+    Ok(object)
+}
+
+/// Brings a JSON value that was patched together into the form of an object of a kind, with its defaults.
+///
+/// # Errors
+/// When a value has the wrong type, or with strict validation a field is unknown.
+pub(crate) fn convert(call: &Call, resource: &Resource, gvk: &Gvk, value: Value) -> Result<Object, Status> {
+    let decoded = decode::convert(value, &schema(resource, gvk)?)
+        .map_err(|error| Status::bad_request(format!("unable to convert the patched object to {gvk}: {error}")))?;
+    let mut object = decoded.object;
+    object.set_gvk(gvk);
+    match validation(call)? {
+        FieldValidation::Strict if !decoded.warnings.is_empty() => {
+            return Err(Status::bad_request(format!("strict decoding error: {}", decoded.warnings.join(", "))));
+        }
+        FieldValidation::Warn => decoded.warnings.into_iter().for_each(|warning| call.warn(warning)),
+        _ => {}
+    }
+    if *gvk == resource.gvk {
+        default(resource, &mut object);
+    }
     Ok(object)
 }
 
@@ -69,8 +120,16 @@ pub(crate) fn decode(
 ///
 /// # Errors
 /// When they cannot be read.
-pub(crate) fn decode_options(_call: &Call, body: &Bytes) -> Result<DeleteOptions, Status> {
-    serde_json::from_slice(body).map_err(|e| Status::bad_request(e.to_string()))
+pub(crate) fn decode_options(call: &Call, body: &Bytes) -> Result<DeleteOptions, Status> {
+    let format = match crate::http::negotiate::body_type(&call.headers)? {
+        BodyType::Json => Format::Json,
+        BodyType::Yaml => Format::Yaml,
+        BodyType::Protobuf => Format::Protobuf,
+    };
+    let schema = KindSchema::of_type("io.k8s.apimachinery.pkg.apis.meta.v1.DeleteOptions")
+        .ok_or_else(|| Status::internal("no schema of DeleteOptions"))?;
+    let object = decode::decode_options(body, format, &schema).map_err(Status::bad_request)?;
+    object.typed().map_err(|e| Status::bad_request(e.to_string()))
 }
 
 /// Fills in defaults.
@@ -148,7 +207,15 @@ pub(crate) fn same(new: &Object, old: &Object) -> bool {
 }
 
 /// Fills in the defaults of a custom resource.
-pub(crate) fn default_custom(_version: &crate::crd::CustomVersion, _object: &mut Object) {}
+pub(crate) fn default_custom(version: &crate::crd::CustomVersion, object: &mut Object) {
+    let schema = version.schema.schema();
+    let mut value = Value::Object(std::mem::take(&mut object.0));
+    wasmk_machinery::default::apply(&mut value, schema);
+    prune::prune_nulls(&mut value, schema);
+    if let Value::Object(map) = value {
+        object.0 = map;
+    }
+}
 
 /// What is wrong with a custom resource.
 pub(crate) fn validate_custom(

@@ -9,6 +9,8 @@ use hyper_util::{
     rt::{TokioExecutor, TokioIo, TokioTimer},
     server::conn::auto,
 };
+use rustls_pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject};
+use thiserror::Error;
 use tokio::{net::TcpListener, sync::Semaphore, time::timeout};
 use tokio_rustls::TlsAcceptor;
 use tower::ServiceExt;
@@ -32,26 +34,74 @@ const DRAIN: Duration = Duration::from_secs(5);
 /// Pause after a failed accept, for instance when descriptors ran out.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
-/// Serves a router over TLS until `shutdown` ends; then no new connection is accepted and open ones are given a few
-/// seconds. Client certificates are the configuration's matter: it should ask for them without requiring them.
+/// Why TLS cannot be served.
+#[derive(Debug, Error)]
+pub enum TlsError {
+    /// A PEM text does not hold what it should.
+    #[error("the {what} is no usable PEM: {why}")]
+    Pem {
+        /// Which one.
+        what: &'static str,
+        /// What is wrong.
+        why: String,
+    },
+    /// Certificate and key do not go together.
+    #[error("the server certificate cannot be used")]
+    Certificate(#[from] rustls::Error),
+    /// The authority of client certificates cannot be used.
+    #[error("client certificates cannot be verified")]
+    Clients(#[from] rustls::server::VerifierBuilderError),
+}
+
+/// The settings of a TLS listener: its certificate chain and key (PEM), and the authority whose client certificates
+/// are accepted. Clients may come without one.
+///
+/// # Errors
+/// When one of the texts is not what it should be.
+pub fn tls_config(cert: &str, key: &str, client_ca: &str) -> Result<Arc<rustls::ServerConfig>, TlsError> {
+    let pem = |what, error: rustls_pki_types::pem::Error| TlsError::Pem { what, why: error.to_string() };
+    let certificates = |what: &'static str, text: &str| {
+        CertificateDer::pem_slice_iter(text.as_bytes())
+            .map(|c| c.map(CertificateDer::into_owned).map_err(|e| pem(what, e)))
+            .collect::<Result<Vec<_>, _>>()
+    };
+    let chain = certificates("server certificate", cert)?;
+    let key = PrivateKeyDer::from_pem_slice(key.as_bytes()).map_err(|e| pem("server key", e))?;
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let mut roots = rustls::RootCertStore::empty();
+    for certificate in certificates("client authority", client_ca)? {
+        roots.add(certificate)?;
+    }
+    let clients = rustls::server::WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider.clone())
+        .allow_unauthenticated()
+        .build()?;
+    let mut config = rustls::ServerConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()?
+        .with_client_cert_verifier(clients)
+        .with_single_cert(chain, key)?;
+    config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+    Ok(Arc::new(config))
+}
+
+/// Serves a router over TLS until `shutdown` is cancelled; then no new connection is accepted and open ones are given
+/// a few seconds.
 pub async fn serve_tls(
     listener: TcpListener,
     tls: Arc<rustls::ServerConfig>,
     router: Router,
-    shutdown: impl Future<Output = ()> + Send,
+    shutdown: tokio_util::sync::CancellationToken,
 ) {
     let acceptor = TlsAcceptor::from(tls);
     let permits = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     let stop = tokio_util::sync::CancellationToken::new();
-    tokio::pin!(shutdown);
     loop {
         let permit = tokio::select! {
-            () = &mut shutdown => break,
+            () = shutdown.cancelled() => break,
             permit = permits.clone().acquire_owned() => permit,
         };
         let Ok(permit) = permit else { break };
         let stream = tokio::select! {
-            () = &mut shutdown => break,
+            () = shutdown.cancelled() => break,
             accepted = listener.accept() => accepted,
         };
         let stream = match stream {

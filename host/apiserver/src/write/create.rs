@@ -40,9 +40,13 @@ pub(crate) async fn create_object(work: &Work<'_>, mut object: Object) -> Result
         for warning in machine::warnings(work.resource, &object, None) {
             work.call.warn(warning);
         }
-        machine::validate_create(work.resource, &object)?;
+        if !work.trusted {
+            machine::validate_create(work.resource, &object)?;
+        }
         machine::manage_create(work, &mut object)?;
-        admission::validate(work, Some(&object), None).await?;
+        if !work.trusted {
+            admission::validate(work, Some(&object), None).await?;
+        }
         let claims = alloc::claims(work, &mut object, None)?;
         match put(work, &mut object, 0, claims).await? {
             Written::Done(_) => {

@@ -14,7 +14,7 @@ use crate::{
 };
 
 /// How often a delete is tried anew after somebody else was faster.
-const ATTEMPTS: usize = 16;
+const ATTEMPTS: usize = 128;
 
 /// What the client says about how to delete.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]

@@ -26,7 +26,6 @@ use crate::{
 pub(crate) use commit::{Claim, Written, put, remove};
 pub(crate) use create::{create, create_object};
 pub(crate) use delete::{DeleteOptions, delete, delete_collection, delete_object};
-pub(crate) use meta::stamp;
 pub(crate) use patch::{patch, patched, patched_as};
 pub(crate) use update::{Done, Mode, update, update_object};
 
@@ -40,6 +39,8 @@ pub(crate) struct Work<'a> {
     pub(crate) resource: &'a Arc<Resource>,
     /// Whether nothing is to be stored.
     pub(crate) dry_run: bool,
+    /// Whether the object is the server's own and needs no admission and validation.
+    pub(crate) trusted: bool,
     /// Who manages the fields that are written.
     pub(crate) manager: String,
     /// The present.
@@ -54,7 +55,8 @@ impl<'a> Work<'a> {
     pub(crate) fn new(core: &'a Arc<Core>, call: &'a Call, resource: &'a Arc<Resource>) -> Result<Self, Status> {
         let manager = call.field_manager();
         machine::check_manager(call, &manager)?;
-        Ok(Self { core, call, resource, dry_run: call.dry_run()?, manager, now: (core.config.clock)() })
+        let (dry_run, now) = (call.dry_run()?, (core.config.clock)());
+        Ok(Self { core, call, resource, dry_run, trusted: false, manager, now })
     }
 
     /// The namespace the request is about; empty for cluster-scoped resources.

@@ -42,11 +42,7 @@ pub(crate) fn patched_as(work: &Work<'_>, current: &Object, body: &Bytes, gvk: &
         "application/merge-patch+json" | "application/strategic-merge-patch+json" => merge(&mut value, &patch),
         _ => return Err(negotiate::unsupported("application/merge-patch+json")),
     }
-    let mut object = Object::from_value(value).ok_or_else(|| Status::bad_request("no object"))?;
-    if *gvk == work.resource.gvk {
-        crate::machine::default(work.resource, &mut object);
-    }
-    Ok(object)
+    crate::machine::convert(work.call, work.resource, gvk, value)
 }
 
 fn merge(target: &mut Value, patch: &Value) {

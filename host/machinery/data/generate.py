@@ -247,3 +247,12 @@ with open(out / "messages.tsv", "w") as f:
             spelling = SCALARS.get(kind) or short(open_name(kind), package)
             mark = "[" if label == "repeated" else "{" if label.startswith("map") else ""
             f.write(f"{number}\t{field}\t{mark}{spelling}\n")
+
+
+# Resources served by default: the stable versions.
+GROUP_VERSIONS = re.compile(r"^([a-z.0-9-]+/)?v\d+$")
+with open(facts / "resources.tsv") as f, open(out / "resources.tsv", "w") as g:
+    for line in f:
+        columns = line.rstrip("\n").split("\t")
+        if GROUP_VERSIONS.match(columns[0]):
+            g.write("\t".join(columns) + "\n")

@@ -9,4 +9,5 @@ pub mod names;
 pub mod normalize;
 pub mod patch;
 pub mod prune;
+pub mod resources;
 pub mod schema;

@@ -42,17 +42,22 @@ async fn apply(client: &Client, object: &Value) -> Result<()> {
 
 fn objects(running: &Running, ca: &str) -> Vec<Value> {
     let user = |name: &str| json!([{"kind": "User", "apiGroup": "rbac.authorization.k8s.io", "name": name}]);
-    let group = |name: &str| json!([{"kind": "Group", "apiGroup": "rbac.authorization.k8s.io", "name": name}]);
-    let controller = json!([{"kind": "ServiceAccount", "name": "controller", "namespace": "knative-serving"}]);
+    let group =
+        |name: &str| json!([{"kind": "Group", "apiGroup": "rbac.authorization.k8s.io", "name": name}]);
+    let controller =
+        json!([{"kind": "ServiceAccount", "name": "controller", "namespace": "knative-serving"}]);
     vec![
         json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "knative-serving"}}),
         json!({"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": "controller", "namespace": "knative-serving"}}),
-        cluster_role("knative-serving-controller", json!([
-            {"apiGroups": ["serving.knative.dev"], "resources": ["*"], "verbs": ["*"]},
-            {"apiGroups": ["apps"], "resources": ["deployments"], "verbs": ["*"]},
-            {"apiGroups": [""], "resources": ["pods"], "verbs": ["get", "list", "watch"]},
-            {"apiGroups": [""], "resources": ["events"], "verbs": ["create", "patch"]},
-        ])),
+        cluster_role(
+            "knative-serving-controller",
+            json!([
+                {"apiGroups": ["serving.knative.dev"], "resources": ["*"], "verbs": ["*"]},
+                {"apiGroups": ["apps"], "resources": ["deployments"], "verbs": ["*"]},
+                {"apiGroups": [""], "resources": ["pods"], "verbs": ["get", "list", "watch"]},
+                {"apiGroups": [""], "resources": ["events"], "verbs": ["create", "patch"]},
+            ]),
+        ),
         binding("knative-serving-controller", "knative-serving-controller", controller),
         binding("kubeadm:get-nodes", "system:node-bootstrapper", group("system:bootstrappers")),
         binding(
@@ -77,13 +82,19 @@ fn objects(running: &Running, ca: &str) -> Vec<Value> {
             "subjects": user("system:anonymous"),
         }),
         config_map("cluster-info", json!({"kubeconfig": cluster_info(running, ca)})),
-        config_map("local-registry-hosting", json!({
-            "localRegistryHosting.v1": format!("host: \"{}\"\n", running.registry),
-        })),
-        config_map("wasmk", json!({
-            "registry": running.registry.to_string(),
-            "gateway": running.gateway.to_string(),
-        })),
+        config_map(
+            "local-registry-hosting",
+            json!({
+                "localRegistryHosting.v1": format!("host: \"{}\"\n", running.registry),
+            }),
+        ),
+        config_map(
+            "wasmk",
+            json!({
+                "registry": running.registry.to_string(),
+                "gateway": running.gateway.to_string(),
+            }),
+        ),
         json!({
             "apiVersion": "node.k8s.io/v1", "kind": "RuntimeClass",
             "metadata": {"name": "wasmtime"}, "handler": "wasmtime",

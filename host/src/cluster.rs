@@ -3,7 +3,7 @@
 //! [`Cluster::start`] reads as the program's story: keys, store, API, listeners, then the parts that
 //! are ordinary clients of the API. Each part gets a client of its own identity.
 
-use std::{net::SocketAddr, path::PathBuf, str::FromStr, sync::Arc};
+use std::{net::SocketAddr, path::PathBuf, str::FromStr, sync::Arc, time::Duration};
 
 use anyhow::{Context, Result, bail};
 use kube::Client;
@@ -12,18 +12,24 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use wasmk_apiserver::{ApiServer, Config};
 use wasmk_functions::{Executor, Functions};
 use wasmk_node::Node;
+use wasmk_registry::Storage;
 use wasmk_store::{Embedded, Memory, Store};
 
 use crate::{
-    bootstrap,
+    agent, bootstrap,
     data_dir::{Claim, DataDir, Running},
     executor::{Elsewhere, InPlace},
-    kubeconfig, links::Links,
+    kubeconfig,
+    links::Links,
     pki::{Leaf, Pki, server_names},
+    tls,
 };
 
 /// The first address of the range that services get theirs from: the API's own.
 const API_SERVICE: &str = "127.43.0.1";
+
+/// Longest time for pods to end when everything stops.
+const STOP: Duration = Duration::from_secs(30);
 
 /// Where objects are kept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -103,8 +109,11 @@ impl Cluster {
         write_kubeconfig(&settings.data, &pki, running.api)?;
 
         let (store, embedded) = open_store(&settings).await?;
+        let images = Storage::open(settings.data.join("registry"), Default::default()).await;
+        let images = images.context("cannot open the registry's files")?;
         let links = Arc::new(Links::default());
-        let mut config = Config::new(store, pki.token_key()?, pki.ca_cert().into(), settings.data.join("registry"));
+        let mut config =
+            Config::new(store, pki.token_key()?, pki.ca_cert().into(), settings.data.join("registry"));
         config.dialer = links.clone();
         config.advertise_address = running.api.ip();
         config.advertise_port = running.api.port();
@@ -124,10 +133,14 @@ impl Cluster {
             embedded,
             _claim: claim,
         };
-        cluster.listen(&settings, &pki, api_listener, registry_listener, &links)?;
-        bootstrap::write(&cluster.api.client("system:apiserver", &["system:masters"]), &cluster.running, pki.ca_cert())
-            .await
-            .context("cannot write what every cluster has")?;
+        cluster.listen(&settings, &pki, api_listener, registry_listener, images)?;
+        bootstrap::write(
+            &cluster.api.client("system:apiserver", &["system:masters"]),
+            &cluster.running,
+            pki.ca_cert(),
+        )
+        .await
+        .context("cannot write what every cluster has")?;
         cluster.control(&settings, &pki, failed);
         if let Some(name) = &settings.node {
             cluster.node = Some(start_node(&cluster.api, name, &settings.data, &links).await?);
@@ -158,7 +171,7 @@ impl Cluster {
             functions.shutdown().await;
         }
         if let Some(node) = self.node {
-            node.shutdown().await;
+            node.shutdown(STOP).await;
         }
         self.stop.cancel();
         self.tasks.close();
@@ -169,23 +182,16 @@ impl Cluster {
         }
     }
 
-    fn listen(
-        &self,
-        settings: &Settings,
-        pki: &Pki,
-        api: TcpListener,
-        registry: TcpListener,
-        links: &Arc<Links>,
-    ) -> Result<()> {
+    fn listen(&self, settings: &Settings, pki: &Pki, api: TcpListener, registry: TcpListener) -> Result<()> {
         let mut names = settings.names.clone();
         names.push(self.running.api.ip().to_string());
         let host = nix::unistd::gethostname()?.to_string_lossy().into_owned();
         let names = server_names(&host, API_SERVICE.parse()?, &names);
         let leaf = pki.leaf("apiserver", &Leaf { user: "kube-apiserver", group: "", names: &names })?;
-        let tls = wasmk_apiserver::tls_config(&leaf.cert, &leaf.key, pki.ca_cert())?;
-        let router = links.mounted_on(self.api.router());
-        self.tasks.spawn(wasmk_apiserver::serve_tls(api, tls, router, self.stop.clone()));
-        let (router, stop) = (self.api.registry_router(), self.stop.clone());
+        let tls = tls::server(&leaf, pki.ca_cert())?;
+        let stop = self.stop.clone().cancelled_owned();
+        self.tasks.spawn(wasmk_apiserver::serve_tls(api, tls, self.api.router(), stop));
+        let (router, stop) = (wasmk_registry::router(images), self.stop.clone());
         self.tasks.spawn(async move {
             let served = axum::serve(registry, router).with_graceful_shutdown(stop.cancelled_owned());
             if let Err(e) = served.await {
@@ -261,7 +267,8 @@ async fn open_store(settings: &Settings) -> Result<(Arc<dyn Store>, Option<Arc<E
         StoreKind::Embedded => {
             let path: PathBuf = settings.data.join("store");
             let opened = Embedded::open(&path, Default::default()).await;
-            let (store, recovery) = opened.with_context(|| format!("cannot open the store in {}", path.display()))?;
+            let (store, recovery) =
+                opened.with_context(|| format!("cannot open the store in {}", path.display()))?;
             tracing::info!(?recovery, "store opened");
             let store = Arc::new(store);
             Ok((store.clone(), Some(store)))
@@ -271,17 +278,17 @@ async fn open_store(settings: &Settings) -> Result<(Arc<dyn Store>, Option<Arc<E
 
 fn write_kubeconfig(data: &DataDir, pki: &Pki, api: SocketAddr) -> Result<()> {
     let admin = pki.leaf("admin", &Leaf { user: "kubernetes-admin", group: "system:masters", names: &[] })?;
-    let reached = if api.ip().is_unspecified() { SocketAddr::new([127, 0, 0, 1].into(), api.port()) } else { api };
-    kubeconfig::write(&data.kubeconfig(), &kubeconfig::admin(&format!("https://{reached}"), pki.ca_cert(), &admin))
+    let reached =
+        if api.ip().is_unspecified() { SocketAddr::new([127, 0, 0, 1].into(), api.port()) } else { api };
+    kubeconfig::write(
+        &data.kubeconfig(),
+        &kubeconfig::admin(&format!("https://{reached}"), pki.ca_cert(), &admin),
+    )
 }
 
 async fn start_node(api: &ApiServer, name: &str, data: &DataDir, links: &Arc<Links>) -> Result<Node> {
     let client = api.client(&format!("system:node:{name}"), &["system:nodes", "system:authenticated"]);
-    let dir = data.join("node");
-    let runtime = wasmk_runtime::Runtime::new(wasmk_runtime::Settings::new(dir.join("runtime")))
-        .context("the WebAssembly runtime cannot start")?;
-    let settings = wasmk_node::Settings::new(name, &dir);
-    let node = Node::start(settings, client, runtime).await.context("the node cannot start")?;
+    let node = agent::node(name, data, client).await?;
     links.add_local(name, node.router());
     Ok(node)
 }

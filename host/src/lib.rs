@@ -2,9 +2,15 @@
 //!
 //! This crate is the one place that knows all parts; the parts do not know each other.
 
+pub mod agent;
+mod bootstrap;
 pub mod cli;
 pub mod cluster;
 pub mod data_dir;
+mod executor;
 pub mod files;
+pub mod join;
 pub mod kubeconfig;
+mod links;
 pub mod pki;
+mod tls;

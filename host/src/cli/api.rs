@@ -49,7 +49,13 @@ impl Api {
     }
 
     /// A request with a body of that content type.
-    pub(super) async fn send_as(&self, method: Method, path: &str, content_type: &str, body: &Value) -> Result<Value> {
+    pub(super) async fn send_as(
+        &self,
+        method: Method,
+        path: &str,
+        content_type: &str,
+        body: &Value,
+    ) -> Result<Value> {
         let request = Request::builder()
             .method(method)
             .uri(path)
@@ -93,7 +99,10 @@ fn refusal(reason: &str, message: &str) -> anyhow::Error {
         "Invalid" | "BadRequest" => message.to_string(),
         reason => format!("({reason}): {message}"),
     };
-    anyhow!(Refusal { reason: reason.into(), message: format!("Error from server {message}").replace("server (", "server (") })
+    anyhow!(Refusal {
+        reason: reason.into(),
+        message: format!("Error from server {message}").replace("server (", "server (")
+    })
 }
 
 fn worded(error: kube::Error) -> anyhow::Error {

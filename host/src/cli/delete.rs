@@ -125,7 +125,8 @@ async fn targets(api: &Api, resources: &Resources, args: &Args) -> Result<Vec<Ta
         if !args.all && args.selector.is_none() {
             bail!("resource(s) were provided, but no name was specified");
         }
-        let list = api.get(&with_query(&path, &[("labelSelector", args.selector.as_deref().unwrap_or(""))])).await?;
+        let list =
+            api.get(&with_query(&path, &[("labelSelector", args.selector.as_deref().unwrap_or(""))])).await?;
         for item in list["items"].as_array().into_iter().flatten() {
             let name = item["metadata"]["name"].as_str().unwrap_or("").to_string();
             let path = resource.path(item["metadata"]["namespace"].as_str());

@@ -44,7 +44,9 @@ pub(super) async fn run(args: Args, cx: &Context) -> Result<Exit> {
             objects.extend(one_or_by_prefix(&api, &path, name).await?);
         }
         if selection.names.is_empty() {
-            let list = api.get(&with_query(&path, &[("labelSelector", args.selector.as_deref().unwrap_or(""))])).await?;
+            let list = api
+                .get(&with_query(&path, &[("labelSelector", args.selector.as_deref().unwrap_or(""))]))
+                .await?;
             objects = list["items"].as_array().cloned().unwrap_or_default();
         }
         for object in objects {
@@ -69,7 +71,8 @@ async fn one_or_by_prefix(api: &Api, path: &str, name: &str) -> Result<Vec<Value
         Err(e) if super::api::is_not_found(&e) => {
             let list = api.get(path).await?;
             let fits = |o: &&Value| o["metadata"]["name"].as_str().is_some_and(|n| n.starts_with(name));
-            let found: Vec<Value> = list["items"].as_array().into_iter().flatten().filter(fits).cloned().collect();
+            let found: Vec<Value> =
+                list["items"].as_array().into_iter().flatten().filter(fits).cloned().collect();
             if found.is_empty() { Err(e) } else { Ok(found) }
         }
         Err(e) => Err(e),
@@ -88,7 +91,8 @@ fn described(resource: &Resource, object: &Value) -> String {
     lines.pair("API Version", &resource.api_version());
     lines.pair("Kind", &resource.kind);
     let rest = metadata.as_object().into_iter().flatten().filter(|(key, _)| {
-        !HIDDEN.contains(&key.as_str()) && !["name", "namespace", "labels", "annotations"].contains(&key.as_str())
+        !HIDDEN.contains(&key.as_str())
+            && !["name", "namespace", "labels", "annotations"].contains(&key.as_str())
     });
     for (key, value) in rest {
         lines.tree(key, value, 0);
@@ -199,7 +203,9 @@ async fn events(api: &Api, object: &Value) -> Result<String> {
     table.add(&api.get_as(&path, TABLE).await?)?;
     Ok(match table.is_empty() {
         true => "Events:  <none>\n".into(),
-        false => format!("Events:\n{}", table.text(true).lines().map(|l| format!("  {l}\n")).collect::<String>()),
+        false => {
+            format!("Events:\n{}", table.text(true).lines().map(|l| format!("  {l}\n")).collect::<String>())
+        }
     })
 }
 

@@ -33,7 +33,11 @@ pub(super) async fn run(args: Args, cx: &Context) -> Result<Exit> {
     let deadline = Instant::now() + PATIENCE;
     while data.running()?.is_some() {
         if Instant::now() > deadline {
-            bail!("process {pid} did not stop within {} s; see {}", PATIENCE.as_secs(), data.join("wasmk.log").display());
+            bail!(
+                "process {pid} did not stop within {} s; see {}",
+                PATIENCE.as_secs(),
+                data.join("wasmk.log").display()
+            );
         }
         sleep(Duration::from_millis(20)).await;
     }

@@ -40,9 +40,7 @@ pub(super) async fn run(args: Args, cx: &Context) -> Result<Exit> {
     let document = Document(&document);
     let mut schema = document.of(resource)?;
     for field in &fields {
-        schema = document
-            .field(schema, field)
-            .ok_or_else(|| anyhow!("field \"{field}\" does not exist"))?;
+        schema = document.field(schema, field).ok_or_else(|| anyhow!("field \"{field}\" does not exist"))?;
     }
     cx.out.text(&page(&document, resource, schema, &fields, args.recursive));
     Ok(Exit::Done)
@@ -53,7 +51,9 @@ fn split<'a>(resources: &'a Resources, word: &str) -> Result<(&'a Resource, Vec<
     let mut parts = word.split('.');
     let kind = parts.next().unwrap_or("");
     if kind.is_empty() {
-        bail!("You must specify the type of resource to explain. Use \"wasmk api-resources\" for a complete list of supported resources.");
+        bail!(
+            "You must specify the type of resource to explain. Use \"wasmk api-resources\" for a complete list of supported resources."
+        );
     }
     Ok((resources.single(kind)?, parts.map(String::from).collect()))
 }
@@ -118,7 +118,13 @@ impl<'a> Document<'a> {
     }
 }
 
-fn page(document: &Document<'_>, resource: &Resource, schema: &Value, fields: &[String], recursive: bool) -> String {
+fn page(
+    document: &Document<'_>,
+    resource: &Resource,
+    schema: &Value,
+    fields: &[String],
+    recursive: bool,
+) -> String {
     let mut text = String::new();
     if !resource.group.is_empty() {
         text.push_str(&format!("GROUP:      {}\n", resource.group));
@@ -128,7 +134,8 @@ fn page(document: &Document<'_>, resource: &Resource, schema: &Value, fields: &[
         text.push_str(&format!("FIELD: {name} <{}>\n\n", document.type_of(schema)));
     }
     let element = document.element(schema);
-    let said = schema["description"].as_str().or_else(|| element["description"].as_str()).unwrap_or("<empty>");
+    let said =
+        schema["description"].as_str().or_else(|| element["description"].as_str()).unwrap_or("<empty>");
     text.push_str("DESCRIPTION:\n");
     text.push_str(&wrapped(said, 4));
     if element["properties"].is_object() {
@@ -151,7 +158,8 @@ fn list(document: &Document<'_>, element: &Value, depth: usize, recursive: bool,
                 list(document, below, depth + 1, true, text);
             }
         } else {
-            let said = schema["description"].as_str().or_else(|| document.element(schema)["description"].as_str());
+            let said =
+                schema["description"].as_str().or_else(|| document.element(schema)["description"].as_str());
             text.push_str(&wrapped(said.unwrap_or("<no description>"), 4));
             text.push('\n');
         }
@@ -186,6 +194,8 @@ mod tests {
     #[test]
     fn long_text_is_wrapped() {
         let text = wrapped(&"word ".repeat(30), 4);
-        assert!(text.lines().count() == 2 && text.lines().all(|l| l.len() <= 80 && l.starts_with("    word")));
+        assert!(
+            text.lines().count() == 2 && text.lines().all(|l| l.len() <= 80 && l.starts_with("    word"))
+        );
     }
 }

@@ -65,7 +65,9 @@ pub(super) async fn run(args: Args, cx: &Context) -> Result<Exit> {
     match args.output.as_deref() {
         None | Some("wide") => get.tables(&selections).await,
         Some("name") => get.names(&selections).await,
-        Some("json") => get.whole(&selections, |v| Ok(format!("{}\n", serde_json::to_string_pretty(v)?))).await,
+        Some("json") => {
+            get.whole(&selections, |v| Ok(format!("{}\n", serde_json::to_string_pretty(v)?))).await
+        }
         Some("yaml") => get.whole(&selections, |v| Ok(serde_yaml::to_string(v)?)).await,
         Some(other) => bail!(
             "unable to match a printer suitable for the output format \"{other}\", allowed formats are: json,name,wide,yaml"
@@ -140,10 +142,12 @@ impl Get<'_> {
             }
         }
         if !printed && !self.args.ignore_not_found {
-            self.cx.out.note(match self.namespace().filter(|_| selections.iter().any(|s| s.resource.namespaced)) {
-                Some(namespace) => format!("No resources found in {namespace} namespace."),
-                None => "No resources found".into(),
-            });
+            self.cx.out.note(
+                match self.namespace().filter(|_| selections.iter().any(|s| s.resource.namespaced)) {
+                    Some(namespace) => format!("No resources found in {namespace} namespace."),
+                    None => "No resources found".into(),
+                },
+            );
         }
         Ok(Exit::Done)
     }
@@ -169,7 +173,9 @@ impl Get<'_> {
         while let Some(line) = lines.try_next().await? {
             let event: Value = serde_json::from_str(&line)?;
             match event["type"].as_str() {
-                Some("ERROR") => bail!("{}", event["object"]["message"].as_str().unwrap_or("the watch failed")),
+                Some("ERROR") => {
+                    bail!("{}", event["object"]["message"].as_str().unwrap_or("the watch failed"))
+                }
                 Some("BOOKMARK") => continue,
                 _ => {}
             }
@@ -193,7 +199,11 @@ impl Get<'_> {
     }
 
     /// One named object as it is; anything else as a `List`.
-    async fn whole(&self, selections: &[Selection<'_>], print: impl Fn(&Value) -> Result<String>) -> Result<Exit> {
+    async fn whole(
+        &self,
+        selections: &[Selection<'_>],
+        print: impl Fn(&Value) -> Result<String>,
+    ) -> Result<Exit> {
         let mut found = Vec::new();
         for selection in selections {
             for answer in self.answers(selection, "application/json").await? {

@@ -6,13 +6,7 @@ use http_body_util::BodyExt;
 use serde_json::Value;
 use tokio_util::{codec, io::StreamReader};
 
-use super::{
-    Context, Exit,
-    api::Api,
-    output::Output,
-    resources::Resources,
-    selection::with_query,
-};
+use super::{Context, Exit, api::Api, output::Output, resources::Resources, selection::with_query};
 
 /// Most pods whose logs are followed at once.
 const MAX_PODS: usize = 50;
@@ -66,13 +60,17 @@ pub(super) async fn run(args: Args, cx: &Context) -> Result<Exit> {
         }
     }
     if sources.len() > MAX_PODS {
-        bail!("{} containers match, at most {MAX_PODS} can be read at once; choose fewer with -l", sources.len());
+        bail!(
+            "{} containers match, at most {MAX_PODS} can be read at once; choose fewer with -l",
+            sources.len()
+        );
     }
     let several = sources.len() > 1;
     let concurrency = if args.follow { sources.len().max(1) } else { 1 };
     stream::iter(sources.into_iter().map(Ok))
         .try_for_each_concurrent(concurrency, |(pod, container)| {
-            let prefix = if args.prefix && several { format!("[pod/{pod}/{container}] ") } else { String::new() };
+            let prefix =
+                if args.prefix && several { format!("[pod/{pod}/{container}] ") } else { String::new() };
             print(&api, &cx.out, &args, pod, container, prefix)
         })
         .await?;
@@ -86,7 +84,9 @@ fn text(value: &Value) -> String {
 async fn pods(api: &Api, args: &Args) -> Result<Vec<Value>> {
     let namespace = api.default_namespace();
     let path = format!("/api/v1/namespaces/{namespace}/pods");
-    let Some(word) = &args.pod else { return listed(api, &path, args.selector.as_deref().unwrap_or("")).await };
+    let Some(word) = &args.pod else {
+        return listed(api, &path, args.selector.as_deref().unwrap_or("")).await;
+    };
     let (kind, name) = word.split_once('/').unwrap_or(("pods", word));
     let resources = Resources::discover(api).await?;
     let resource = resources.single(kind)?;
@@ -137,13 +137,24 @@ fn containers(pod: &Value, args: &Args) -> Result<Vec<String>> {
     match &args.container {
         Some(name) if all.contains(name) => Ok(vec![name.clone()]),
         Some(name) => {
-            bail!("container {name} is not valid for pod {}; choose one of {}", text(&pod["metadata"]["name"]), all.join(", "))
+            bail!(
+                "container {name} is not valid for pod {}; choose one of {}",
+                text(&pod["metadata"]["name"]),
+                all.join(", ")
+            )
         }
         None => Ok(of("containers").into_iter().take(1).collect()),
     }
 }
 
-async fn print(api: &Api, out: &Output, args: &Args, pod: String, container: String, prefix: String) -> Result<()> {
+async fn print(
+    api: &Api,
+    out: &Output,
+    args: &Args,
+    pod: String,
+    container: String,
+    prefix: String,
+) -> Result<()> {
     let number = |n: Option<i64>| n.filter(|n| *n >= 0).map(|n| n.to_string()).unwrap_or_default();
     let flag = |on: bool| if on { "true" } else { "" };
     let tail = number(args.tail.or(args.selector.as_ref().map(|_| if args.follow { 10 } else { -1 })));
@@ -190,7 +201,8 @@ fn seconds(text: &str) -> Result<String> {
             'h' => 3600,
             _ => bail!("--since: \"{text}\" is not a duration like 5s, 2m or 3h"),
         };
-        let count: u64 = number.parse().map_err(|_| anyhow::anyhow!("--since: \"{text}\" is not a duration"))?;
+        let count: u64 =
+            number.parse().map_err(|_| anyhow::anyhow!("--since: \"{text}\" is not a duration"))?;
         total = total.saturating_add(count.saturating_mul(unit));
         number.clear();
     }

@@ -84,7 +84,11 @@ pub(super) fn read(names: &[String], recursive: bool) -> Result<Vec<Manifest>> {
     for name in names {
         if name == "-" {
             let mut text = String::new();
-            std::io::stdin().lock().take(MAX_FILE).read_to_string(&mut text).context("cannot read standard input")?;
+            std::io::stdin()
+                .lock()
+                .take(MAX_FILE)
+                .read_to_string(&mut text)
+                .context("cannot read standard input")?;
             read_text(&text, "STDIN", &mut all)?;
             continue;
         }
@@ -101,13 +105,15 @@ pub(super) fn read(names: &[String], recursive: bool) -> Result<Vec<Manifest>> {
 }
 
 fn files(path: &Path, recursive: bool) -> Result<Vec<PathBuf>> {
-    let meta = std::fs::metadata(path).map_err(|_| anyhow!("the path \"{}\" does not exist", path.display()))?;
+    let meta =
+        std::fs::metadata(path).map_err(|_| anyhow!("the path \"{}\" does not exist", path.display()))?;
     if !meta.is_dir() {
         return Ok(vec![path.into()]);
     }
     let mut found = Vec::new();
     let entries = std::fs::read_dir(path).with_context(|| format!("cannot read {}", path.display()))?;
-    let mut entries: Vec<_> = entries.collect::<std::io::Result<Vec<_>>>()?.into_iter().map(|e| e.path()).collect();
+    let mut entries: Vec<_> =
+        entries.collect::<std::io::Result<Vec<_>>>()?.into_iter().map(|e| e.path()).collect();
     entries.sort();
     for entry in entries {
         let is_manifest =
@@ -122,8 +128,8 @@ fn files(path: &Path, recursive: bool) -> Result<Vec<PathBuf>> {
 }
 
 fn read_text(text: &str, source: &str, all: &mut Vec<Manifest>) -> Result<()> {
-    let documents = wasmk_machinery::decode::yaml_documents(text)
-        .map_err(|e| anyhow!("error parsing {source}: {e}"))?;
+    let documents =
+        wasmk_machinery::decode::yaml_documents(text).map_err(|e| anyhow!("error parsing {source}: {e}"))?;
     for document in documents {
         take(document, source, all)?;
     }

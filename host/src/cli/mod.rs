@@ -8,6 +8,7 @@ use std::{ffi::OsString, process::ExitCode};
 use anyhow::Result;
 use clap::{Parser, Subcommand};
 
+mod agent;
 mod api;
 mod api_resources;
 mod apply;
@@ -28,6 +29,7 @@ mod scale;
 mod selection;
 mod status;
 mod table;
+mod token;
 mod up;
 mod version;
 
@@ -60,6 +62,11 @@ enum Command {
     Down(down::Args),
     /// Show whether it runs and where it listens
     Status(status::Args),
+    /// Make this machine a node of a cluster elsewhere
+    Agent(agent::Args),
+    /// Let machines join as nodes
+    #[command(subcommand)]
+    Token(token::Command),
     /// Make, build, deploy and call functions
     #[command(subcommand)]
     Fn(function::Command),
@@ -114,6 +121,8 @@ fn run(cli: Cli) -> Result<Exit> {
             Command::Up(args) => up::run(args, &cx).await,
             Command::Down(args) => down::run(args, &cx).await,
             Command::Status(args) => status::run(args, &cx).await,
+            Command::Agent(args) => agent::run(args, &cx).await,
+            Command::Token(command) => token::run(command, &cx).await,
             Command::Fn(command) => function::run(command, &cx).await,
             Command::Push(args) => push::run(args, &cx).await,
             Command::Get(args) => get::run(args, &cx).await,

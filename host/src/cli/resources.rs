@@ -71,7 +71,8 @@ pub(super) struct Resources(Vec<Resource>);
 impl Resources {
     /// Asks the server.
     pub(super) async fn discover(api: &Api) -> Result<Self> {
-        let (core, named) = futures::try_join!(api.get_as("/api", DISCOVERY), api.get_as("/apis", DISCOVERY))?;
+        let (core, named) =
+            futures::try_join!(api.get_as("/api", DISCOVERY), api.get_as("/apis", DISCOVERY))?;
         let mut all = Vec::new();
         for group in items(&core).chain(items(&named)) {
             read_group(group, &mut all);
@@ -96,11 +97,8 @@ impl Resources {
         if let Some(one) = self.find_one(&lower) {
             return Ok(vec![one]);
         }
-        let in_category: Vec<_> = self
-            .0
-            .iter()
-            .filter(|r| r.preferred && r.can("list") && r.categories.contains(&lower))
-            .collect();
+        let in_category: Vec<_> =
+            self.0.iter().filter(|r| r.preferred && r.can("list") && r.categories.contains(&lower)).collect();
         if in_category.is_empty() {
             bail!("the server doesn't have a resource type \"{word}\"");
         }
@@ -109,7 +107,8 @@ impl Resources {
 
     /// The same for exactly one resource.
     pub(super) fn single(&self, word: &str) -> Result<&Resource> {
-        self.find_one(&word.to_lowercase()).ok_or_else(|| anyhow!("the server doesn't have a resource type \"{word}\""))
+        self.find_one(&word.to_lowercase())
+            .ok_or_else(|| anyhow!("the server doesn't have a resource type \"{word}\""))
     }
 
     fn find_one(&self, word: &str) -> Option<&Resource> {

@@ -4,12 +4,7 @@ use anyhow::{Result, bail};
 use http::Method;
 use serde_json::json;
 
-use super::{
-    Context, Exit,
-    api::Api,
-    resources::Resources,
-    selection,
-};
+use super::{Context, Exit, api::Api, resources::Resources, selection};
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {

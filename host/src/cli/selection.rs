@@ -18,7 +18,9 @@ pub(super) struct Selection<'a> {
 /// In kubectl's words, when a type is unknown or the two forms are mixed.
 pub(super) fn read<'a>(resources: &'a Resources, words: &[String]) -> Result<Vec<Selection<'a>>> {
     let [types, names @ ..] = words else {
-        bail!("You must specify the type of resource to get. Use \"wasmk api-resources\" for a complete list of supported resources.")
+        bail!(
+            "You must specify the type of resource to get. Use \"wasmk api-resources\" for a complete list of supported resources."
+        )
     };
     if words.iter().any(|w| w.contains('/')) {
         return by_path(resources, words);
@@ -36,7 +38,9 @@ fn by_path<'a>(resources: &'a Resources, words: &[String]) -> Result<Vec<Selecti
     let mut all: Vec<Selection<'a>> = Vec::new();
     for word in words {
         let Some((kind, name)) = word.split_once('/') else {
-            bail!("there is no need to specify a resource type as a separate argument when passing arguments in resource/name form (e.g. 'wasmk get resource/<resource_name>' instead of 'wasmk get resource resource/<resource_name>'")
+            bail!(
+                "there is no need to specify a resource type as a separate argument when passing arguments in resource/name form (e.g. 'wasmk get resource/<resource_name>' instead of 'wasmk get resource resource/<resource_name>'"
+            )
         };
         if name.is_empty() || name.contains('/') {
             bail!("arguments in resource/name form may not have more than one slash");

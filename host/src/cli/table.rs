@@ -120,9 +120,11 @@ fn age(time: &str) -> Option<String> {
 fn labels(labels: &Value) -> String {
     match labels.as_object().filter(|l| !l.is_empty()) {
         None => "<none>".into(),
-        Some(labels) => {
-            labels.iter().map(|(k, v)| format!("{k}={}", v.as_str().unwrap_or(""))).collect::<Vec<_>>().join(",")
-        }
+        Some(labels) => labels
+            .iter()
+            .map(|(k, v)| format!("{k}={}", v.as_str().unwrap_or("")))
+            .collect::<Vec<_>>()
+            .join(","),
     }
 }
 

@@ -164,19 +164,17 @@ async fn detached(data: &DataDir) -> Result<Running> {
 fn failed(child: &mut Child, log: &std::path::Path) -> Result<()> {
     let Some(status) = child.try_wait()? else { return Ok(()) };
     let said = files::read_if_there(log)?.unwrap_or_default();
-    let said = said.lines().filter_map(|l| l.strip_prefix("error: ").or_else(|| l.strip_prefix("  caused by: ")));
+    let said =
+        said.lines().filter_map(|l| l.strip_prefix("error: ").or_else(|| l.strip_prefix("  caused by: ")));
     match said.collect::<Vec<_>>().join(": ") {
-        why if why.is_empty() => bail!("the detached process ended at once ({status}); see {}", log.display()),
+        why if why.is_empty() => {
+            bail!("the detached process ended at once ({status}); see {}", log.display())
+        }
         why => bail!("{why}"),
     }
 }
 
-fn announce(
-    cx: &Context,
-    data: &DataDir,
-    running: &Running,
-    merge: Option<Option<PathBuf>>,
-) -> Result<()> {
+fn announce(cx: &Context, data: &DataDir, running: &Running, merge: Option<Option<PathBuf>>) -> Result<()> {
     cx.out.columns(&status::rows(running, true));
     cx.out.line(format!("kubeconfig   {}", data.kubeconfig().display()));
     if let Some(target) = merge {

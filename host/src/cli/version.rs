@@ -31,7 +31,8 @@ pub(super) async fn run(args: Args, cx: &Context) -> Result<Exit> {
         None => {
             cx.out.line(format!("Client Version: wasmk v{own}"));
             if let Some(server) = server {
-                cx.out.line(format!("Server Version: {}", server["gitVersion"].as_str().unwrap_or("unknown")));
+                cx.out
+                    .line(format!("Server Version: {}", server["gitVersion"].as_str().unwrap_or("unknown")));
             }
         }
         Some(format) => {

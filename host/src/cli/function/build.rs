@@ -59,7 +59,8 @@ pub(super) fn build(dir: &Path, output: Option<&Path>, cx: &Context) -> Result<P
     if !done.status.success() {
         bail!("the build of {} failed:\n{}", dir.display(), String::from_utf8_lossy(&done.stderr).trim_end());
     }
-    let size = std::fs::metadata(&output).with_context(|| format!("the build left no {}", output.display()))?.len();
+    let size =
+        std::fs::metadata(&output).with_context(|| format!("the build left no {}", output.display()))?.len();
     let took = begun.elapsed().as_secs_f64();
     cx.out.note(format!("built {} ({} KB) in {took:.1} s", output.display(), size.div_ceil(1000)));
     Ok(output)
@@ -70,7 +71,8 @@ pub(super) fn spinner(cx: &Context, text: &str) -> ProgressBar {
     if !cx.out.is_terminal() {
         return ProgressBar::hidden();
     }
-    let style = ProgressStyle::with_template("{spinner} {msg} ({elapsed})").unwrap_or_else(|_| ProgressStyle::default_spinner());
+    let style = ProgressStyle::with_template("{spinner} {msg} ({elapsed})")
+        .unwrap_or_else(|_| ProgressStyle::default_spinner());
     let bar = ProgressBar::new_spinner().with_style(style).with_message(text.to_string());
     bar.enable_steady_tick(Duration::from_millis(120));
     bar

@@ -100,7 +100,9 @@ async fn pushed(source: &Path, name: &str, api: &Api, cx: &Context) -> Result<St
     let bytes = std::fs::read(&file).with_context(|| format!("cannot read {}", file.display()))?;
     let registry = endpoint(api, "registry").await?;
     let repository = format!("{registry}/{}/{name}", api.default_namespace());
-    push::push(&repository, bytes).await.with_context(|| format!("cannot push {} to {repository}", file.display()))
+    push::push(&repository, bytes)
+        .await
+        .with_context(|| format!("cannot push {} to {repository}", file.display()))
 }
 
 /// The Service of these arguments. What is not asked for is left out, and so to others or to defaults.

@@ -42,14 +42,20 @@ pub(in super::super) async fn run(args: Args, cx: &Context) -> Result<Exit> {
     let url = service["status"]["url"].as_str().with_context(|| format!("{} has no URL yet", args.name))?;
     let host = url.split_once("://").map_or(url, |(_, host)| host);
     let method = args.method.clone().unwrap_or(if args.data.is_some() { Method::POST } else { Method::GET });
-    let mut request = Request::builder().method(method).uri(format!("http://{gateway}{}", args.path)).header(header::HOST, host);
+    let mut request = Request::builder()
+        .method(method)
+        .uri(format!("http://{gateway}{}", args.path))
+        .header(header::HOST, host);
     for line in &args.header {
-        let (name, value) = line.split_once(':').with_context(|| format!("--header {line}: NAME: VALUE was expected"))?;
+        let (name, value) =
+            line.split_once(':').with_context(|| format!("--header {line}: NAME: VALUE was expected"))?;
         request = request.header(name.trim(), value.trim());
     }
     let request = request.body(Full::<bytes::Bytes>::from(body(args.data.as_deref())?))?;
     let client = Client::builder(TokioExecutor::new()).build_http();
-    let answer = tokio::time::timeout(PATIENCE, client.request(request)).await.context("the function did not answer")?;
+    let answer = tokio::time::timeout(PATIENCE, client.request(request))
+        .await
+        .context("the function did not answer")?;
     let answer = answer.with_context(|| format!("cannot reach the gateway at {gateway}"))?;
     let status = answer.status();
     let mut body = answer.into_body();
@@ -68,7 +74,11 @@ fn body(data: Option<&str>) -> Result<Vec<u8>> {
     match data {
         Some("-") => {
             let mut bytes = Vec::new();
-            std::io::stdin().lock().take(MAX_BODY).read_to_end(&mut bytes).context("cannot read standard input")?;
+            std::io::stdin()
+                .lock()
+                .take(MAX_BODY)
+                .read_to_end(&mut bytes)
+                .context("cannot read standard input")?;
             Ok(bytes)
         }
         text => Ok(text.unwrap_or("").as_bytes().to_vec()),

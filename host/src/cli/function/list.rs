@@ -3,7 +3,11 @@
 use anyhow::Result;
 
 use super::{
-    super::{Context, Exit, api::{Api, TABLE}, table::Table},
+    super::{
+        Context, Exit,
+        api::{Api, TABLE},
+        table::Table,
+    },
     path,
 };
 

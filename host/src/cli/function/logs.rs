@@ -33,7 +33,11 @@ pub(in super::super) async fn run(args: Args, cx: &Context) -> Result<Exit> {
     let service = api.get(&path(api.default_namespace(), &args.name)).await?;
     let latest = service["status"]["latestReadyRevisionName"].as_str();
     let Some(revision) = args.revision.as_deref().or(latest) else {
-        bail!("no revision of {} has been ready yet; `kubectl describe ksvc {}` tells why", args.name, args.name)
+        bail!(
+            "no revision of {} has been ready yet; `kubectl describe ksvc {}` tells why",
+            args.name,
+            args.name
+        )
     };
     let tail = args.tail.map(|n| n.to_string()).unwrap_or_default();
     let query = [("follow", if args.follow { "true" } else { "" }), ("tailLines", &tail)];

@@ -56,7 +56,9 @@ fn path(namespace: &str, name: &str) -> String {
 /// What the cluster says about itself to its clients: `registry` and `gateway`, without scheme.
 pub(super) async fn endpoint(api: &Api, which: &str) -> Result<String> {
     let map = api.get("/api/v1/namespaces/kube-public/configmaps/wasmk").await;
-    let map = map.context("this cluster does not say where its registry and gateway are (configmap kube-public/wasmk)")?;
+    let map = map.context(
+        "this cluster does not say where its registry and gateway are (configmap kube-public/wasmk)",
+    )?;
     let text = map["data"][which].as_str();
     text.map(String::from).with_context(|| format!("configmap kube-public/wasmk has no {which}"))
 }

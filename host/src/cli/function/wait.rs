@@ -27,11 +27,17 @@ pub(super) async fn until_ready(api: &Api, name: &str) -> Result<String> {
         match text("status").as_str() {
             "True" => return Ok(service["status"]["url"].as_str().unwrap_or("").into()),
             "False" => {
-                return Err(anyhow::anyhow!("{name} cannot start: {}", text("message")))
-                    .hint(|| format!("`kubectl describe revision -l serving.knative.dev/service={name}` tells more"));
+                return Err(anyhow::anyhow!("{name} cannot start: {}", text("message"))).hint(|| {
+                    format!("`kubectl describe revision -l serving.knative.dev/service={name}` tells more")
+                });
             }
             _ if Instant::now() > deadline => {
-                bail!("{name} was not ready within {} s: {} {}", PATIENCE.as_secs(), text("reason"), text("message"))
+                bail!(
+                    "{name} was not ready within {} s: {} {}",
+                    PATIENCE.as_secs(),
+                    text("reason"),
+                    text("message")
+                )
             }
             _ => sleep(pause).await,
         }

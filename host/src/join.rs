@@ -1,0 +1,259 @@
+//! How a machine becomes a node: a bootstrap token buys one client certificate.
+//!
+//! A join token is `ID.SECRET@HASH`: a bootstrap token of Kubernetes and the SHA-256 of the cluster's CA
+//! certificate. The agent reads the CA from `kube-public/cluster-info` over an unverified connection,
+//! believes it only if the hash agrees, and from then on verifies everything by it.
+
+use std::{path::Path, time::Duration};
+
+use anyhow::{Context, Result, bail};
+use base64::{Engine, engine::general_purpose::STANDARD};
+use k8s_openapi::api::{
+    certificates::v1::CertificateSigningRequest,
+    core::v1::{ConfigMap, Secret},
+};
+use kube::{
+    Api, Client, Config,
+    api::PostParams,
+    config::{KubeConfigOptions, Kubeconfig},
+};
+use rand::Rng;
+use serde_json::{Value, json};
+use sha2::{Digest, Sha256};
+use time::OffsetDateTime;
+use tokio::time::{Instant, sleep};
+
+use crate::{files, kubeconfig, pki};
+
+/// Longest wait for the certificate to be signed.
+const PATIENCE: Duration = Duration::from_secs(60);
+/// Characters of bootstrap tokens (kubeadm's alphabet).
+const ALPHABET: &[u8] = b"0123456789abcdefghijklmnopqrstuvwxyz";
+
+/// A join token taken apart.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Token {
+    /// `ID.SECRET`, the bearer token.
+    pub bearer: String,
+    /// SHA-256 of the CA certificate (DER), in hex.
+    pub ca_hash: String,
+}
+
+impl Token {
+    /// Reads `ID.SECRET@HASH`.
+    ///
+    /// # Errors
+    /// When it does not have that form.
+    pub fn parse(text: &str) -> Result<Self> {
+        let form = || "a join token has the form ID.SECRET@HASH; `wasmk token create` prints one";
+        let (bearer, hash) = text.trim().split_once('@').with_context(form)?;
+        let (id, secret) = bearer.split_once('.').with_context(form)?;
+        let plain = |part: &str| part.bytes().all(|b| ALPHABET.contains(&b));
+        if id.len() != 6
+            || secret.len() != 16
+            || !plain(id)
+            || !plain(secret)
+            || hex::decode(hash).map_or(0, |h| h.len()) != 32
+        {
+            bail!("{}", form());
+        }
+        Ok(Self { bearer: bearer.into(), ca_hash: hash.to_lowercase() })
+    }
+}
+
+/// SHA-256 of a certificate, in hex.
+///
+/// # Errors
+/// When the text is no PEM certificate.
+pub fn hash_of(ca_pem: &str) -> Result<String> {
+    let (_, pem) =
+        x509_parser::pem::parse_x509_pem(ca_pem.as_bytes()).context("the CA is not a PEM certificate")?;
+    Ok(hex::encode(Sha256::digest(&pem.contents)))
+}
+
+/// Makes a bootstrap token that is good for joining nodes, and returns it with the CA's hash.
+///
+/// # Errors
+/// When the API refuses the Secret.
+pub async fn create_token(client: &Client, ca_pem: &str, life: Duration) -> Result<String> {
+    let mut random = rand::rng();
+    let mut text = |n: usize| -> String {
+        (0..n).map(|_| char::from(ALPHABET[random.random_range(0..ALPHABET.len())])).collect()
+    };
+    let (id, secret) = (text(6), text(16));
+    let until = jiff::Timestamp::now().checked_add(life)?;
+    let object: Secret = serde_json::from_value(json!({
+        "metadata": {"name": format!("bootstrap-token-{id}"), "namespace": "kube-system"},
+        "type": "bootstrap.kubernetes.io/token",
+        "stringData": {
+            "token-id": id,
+            "token-secret": secret,
+            "expiration": wasmk_api::Timestamp(until).to_string(),
+            "usage-bootstrap-authentication": "true",
+            "usage-bootstrap-signing": "true",
+            "auth-extra-groups": "system:bootstrappers:wasmk:default-node-token",
+            "description": "lets a machine join as a node",
+        },
+    }))?;
+    Api::<Secret>::namespaced(client.clone(), "kube-system").create(&PostParams::default(), &object).await?;
+    Ok(format!("{id}.{secret}@{}", hash_of(ca_pem)?))
+}
+
+/// The credentials of a node, kept in its data directory.
+#[derive(Debug)]
+pub struct Identity {
+    kubeconfig: Value,
+}
+
+impl Identity {
+    /// Those of an earlier start, while their certificate is good; `None` when there are none.
+    ///
+    /// # Errors
+    /// When the file is there and cannot be understood.
+    pub fn load(dir: &Path) -> Result<Option<Self>> {
+        let Some(text) = files::read_if_there(&dir.join("kubeconfig"))? else { return Ok(None) };
+        let kubeconfig: Value = serde_yaml::from_str(&text).context("the node's kubeconfig is damaged")?;
+        let cert = kubeconfig["users"][0]["user"]["client-certificate-data"].as_str().unwrap_or("");
+        let cert = String::from_utf8(STANDARD.decode(cert)?)?;
+        let good = pki::expiry(&cert)? > OffsetDateTime::now_utc();
+        Ok(good.then_some(Self { kubeconfig }))
+    }
+
+    /// Buys a certificate for the node with a join token, and keeps it.
+    ///
+    /// # Errors
+    /// When the server is not the token's, refuses the token, or does not sign in time.
+    pub async fn join(server: &str, token: &Token, node: &str, dir: &Path) -> Result<Self> {
+        let ca = trusted_ca(server, token).await?;
+        let bearer = kubeconfig::of(server, &ca, json!({"token": token.bearer}));
+        let client = client_of(&bearer, false).await?;
+        let (request, key) = pki::client_request(&format!("system:node:{node}"), "system:nodes")?;
+        let cert = signed(&client, node, &request).await?;
+        let user = json!({
+            "client-certificate-data": STANDARD.encode(cert),
+            "client-key-data": STANDARD.encode(key),
+        });
+        let kubeconfig = kubeconfig::of(server, &ca, user);
+        kubeconfig::write(&dir.join("kubeconfig"), &kubeconfig)?;
+        Ok(Self { kubeconfig })
+    }
+
+    /// A client with these credentials.
+    ///
+    /// # Errors
+    /// When they cannot be used.
+    pub async fn client(&self) -> Result<Client> {
+        client_of(&self.kubeconfig, false).await
+    }
+
+    /// The parts of a mutually authenticated connection: server URL, CA, certificate and key (PEM).
+    ///
+    /// # Errors
+    /// When the file lacks one.
+    pub fn parts(&self) -> Result<(String, String, pki::Pair)> {
+        let cluster = &self.kubeconfig["clusters"][0]["cluster"];
+        let user = &self.kubeconfig["users"][0]["user"];
+        let pem = |value: &Value| -> Result<String> {
+            Ok(String::from_utf8(
+                STANDARD.decode(value.as_str().context("the node's kubeconfig is incomplete")?)?,
+            )?)
+        };
+        let server = cluster["server"].as_str().context("the node's kubeconfig names no server")?.to_string();
+        let pair =
+            pki::Pair { cert: pem(&user["client-certificate-data"])?, key: pem(&user["client-key-data"])? };
+        Ok((server, pem(&cluster["certificate-authority-data"])?, pair))
+    }
+}
+
+async fn client_of(kubeconfig: &Value, unverified: bool) -> Result<Client> {
+    let kubeconfig: Kubeconfig = serde_json::from_value(kubeconfig.clone())?;
+    let mut config = Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await?;
+    config.accept_invalid_certs = unverified;
+    Ok(Client::try_from(config)?)
+}
+
+/// The CA of the cluster, if it is the one the token was made for.
+async fn trusted_ca(server: &str, token: &Token) -> Result<String> {
+    let anonymous = json!({
+        "apiVersion": "v1", "kind": "Config", "current-context": "c",
+        "clusters": [{"name": "c", "cluster": {"server": server, "insecure-skip-tls-verify": true}}],
+        "users": [{"name": "c", "user": {}}],
+        "contexts": [{"name": "c", "context": {"cluster": "c", "user": "c"}}],
+    });
+    let client = client_of(&anonymous, true).await?;
+    let found = Api::<ConfigMap>::namespaced(client, "kube-public").get("cluster-info").await;
+    let found = found.with_context(|| format!("cannot read what {server} says about its cluster"))?;
+    let text =
+        found.data.and_then(|mut d| d.remove("kubeconfig")).context("cluster-info has no kubeconfig")?;
+    let info: Value = serde_yaml::from_str(&text).context("cluster-info is damaged")?;
+    let ca = info["clusters"][0]["cluster"]["certificate-authority-data"].as_str().unwrap_or("");
+    let ca = String::from_utf8(STANDARD.decode(ca)?)?;
+    if hash_of(&ca)? != token.ca_hash {
+        bail!("{server} is not the cluster that the token was made for: its CA certificate is another");
+    }
+    Ok(ca)
+}
+
+/// Has a request signed and returns the certificate, PEM.
+async fn signed(client: &Client, node: &str, request: &str) -> Result<Vec<u8>> {
+    let requests: Api<CertificateSigningRequest> = Api::all(client.clone());
+    let object: CertificateSigningRequest = serde_json::from_value(json!({
+        "metadata": {"generateName": format!("node-csr-{node}-")},
+        "spec": {
+            "request": STANDARD.encode(request),
+            "signerName": "kubernetes.io/kube-apiserver-client-kubelet",
+            "usages": ["digital signature", "client auth"],
+        },
+    }))?;
+    let made =
+        requests.create(&PostParams::default(), &object).await.context("the server refused the token")?;
+    let name = made.metadata.name.context("the request got no name")?;
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let now = requests
+            .get(&name)
+            .await
+            .with_context(|| format!("cannot read the certificate request {name}"))?;
+        let status = now.status.unwrap_or_default();
+        if let Some(cert) = status.certificate {
+            return Ok(cert.0);
+        }
+        let refused = status.conditions.iter().flatten().find(|c| c.type_ == "Denied" || c.type_ == "Failed");
+        if let Some(condition) = refused {
+            bail!(
+                "the certificate request {name} was refused: {}",
+                condition.message.as_deref().unwrap_or("")
+            );
+        }
+        if Instant::now() > deadline {
+            bail!(
+                "the certificate request {name} was not signed within {} s; `kubectl certificate approve {name}` may help",
+                PATIENCE.as_secs()
+            );
+        }
+        sleep(Duration::from_millis(100)).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tokens() {
+        let hash = "ab".repeat(32);
+        let token = Token::parse(&format!("abcdef.0123456789abcdef@{hash}\n")).unwrap();
+        assert_eq!(
+            (token.bearer.as_str(), token.ca_hash.as_str()),
+            ("abcdef.0123456789abcdef", hash.as_str())
+        );
+        for bad in [
+            "",
+            "abcdef.0123456789abcdef",
+            "abcdef.0123456789abcdef@12",
+            &format!("ABCDEF.0123456789abcdef@{hash}"),
+        ] {
+            assert!(Token::parse(bad).is_err(), "{bad}");
+        }
+    }
+}

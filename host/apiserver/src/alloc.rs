@@ -43,7 +43,10 @@ impl Allocator {
         let free = |offset: &u32| self.addresses.get(&self.range.at(*offset).to_string()).is_none();
         let mut rng = rand::rng();
         let upper = (0..TRIES).map(|_| rng.random_range(reserved..size - 1)).find(free);
-        upper.or_else(|| (reserved..size - 1).find(free)).or_else(|| (1..reserved).find(free)).map(|o| self.range.at(o))
+        upper
+            .or_else(|| (reserved..size - 1).find(free))
+            .or_else(|| (1..reserved).find(free))
+            .map(|o| self.range.at(o))
     }
 
     fn free_port(&self, taken: &HashSet<u16>) -> Option<u16> {
@@ -90,7 +93,11 @@ fn node_ports(service: Option<&Object>) -> HashSet<u16> {
 ///
 /// # Errors
 /// When an address or port that is asked for is taken or outside of its range, or none is left.
-pub(crate) fn claims(work: &Work<'_>, object: &mut Object, old: Option<&Object>) -> Result<Vec<Claim>, Status> {
+pub(crate) fn claims(
+    work: &Work<'_>,
+    object: &mut Object,
+    old: Option<&Object>,
+) -> Result<Vec<Claim>, Status> {
     if work.resource.storage != SERVICES {
         return Ok(Vec::new());
     }
@@ -101,11 +108,19 @@ pub(crate) fn claims(work: &Work<'_>, object: &mut Object, old: Option<&Object>)
     for address in addresses(Some(object)) {
         if !before.contains(&address) {
             check_address(work, object, &address)?;
-            claims.push(Claim::Take(format!("{ROOT}{ADDRESSES}/{address}"), address_object(&address, object, work)));
+            claims.push(Claim::Take(
+                format!("{ROOT}{ADDRESSES}/{address}"),
+                address_object(&address, object, work),
+            ));
         }
     }
     let after = addresses(Some(object));
-    claims.extend(before.iter().filter(|a| !after.contains(a)).map(|a| Claim::Release(format!("{ROOT}{ADDRESSES}/{a}"))));
+    claims.extend(
+        before
+            .iter()
+            .filter(|a| !after.contains(a))
+            .map(|a| Claim::Release(format!("{ROOT}{ADDRESSES}/{a}"))),
+    );
     let ports_before = node_ports(old);
     assign_ports(work, object, &ports_before)?;
     let ports_after = node_ports(Some(object));
@@ -115,7 +130,8 @@ pub(crate) fn claims(work: &Work<'_>, object: &mut Object, old: Option<&Object>)
         }
         claims.push(Claim::Take(format!("{ROOT}{PORTS}/{port}"), port_object(*port, object)));
     }
-    claims.extend(ports_before.difference(&ports_after).map(|p| Claim::Release(format!("{ROOT}{PORTS}/{p}"))));
+    claims
+        .extend(ports_before.difference(&ports_after).map(|p| Claim::Release(format!("{ROOT}{PORTS}/{p}"))));
     Ok(claims)
 }
 
@@ -146,7 +162,8 @@ fn assign_address(work: &Work<'_>, object: &mut Object, before: &[String]) -> Re
         set(object, "clusterIPs", json!([address]));
     }
     for (key, value) in [("ipFamilies", json!(["IPv4"])), ("ipFamilyPolicy", json!("SingleStack"))] {
-        let headless_without_selector = spec(object, "clusterIP") == "None" && object.at(&["spec", "selector"]).is_none();
+        let headless_without_selector =
+            spec(object, "clusterIP") == "None" && object.at(&["spec", "selector"]).is_none();
         if object.at(&["spec", key]).is_none_or(Value::is_null) {
             let value = match (key, headless_without_selector) {
                 ("ipFamilyPolicy", true) => json!("RequireDualStack"),
@@ -210,7 +227,14 @@ fn assign_ports(work: &Work<'_>, object: &mut Object, before: &HashSet<u16>) -> 
     let given = node_ports(Some(object));
     for port in given.difference(before) {
         if *port < first || *port > last {
-            return Err(port_refused(work, object, *port, &format!("provided port is not in the valid range. The range of valid ports is {first}-{last}")));
+            return Err(port_refused(
+                work,
+                object,
+                *port,
+                &format!(
+                    "provided port is not in the valid range. The range of valid ports is {first}-{last}"
+                ),
+            ));
         }
     }
     if !wants_ports(object) {
@@ -251,7 +275,9 @@ fn port_refused(work: &Work<'_>, object: &Object, port: u16, why: &str) -> Statu
     let at = object
         .at(&["spec", "ports"])
         .and_then(Value::as_array)
-        .and_then(|ports| ports.iter().position(|p| p.get("nodePort").and_then(Value::as_u64) == Some(port.into())))
+        .and_then(|ports| {
+            ports.iter().position(|p| p.get("nodePort").and_then(Value::as_u64) == Some(port.into()))
+        })
         .unwrap_or(0);
     let cause = Cause {
         reason: "FieldValueInvalid".into(),
@@ -301,7 +327,8 @@ pub(crate) fn orphans(caches: &Caches) -> Vec<String> {
     };
     let addresses = caches.of(ADDRESSES).list(&Filter::default());
     let managed = addresses.iter().filter(|e| e.label("ipaddress.kubernetes.io/managed-by").is_some());
-    let dead = managed.filter(|e| !alive(parent(&e.object()))).map(|e| format!("{ROOT}{ADDRESSES}/{}", e.name));
+    let dead =
+        managed.filter(|e| !alive(parent(&e.object()))).map(|e| format!("{ROOT}{ADDRESSES}/{}", e.name));
     let ports = caches.of(PORTS).list(&Filter::default());
     let dead_ports = ports
         .iter()

@@ -28,7 +28,8 @@ pub(crate) fn require(core: &Core, user: &User, asked: &Attributes<'_>) -> Resul
 pub(crate) fn forbidden(user: &User, asked: &Attributes<'_>, reason: &str) -> Status {
     let reason = if reason.is_empty() { String::new() } else { format!(": {reason}") };
     if !asked.is_resource {
-        let message = format!("forbidden: User {:?} cannot {} path {:?}{reason}", user.name, asked.verb, asked.path);
+        let message =
+            format!("forbidden: User {:?} cannot {} path {:?}{reason}", user.name, asked.verb, asked.path);
         return Status::new(Reason::Forbidden, message);
     }
     let full = if asked.subresource.is_empty() {
@@ -54,7 +55,16 @@ pub(crate) fn forbidden(user: &User, asked: &Attributes<'_>, reason: &str) -> St
 /// 403 for the first thing it may not impersonate.
 pub(crate) fn impersonate(core: &Core, real: &User, mut wanted: User) -> Result<User, Status> {
     let ask = |group: &str, resource: &str, subresource: &str, namespace: &str, name: &str| {
-        let asked = Attributes { verb: "impersonate", group, resource, subresource, namespace, name, path: "", is_resource: true };
+        let asked = Attributes {
+            verb: "impersonate",
+            group,
+            resource,
+            subresource,
+            namespace,
+            name,
+            path: "",
+            is_resource: true,
+        };
         require(core, real, &asked)
     };
     match wanted.as_service_account() {
@@ -97,15 +107,22 @@ fn node(core: &Core, user: &User, asked: &Attributes<'_>) -> Option<Decision> {
         ("coordination.k8s.io", "leases") => {
             asked.namespace == "kube-node-lease" && (asked.verb == "create" || asked.name == name)
         }
-        ("certificates.k8s.io", "certificatesigningrequests") => matches!(asked.verb, "create" | "get" | "list" | "watch"),
+        ("certificates.k8s.io", "certificatesigningrequests") => {
+            matches!(asked.verb, "create" | "get" | "list" | "watch")
+        }
         ("storage.k8s.io", "csinodes") => asked.verb == "create" || asked.name == name,
         ("authentication.k8s.io", "tokenreviews")
-        | ("authorization.k8s.io", "subjectaccessreviews" | "localsubjectaccessreviews") => asked.verb == "create",
-        ("", "services" | "namespaces") | ("node.k8s.io", "runtimeclasses") | ("storage.k8s.io", "csidrivers") => read,
+        | ("authorization.k8s.io", "subjectaccessreviews" | "localsubjectaccessreviews") => {
+            asked.verb == "create"
+        }
+        ("", "services" | "namespaces")
+        | ("node.k8s.io", "runtimeclasses")
+        | ("storage.k8s.io", "csidrivers") => read,
         ("", "serviceaccounts") if asked.subresource == "token" => {
-            asked.verb == "create" && uses(core, name, asked, |spec| {
-                spec.get("serviceAccountName").and_then(Value::as_str) == Some(asked.name)
-            })
+            asked.verb == "create"
+                && uses(core, name, asked, |spec| {
+                    spec.get("serviceAccountName").and_then(Value::as_str) == Some(asked.name)
+                })
         }
         ("", "secrets" | "configmaps" | "persistentvolumeclaims") => {
             read && !asked.name.is_empty() && uses(core, name, asked, |spec| mentions(spec, asked.name))

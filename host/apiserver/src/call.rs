@@ -62,7 +62,8 @@ impl Call {
     pub(crate) fn field_manager(&self) -> String {
         match self.query.text("fieldManager") {
             "" => {
-                let agent = self.headers.get(http::header::USER_AGENT).and_then(|v| v.to_str().ok()).unwrap_or("");
+                let agent =
+                    self.headers.get(http::header::USER_AGENT).and_then(|v| v.to_str().ok()).unwrap_or("");
                 let name = agent.split('/').next().unwrap_or("");
                 let name: String = name.chars().filter(|c| !c.is_control()).take(128).collect();
                 if name.is_empty() { "unknown".into() } else { name }

@@ -33,6 +33,7 @@ pub(crate) fn in_process(core: Arc<Core>, user: User) -> kube::Client {
 
 /// The manager of fields a component writes without naming one: the last part of its user name.
 fn manager(extensions: &http::Extensions) -> HeaderValue {
-    let name = extensions.get::<Identity>().map_or("", |Identity(user)| user.name.rsplit(':').next().unwrap_or(""));
+    let name =
+        extensions.get::<Identity>().map_or("", |Identity(user)| user.name.rsplit(':').next().unwrap_or(""));
     HeaderValue::from_str(name).unwrap_or(HeaderValue::from_static("wasmk"))
 }

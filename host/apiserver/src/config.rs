@@ -131,7 +131,12 @@ pub struct Config {
 
 impl Config {
     /// Settings with defaults for everything but the store and the keys.
-    pub fn new(store: Arc<dyn Store>, service_account_key: String, client_ca: String, registry_dir: PathBuf) -> Self {
+    pub fn new(
+        store: Arc<dyn Store>,
+        service_account_key: String,
+        client_ca: String,
+        registry_dir: PathBuf,
+    ) -> Self {
         Self {
             store,
             service_range: ServiceRange { base: Ipv4Addr::new(127, 43, 0, 0), prefix: 16 },
@@ -159,7 +164,9 @@ mod tests {
         let range = ServiceRange::parse("127.43.7.9/16").unwrap();
         assert_eq!(range.to_string(), "127.43.0.0/16");
         assert_eq!((range.size(), range.at(10).to_string()), (65_536, "127.43.0.10".into()));
-        assert!(range.contains("127.43.255.1".parse().unwrap()) && !range.contains("127.44.0.1".parse().unwrap()));
+        assert!(
+            range.contains("127.43.255.1".parse().unwrap()) && !range.contains("127.44.0.1".parse().unwrap())
+        );
         for text in ["1.2.3.4", "1.2.3.4/33", "1.2.3.4/31", "x/16", "::1/64"] {
             assert_eq!(ServiceRange::parse(text), None, "{text}");
         }

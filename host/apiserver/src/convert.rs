@@ -161,7 +161,9 @@ fn hpa_to_v1(object: &mut Object) {
             notes.push((CONDITIONS_NOTE, conditions));
         }
         let mut rest = Vec::new();
-        for metric in status.shift_remove("currentMetrics").and_then(|m| m.as_array().cloned()).unwrap_or_default() {
+        for metric in
+            status.shift_remove("currentMetrics").and_then(|m| m.as_array().cloned()).unwrap_or_default()
+        {
             match metric.pointer("/resource/current/averageUtilization") {
                 Some(percent) if metric.pointer("/resource/name") == Some(&json!("cpu")) => {
                     status.insert("currentCPUUtilizationPercentage".into(), percent.clone());

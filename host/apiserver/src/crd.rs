@@ -82,11 +82,12 @@ impl CustomVersion {
         } else {
             KindSchema::custom(&declared).ok()?
         };
-        let scale = version.pointer("/subresources/scale").filter(|s| s.is_object()).map(|scale| CustomScale {
-            spec_replicas: dotted(text(scale, "/specReplicasPath")),
-            status_replicas: dotted(text(scale, "/statusReplicasPath")),
-            selector: scale.get("labelSelectorPath").and_then(Value::as_str).map(dotted),
-        });
+        let scale =
+            version.pointer("/subresources/scale").filter(|s| s.is_object()).map(|scale| CustomScale {
+                spec_replicas: dotted(text(scale, "/specReplicasPath")),
+                status_replicas: dotted(text(scale, "/statusReplicasPath")),
+                selector: scale.get("labelSelectorPath").and_then(Value::as_str).map(dotted),
+            });
         let selectable = version
             .get("selectableFields")
             .and_then(Value::as_array)
@@ -153,7 +154,10 @@ impl Column {
             kind: text(value, "/type").into(),
             format: text(value, "/format").into(),
             description: match text(value, "/description") {
-                "" => format!("Custom resource definition column (in JSONPath format): {}", text(value, "/jsonPath")),
+                "" => format!(
+                    "Custom resource definition column (in JSONPath format): {}",
+                    text(value, "/jsonPath")
+                ),
                 given => given.into(),
             },
             priority: value.get("priority").and_then(Value::as_i64).unwrap_or(0),
@@ -208,16 +212,15 @@ pub(crate) fn refresh(core: &Core) {
 
 fn is_true(definition: &Object, condition: &str) -> bool {
     let conditions = definition.at(&["status", "conditions"]).and_then(Value::as_array);
-    conditions
-        .into_iter()
-        .flatten()
-        .any(|c| text(c, "/type") == condition && text(c, "/status") == "True")
+    conditions.into_iter().flatten().any(|c| text(c, "/type") == condition && text(c, "/status") == "True")
 }
 
 fn add(core: &Core, table: &mut Table, definition: &Object) {
     let Some(spec) = definition.0.get("spec") else { return };
-    let names = definition.at(&["status", "acceptedNames"]).filter(|n| n.is_object()).unwrap_or(&spec["names"]);
-    let versions: Vec<&Value> = spec.get("versions").and_then(Value::as_array).into_iter().flatten().collect();
+    let names =
+        definition.at(&["status", "acceptedNames"]).filter(|n| n.is_object()).unwrap_or(&spec["names"]);
+    let versions: Vec<&Value> =
+        spec.get("versions").and_then(Value::as_array).into_iter().flatten().collect();
     let flag = |v: &Value, key: &str| v.get(key) == Some(&Value::Bool(true));
     let stored = versions.iter().find(|v| flag(v, "storage")).map_or("", |v| text(v, "/name"));
     let group = text(spec, "/group");
@@ -295,15 +298,19 @@ async fn settle(core: &Arc<Core>, definition: &Object) -> Result<(), wasmk_api::
     if is_true(definition, "Established") && is_true(definition, "NamesAccepted") && accepted(definition) {
         return Ok(());
     }
-    let Some(resource) = core.table.load().get("apiextensions.k8s.io", "v1", "customresourcedefinitions").cloned() else {
+    let Some(resource) =
+        core.table.load().get("apiextensions.k8s.io", "v1", "customresourcedefinitions").cloned()
+    else {
         return Ok(());
     };
     let conflict = conflict(core, definition);
     let call = own_call(core, &resource, definition.name());
     let work = Work::new(core, &call, &resource)?;
-    update_object(&work, definition.name(), Mode::Free("status"), false, |old| Ok(settled(old, conflict.as_deref(), work.now)))
-        .await
-        .map(|_| ())
+    update_object(&work, definition.name(), Mode::Free("status"), false, |old| {
+        Ok(settled(old, conflict.as_deref(), work.now))
+    })
+    .await
+    .map(|_| ())
 }
 
 /// Whether the accepted names are those of the spec.
@@ -319,7 +326,9 @@ fn conflict(core: &Core, definition: &Object) -> Option<String> {
     let table = core.table.load();
     let mine = format!("{plural}.{group}");
     let taken = table.all().find(|r| {
-        r.gvk.group == group && format!("{}.{group}", r.plural) != mine && (r.gvk.kind == kind || r.singular == plural)
+        r.gvk.group == group
+            && format!("{}.{group}", r.plural) != mine
+            && (r.gvk.kind == kind || r.singular == plural)
     })?;
     Some(format!("{:?} is already in use", taken.gvk.kind))
 }
@@ -335,7 +344,14 @@ fn settled(old: &Object, conflict: Option<&str>, now: Timestamp) -> Object {
     match conflict {
         None => {
             set(&mut conditions, "NamesAccepted", "True", "NoConflicts", "no conflicts found", now);
-            set(&mut conditions, "Established", "True", "InitialNamesAccepted", "the initial names have been accepted", now);
+            set(
+                &mut conditions,
+                "Established",
+                "True",
+                "InitialNamesAccepted",
+                "the initial names have been accepted",
+                now,
+            );
         }
         Some(why) => {
             set(&mut conditions, "NamesAccepted", "False", "KindConflict", why, now);
@@ -347,7 +363,10 @@ fn settled(old: &Object, conflict: Option<&str>, now: Timestamp) -> Object {
         versions.push(stored.into());
     }
     status.insert("conditions".into(), conditions.into());
-    status.insert("acceptedNames".into(), if conflict.is_none() { names } else { json!({ "plural": "", "kind": "" }) });
+    status.insert(
+        "acceptedNames".into(),
+        if conflict.is_none() { names } else { json!({ "plural": "", "kind": "" }) },
+    );
     status.insert("storedVersions".into(), versions.into());
     new
 }
@@ -375,7 +394,8 @@ async fn clean_up(core: &Arc<Core>, definition: &Object) -> Result<(), wasmk_api
         return Ok(());
     }
     let (group, plural) = (definition.at(&["spec", "group"]), definition.at(&["spec", "names", "plural"]));
-    let (group, plural) = (group.and_then(Value::as_str).unwrap_or(""), plural.and_then(Value::as_str).unwrap_or(""));
+    let (group, plural) =
+        (group.and_then(Value::as_str).unwrap_or(""), plural.and_then(Value::as_str).unwrap_or(""));
     let owner = core.table.load().any_version(group, plural).cloned();
     if let Some(resource) = owner {
         let call = own_call(core, &resource, "");
@@ -393,7 +413,9 @@ async fn clean_up(core: &Arc<Core>, definition: &Object) -> Result<(), wasmk_api
             return Ok(());
         }
     }
-    let Some(resource) = core.table.load().get("apiextensions.k8s.io", "v1", "customresourcedefinitions").cloned() else {
+    let Some(resource) =
+        core.table.load().get("apiextensions.k8s.io", "v1", "customresourcedefinitions").cloned()
+    else {
         return Ok(());
     };
     let call = own_call(core, &resource, definition.name());

@@ -26,7 +26,12 @@ pub(crate) struct Documents(Mutex<Option<(Arc<Table>, HashMap<String, Bytes>)>>)
 
 impl Documents {
     /// The document of that name, made with `make` when it is not there yet.
-    pub(crate) fn get(&self, table: &Arc<Table>, name: &str, make: impl FnOnce() -> Option<Vec<u8>>) -> Option<Bytes> {
+    pub(crate) fn get(
+        &self,
+        table: &Arc<Table>,
+        name: &str,
+        make: impl FnOnce() -> Option<Vec<u8>>,
+    ) -> Option<Bytes> {
         if let Some((known, documents)) = &*self.0.lock()
             && Arc::ptr_eq(known, table)
             && let Some(document) = documents.get(name)
@@ -51,7 +56,11 @@ const AGGREGATED: &str = "application/json;g=apidiscovery.k8s.io;v=v2;as=APIGrou
 ///
 /// # Errors
 /// 405 for methods other than GET and HEAD, 406 for encodings that are not offered.
-pub(crate) async fn other(core: &Arc<Core>, call: &Arc<Call>, _request: axum::extract::Request) -> Result<Answer, Status> {
+pub(crate) async fn other(
+    core: &Arc<Core>,
+    call: &Arc<Call>,
+    _request: axum::extract::Request,
+) -> Result<Answer, Status> {
     let path = call.info.path.trim_end_matches('/');
     if !matches!(call.method, Method::GET | Method::HEAD) {
         return if known(path) { Err(Status::method_not_allowed()) } else { Ok(not_found_page()) };
@@ -84,13 +93,24 @@ fn paths(table: &Table) -> Answer {
         paths.push(gv.path());
     }
     for path in [
-        "/healthz", "/livez", "/metrics", "/openapi/v2", "/openapi/v3", "/openid/v1/jwks", "/readyz", "/version",
+        "/healthz",
+        "/livez",
+        "/metrics",
+        "/openapi/v2",
+        "/openapi/v3",
+        "/openid/v1/jwks",
+        "/readyz",
+        "/version",
     ] {
         paths.push(path.into());
     }
     paths.sort();
     paths.dedup();
-    respond::value_as(StatusCode::OK, Wanted { pretty: true, ..Wanted::default() }, &json!({ "paths": paths }))
+    respond::value_as(
+        StatusCode::OK,
+        Wanted { pretty: true, ..Wanted::default() },
+        &json!({ "paths": paths }),
+    )
 }
 
 /// The versions of each group, preferred first.
@@ -147,8 +167,11 @@ fn groups(core: &Core, call: &Call, table: &Arc<Table>, core_group: bool) -> Res
             }],
         })
     } else {
-        let groups: Vec<Value> =
-            by_group(table).iter().filter(|(name, _)| !name.is_empty()).map(|(n, v)| group_value(n, v)).collect();
+        let groups: Vec<Value> = by_group(table)
+            .iter()
+            .filter(|(name, _)| !name.is_empty())
+            .map(|(n, v)| group_value(n, v))
+            .collect();
         json!({ "kind": "APIGroupList", "apiVersion": "v1", "groups": groups })
     };
     Ok(respond::value_as(StatusCode::OK, plain(call), &value))
@@ -160,7 +183,13 @@ fn plain(call: &Call) -> Wanted {
 }
 
 fn refuse_odd(accept: &str) -> Result<(), Status> {
-    let known = ["*/*", "application/*", "application/json", "application/yaml", "application/vnd.kubernetes.protobuf"];
+    let known = [
+        "*/*",
+        "application/*",
+        "application/json",
+        "application/yaml",
+        "application/vnd.kubernetes.protobuf",
+    ];
     let acceptable = accept.is_empty()
         || accept.split(',').any(|c| known.contains(&c.split(';').next().unwrap_or("").trim()));
     if acceptable {
@@ -283,7 +312,11 @@ fn aggregated_group(name: &str, versions: &[&(GroupVersion, Vec<Arc<Resource>>)]
             json!({ "version": gv.version, "resources": resources, "freshness": "Current" })
         })
         .collect();
-    let metadata = if name.is_empty() { json!({ "creationTimestamp": null }) } else { json!({ "name": name, "creationTimestamp": null }) };
+    let metadata = if name.is_empty() {
+        json!({ "creationTimestamp": null })
+    } else {
+        json!({ "name": name, "creationTimestamp": null })
+    };
     json!({ "metadata": metadata, "versions": versions })
 }
 

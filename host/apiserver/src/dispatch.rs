@@ -49,7 +49,12 @@ enum Permit<'a> {
     Exempt,
 }
 
-async fn admit(core: &Arc<Core>, info: RequestInfo, query: Query, request: Request) -> Result<Answer, Status> {
+async fn admit(
+    core: &Arc<Core>,
+    info: RequestInfo,
+    query: Query,
+    request: Request,
+) -> Result<Answer, Status> {
     let real = core.authenticator.authenticate(request.headers(), request.extensions())?;
     let user = impersonate(core, real, request.headers())?;
     let permit = limit(core, &info, &query, &user)?;
@@ -63,7 +68,9 @@ async fn admit(core: &Arc<Core>, info: RequestInfo, query: Query, request: Reque
     let list = info.is_resource && info.name.is_empty();
     let wanted = match negotiate::wanted(&parts.headers, &query, list) {
         Ok(wanted) => wanted,
-        Err(_) if !info.is_resource || info.subresource == "proxy" || info.subresource == "log" => negotiate::Wanted::default(),
+        Err(_) if !info.is_resource || info.subresource == "proxy" || info.subresource == "log" => {
+            negotiate::Wanted::default()
+        }
         Err(status) => return Err(status),
     };
     let call = Arc::new(Call::new(info, parts.method.clone(), query, parts.headers.clone(), user, wanted));
@@ -104,7 +111,12 @@ fn impersonate(core: &Arc<Core>, real: Arc<User>, headers: &http::HeaderMap) -> 
     }
 }
 
-fn limit<'a>(core: &'a Arc<Core>, info: &RequestInfo, query: &Query, user: &User) -> Result<Permit<'a>, Status> {
+fn limit<'a>(
+    core: &'a Arc<Core>,
+    info: &RequestInfo,
+    query: &Query,
+    user: &User,
+) -> Result<Permit<'a>, Status> {
     let busy = || {
         core.metrics.refused();
         Status::too_many_requests("Too many requests, please try again later.", 1)
@@ -140,7 +152,8 @@ async fn route(core: &Arc<Core>, call: &Arc<Call>, request: Request) -> Result<A
     let table = core.table.load();
     let info = &call.info;
     let Some(resource) = table.get(&info.group, &info.version, &info.resource) else {
-        return Err(unknown(&table, info)).or_else(|status: Option<Status>| status.map_or_else(|| Ok(not_found_page()), Err));
+        return Err(unknown(&table, info))
+            .or_else(|status: Option<Status>| status.map_or_else(|| Ok(not_found_page()), Err));
     };
     let resource = resource.clone();
     drop(table);
@@ -169,11 +182,21 @@ async fn route(core: &Arc<Core>, call: &Arc<Call>, request: Request) -> Result<A
 }
 
 /// A namespaced resource at the cluster's path: only reviews that take no namespace are served there.
-async fn create_elsewhere(_: &Arc<Core>, _: &Arc<Call>, _: &Arc<Resource>, _: Request) -> Result<Answer, Status> {
+async fn create_elsewhere(
+    _: &Arc<Core>,
+    _: &Arc<Call>,
+    _: &Arc<Resource>,
+    _: Request,
+) -> Result<Answer, Status> {
     Err(Status::method_not_allowed())
 }
 
-async fn object_verb(core: &Arc<Core>, call: &Arc<Call>, resource: &Arc<Resource>, request: Request) -> Result<Answer, Status> {
+async fn object_verb(
+    core: &Arc<Core>,
+    call: &Arc<Call>,
+    resource: &Arc<Resource>,
+    request: Request,
+) -> Result<Answer, Status> {
     match call.info.verb {
         "get" => return read::get(core, call, resource).await,
         "list" => return read::list(core, call, resource).await,
@@ -188,7 +211,7 @@ async fn object_verb(core: &Arc<Core>, call: &Arc<Call>, resource: &Arc<Resource
     match call.info.verb {
         "create" => write::create(&work, &body).await,
         "update" => write::update(&work, &body, Mode::Main).await,
-        "patch" => write::patch(&work, &body, Mode::Main).await,
+        "patch" => write::patch(&mut work, &body, Mode::Main).await,
         "delete" => write::delete(&mut work, &body).await,
         "deletecollection" => write::delete_collection(&mut work, &body).await,
         _ => Err(Status::method_not_allowed()),

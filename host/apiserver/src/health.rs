@@ -37,7 +37,11 @@ pub(crate) fn serve(core: &Arc<Core>, call: &Call, parts: &[&str]) -> Answer {
 }
 
 fn json_of(call: &Call, value: &Value) -> Answer {
-    respond::value_as(StatusCode::OK, Wanted { form: crate::http::Form::Whole, pretty: true, ..call.wanted }, value)
+    respond::value_as(
+        StatusCode::OK,
+        Wanted { form: crate::http::Form::Whole, pretty: true, ..call.wanted },
+        value,
+    )
 }
 
 /// The check that fails, if any.

@@ -4,6 +4,7 @@ use bytes::Bytes;
 use serde_json::{Map, Value};
 use wasmk_api::{Cause, GroupKind, Gvk, Object, Status};
 use wasmk_machinery::{
+    apply::{FieldManager, Reset},
     decode::{self, FieldValidation, Format},
     prune,
     schema::KindSchema,
@@ -24,26 +25,28 @@ const MAX_MANAGER: usize = 128;
 /// # Errors
 /// When it is too long or has characters that cannot be printed.
 pub(crate) fn check_manager(call: &Call, manager: &str) -> Result<(), Status> {
-    let refuse = |message: String| {
+    let refuse = |reason: &str, message: String| {
         let kind = call.options_kind();
-        let cause = Cause { reason: "FieldValueInvalid".into(), message, field: "fieldManager".into() };
+        let cause = Cause { reason: reason.into(), message, field: "fieldManager".into() };
         Err(Status::invalid(&GroupKind { group: "meta.k8s.io".into(), kind: kind.into() }, "", &[cause]))
     };
     if manager.len() > MAX_MANAGER {
-        let mut status = refuse(format!("Too long: may not be more than {MAX_MANAGER} bytes"));
-        if let Err(status) = &mut status {
-            status.message = status.message.replace("Invalid value", "Too long");
-        }
-        return status;
+        return refuse("FieldValueTooLong", format!("Too long: may not be more than {MAX_MANAGER} bytes"));
     }
     match manager.chars().position(char::is_control) {
-        Some(_) => refuse(format!("Invalid value: {manager:?}: should only contain printable characters")),
+        Some(_) => refuse(
+            "FieldValueInvalid",
+            format!("Invalid value: {manager:?}: should only contain printable characters"),
+        ),
         None => Ok(()),
     }
 }
 
 /// The schema of a kind as the resource serves it; `gvk` may also be the kind of a subresource.
-fn schema(resource: &Resource, gvk: &Gvk) -> Result<KindSchema, Status> {
+///
+/// # Errors
+/// When there is none.
+pub(crate) fn schema(resource: &Resource, gvk: &Gvk) -> Result<KindSchema, Status> {
     match &resource.nature {
         Nature::Custom(version) if version.gvk == *gvk => Ok(version.schema.clone()),
         _ => KindSchema::built_in(gvk).ok_or_else(|| Status::internal(format!("no schema of {gvk}"))),
@@ -54,7 +57,7 @@ fn schema(resource: &Resource, gvk: &Gvk) -> Result<KindSchema, Status> {
 ///
 /// # Errors
 /// When it says none of the known words.
-fn validation(call: &Call) -> Result<FieldValidation, Status> {
+pub(crate) fn validation(call: &Call) -> Result<FieldValidation, Status> {
     let word = call.query.text("fieldValidation");
     FieldValidation::parse(word).ok_or_else(|| {
         let kind = call.options_kind();
@@ -97,23 +100,56 @@ pub(crate) fn decode(
 /// Brings a JSON value that was patched together into the form of an object of a kind, with its defaults.
 ///
 /// # Errors
-/// When a value has the wrong type, or with strict validation a field is unknown.
-pub(crate) fn convert(call: &Call, resource: &Resource, gvk: &Gvk, value: Value) -> Result<Object, Status> {
-    let decoded = decode::convert(value, &schema(resource, gvk)?)
-        .map_err(|error| Status::bad_request(format!("unable to convert the patched object to {gvk}: {error}")))?;
+/// When it is of another kind, a value has the wrong type, or with strict validation a field is unknown.
+pub(crate) fn convert(work: &Work<'_>, gvk: &Gvk, value: Value) -> Result<Object, Status> {
+    let text = |key: &str| value.get(key).and_then(Value::as_str).unwrap_or("").to_owned();
+    let (kind, version) = (text("kind"), text("apiVersion"));
+    let refuse = |value: &Value, why: &str| {
+        let shown = serde_json::to_string(&first_identity(value)).unwrap_or_default();
+        let cause = Cause {
+            reason: "FieldValueInvalid".into(),
+            message: format!("Invalid value: {shown:?}: {why}"),
+            field: "patch".into(),
+        };
+        Err(Status::invalid(&GroupKind { group: String::new(), kind: String::new() }, "", &[cause]))
+    };
+    if kind != gvk.kind || version != gvk.api_version() {
+        let why = format!("no kind {kind:?} is registered for version {version:?} in scheme \"wasmk\"");
+        return refuse(&value, &why);
+    }
+    let kept = value.clone();
+    let decoded = match decode::convert(value, &schema(work.resource, gvk)?) {
+        Ok(decoded) => decoded,
+        Err(why) => return refuse(&kept, &why),
+    };
     let mut object = decoded.object;
     object.set_gvk(gvk);
-    match validation(call)? {
+    match validation(work.call)? {
         FieldValidation::Strict if !decoded.warnings.is_empty() => {
-            return Err(Status::bad_request(format!("strict decoding error: {}", decoded.warnings.join(", "))));
+            return refuse(&kept, &format!("strict decoding error: {}", decoded.warnings.join(", ")));
         }
-        FieldValidation::Warn => decoded.warnings.into_iter().for_each(|warning| call.warn(warning)),
+        FieldValidation::Warn => decoded.warnings.into_iter().for_each(|warning| work.call.warn(warning)),
         _ => {}
     }
-    if *gvk == resource.gvk {
-        default(resource, &mut object);
+    if *gvk == work.resource.gvk {
+        default(work.resource, &mut object);
     }
     Ok(object)
+}
+
+/// The value with its version and kind first, as messages show objects.
+fn first_identity(value: &Value) -> Value {
+    let Value::Object(map) = value else { return value.clone() };
+    let mut out = Map::new();
+    for key in ["apiVersion", "kind"] {
+        if let Some(value) = map.get(key) {
+            out.insert(key.into(), value.clone());
+        }
+    }
+    for (key, value) in map {
+        out.entry(key.clone()).or_insert_with(|| value.clone());
+    }
+    Value::Object(out)
 }
 
 /// Reads the options of a delete.
@@ -164,7 +200,12 @@ pub(crate) fn validate_create(resource: &Resource, object: &Object) -> Result<()
 
 /// # Errors
 /// 422 with everything that is wrong with a changed object.
-pub(crate) fn validate_update(resource: &Resource, new: &Object, old: &Object, mode: Mode) -> Result<(), Status> {
+pub(crate) fn validate_update(
+    resource: &Resource,
+    new: &Object,
+    old: &Object,
+    mode: Mode,
+) -> Result<(), Status> {
     let causes = match (&resource.nature, mode) {
         (_, Mode::Free(_)) => Vec::new(),
         (Nature::Builtin(kind), Mode::Main | Mode::Scale) => kind.validate_update(new, old),
@@ -174,19 +215,63 @@ pub(crate) fn validate_update(resource: &Resource, new: &Object, old: &Object, m
     verdict(resource, new, &causes)
 }
 
+/// Gives `use_it` the field manager of a kind and subresource.
+pub(crate) fn field_manager<T>(
+    work: &Work<'_>,
+    gvk: &Gvk,
+    schema: &KindSchema,
+    subresource: &str,
+    use_it: impl FnOnce(FieldManager<'_>) -> T,
+) -> T {
+    let has_status = work.resource.subresource("status").is_some();
+    let reset = Reset::of(&gvk.group_kind(), subresource, has_status);
+    use_it(FieldManager { gvk, kind: schema, subresource, reset: &reset, versions: None, now: work.now })
+}
+
 /// Records who set the fields of a new object.
 ///
 /// # Errors
-/// When what the object says about its managers cannot be read.
-pub(crate) fn manage_create(_work: &Work<'_>, _object: &mut Object) -> Result<(), Status> {
-    Ok(())
+/// When the kind has no schema.
+pub(crate) fn manage_create(work: &Work<'_>, object: &mut Object) -> Result<(), Status> {
+    if work.owned {
+        return Ok(());
+    }
+    manage(work, object, None, "")
 }
 
 /// Records who changed the fields of an object.
 ///
 /// # Errors
-/// When what the object says about its managers cannot be read.
-pub(crate) fn manage_update(_work: &Work<'_>, _new: &mut Object, _old: &Object, _mode: Mode) -> Result<(), Status> {
+/// When the kind has no schema.
+pub(crate) fn manage_update(
+    work: &Work<'_>,
+    new: &mut Object,
+    old: &Object,
+    mode: Mode,
+) -> Result<(), Status> {
+    // The scale keeps account of its owners itself.
+    if work.owned || mode == Mode::Scale {
+        return Ok(());
+    }
+    manage(work, new, Some(old), mode.subresource())
+}
+
+fn manage(
+    work: &Work<'_>,
+    object: &mut Object,
+    old: Option<&Object>,
+    subresource: &str,
+) -> Result<(), Status> {
+    let gvk = &work.resource.gvk;
+    let schema = schema(work.resource, gvk)?;
+    let mut value = Value::Object(std::mem::take(&mut object.0));
+    let live = old.map(|o| Value::Object(o.0.clone()));
+    field_manager(work, gvk, &schema, subresource, |fields| {
+        fields.update(live.as_ref(), &mut value, &work.manager)
+    });
+    if let Value::Object(map) = value {
+        object.0 = map;
+    }
     Ok(())
 }
 
@@ -197,7 +282,8 @@ pub(crate) fn same(new: &Object, old: &Object) -> bool {
     }
     let strip = |object: &Object| -> Map<String, Value> {
         let mut map = object.0.clone();
-        let fields = map.get_mut("metadata").and_then(|m| m.get_mut("managedFields")).and_then(Value::as_array_mut);
+        let fields =
+            map.get_mut("metadata").and_then(|m| m.get_mut("managedFields")).and_then(Value::as_array_mut);
         for field in fields.into_iter().flatten().filter_map(Value::as_object_mut) {
             field.shift_remove("time");
         }

@@ -120,8 +120,13 @@ mod tests {
         metrics.answered("get", "pods", 200, Duration::from_millis(5));
         let watch = metrics.watch_opened();
         let text = metrics.text(&[("core/pods".into(), 3)], 9);
-        assert!(text.contains("apiserver_request_total{verb=\"GET\",resource=\"pods\",code=\"200\"} 1"), "{text}");
-        assert!(text.contains("apiserver_registered_watchers 1") && text.contains("{resource=\"core/pods\"} 3"));
+        assert!(
+            text.contains("apiserver_request_total{verb=\"GET\",resource=\"pods\",code=\"200\"} 1"),
+            "{text}"
+        );
+        assert!(
+            text.contains("apiserver_registered_watchers 1") && text.contains("{resource=\"core/pods\"} 3")
+        );
         drop(watch);
         assert_eq!(metrics.watches(), 0);
     }

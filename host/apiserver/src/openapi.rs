@@ -10,6 +10,11 @@ use crate::{call::Call, dispatch::not_found_page, http::Answer, server::Core, ta
 ///
 /// # Errors
 /// Never yet.
-pub(crate) fn serve(_core: &Arc<Core>, _call: &Call, _table: &Arc<Table>, _parts: &[&str]) -> Result<Answer, Status> {
+pub(crate) fn serve(
+    _core: &Arc<Core>,
+    _call: &Call,
+    _table: &Arc<Table>,
+    _parts: &[&str],
+) -> Result<Answer, Status> {
     Ok(not_found_page())
 }

@@ -39,7 +39,9 @@ struct Row<'a> {
 
 fn read(line: &str) -> Option<Row<'_>> {
     let columns: Vec<&str> = line.split('\t').collect();
-    let [gv, name, kind, kind_gv, singular, short, scope, categories, verbs] = columns.as_slice() else { return None };
+    let [gv, name, kind, kind_gv, singular, short, scope, categories, verbs] = columns.as_slice() else {
+        return None;
+    };
     let text = |field: &'static str, value: &str| if value == "-" { field.into() } else { value.to_owned() };
     let list = |value: &str| -> Vec<String> {
         text("", value).split(',').filter(|v| !v.is_empty()).map(Into::into).collect()
@@ -100,7 +102,9 @@ pub(crate) fn table(caches: &Caches) -> Table {
     for row in rows() {
         if let Some((owner, sub)) = row.name.split_once('/') {
             let gvk = row.kind_gv.as_ref().unwrap_or(&row.gv).kind(row.kind);
-            if let Some(resource) = resources.iter_mut().find(|r| r.plural == owner && r.gvk.group_version() == row.gv) {
+            if let Some(resource) =
+                resources.iter_mut().find(|r| r.plural == owner && r.gvk.group_version() == row.gv)
+            {
                 resource.subresources.push(Subresource { name: sub.into(), gvk, verbs: row.verbs });
             }
             continue;

@@ -72,9 +72,10 @@ pub fn tls_config(cert: &str, key: &str, client_ca: &str) -> Result<Arc<rustls::
     for certificate in certificates("client authority", client_ca)? {
         roots.add(certificate)?;
     }
-    let clients = rustls::server::WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider.clone())
-        .allow_unauthenticated()
-        .build()?;
+    let clients =
+        rustls::server::WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider.clone())
+            .allow_unauthenticated()
+            .build()?;
     let mut config = rustls::ServerConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()?
         .with_client_cert_verifier(clients)
@@ -133,8 +134,12 @@ async fn connection(
     router: Router,
     stop: tokio_util::sync::CancellationToken,
 ) {
-    let certificate =
-        stream.get_ref().1.peer_certificates().and_then(|c| c.first()).map(|c| PeerCertificate(c.clone().into_owned()));
+    let certificate = stream
+        .get_ref()
+        .1
+        .peer_certificates()
+        .and_then(|c| c.first())
+        .map(|c| PeerCertificate(c.clone().into_owned()));
     let service = hyper::service::service_fn(move |request: Request<Incoming>| {
         let (router, certificate) = (router.clone(), certificate.clone());
         async move {
@@ -147,7 +152,11 @@ async fn connection(
     });
     let mut builder = auto::Builder::new(TokioExecutor::new());
     builder.http1().timer(TokioTimer::new()).header_read_timeout(HEADERS).max_buf_size(MAX_HTTP1_BYTES);
-    builder.http2().timer(TokioTimer::new()).max_header_list_size(MAX_HEADER_BYTES).max_concurrent_streams(MAX_STREAMS);
+    builder
+        .http2()
+        .timer(TokioTimer::new())
+        .max_header_list_size(MAX_HEADER_BYTES)
+        .max_concurrent_streams(MAX_STREAMS);
     let served = builder.serve_connection_with_upgrades(TokioIo::new(stream), service);
     tokio::pin!(served);
     let outcome = tokio::select! {

@@ -13,7 +13,8 @@ use serde_json::json;
 const MAPS: &str = "/api/v1/namespaces/default/configmaps";
 
 fn map(name: &str, value: &str) -> ConfigMap {
-    serde_json::from_value(json!({"metadata": {"name": name, "labels": {"v": value}}, "data": {"v": value}})).unwrap()
+    serde_json::from_value(json!({"metadata": {"name": name, "labels": {"v": value}}, "data": {"v": value}}))
+        .unwrap()
 }
 
 #[tokio::test]
@@ -30,7 +31,9 @@ async fn a_client_creates_reads_changes_lists_and_deletes() {
     assert_eq!(patched.data.unwrap()["w"], "3");
     let mut stale = made.clone();
     stale.data = None;
-    assert!(api.replace("a", &PostParams::default(), &stale).await.unwrap_err().to_string().contains("modified"));
+    assert!(
+        api.replace("a", &PostParams::default(), &stale).await.unwrap_err().to_string().contains("modified")
+    );
     api.create(&PostParams::default(), &map("b", "1")).await.unwrap();
     assert_eq!(api.list(&ListParams::default().labels("v=1")).await.unwrap().items.len(), 2);
     assert_eq!(api.list(&ListParams::default().fields("metadata.name=b")).await.unwrap().items.len(), 1);

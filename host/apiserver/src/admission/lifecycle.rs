@@ -23,9 +23,7 @@ pub(crate) fn check(work: &Work<'_>, object: &mut Object, old: Option<&Object>) 
     if entry.field("status.phase") != Some("Terminating") && !entry.object().is_deleting() {
         return Ok(());
     }
-    let why = format!(
-        "unable to create new content in namespace {namespace} because it is being terminated"
-    );
+    let why = format!("unable to create new content in namespace {namespace} because it is being terminated");
     let name = object.name();
     let mut status = Status::forbidden(&work.resource.group_resource(), name, &why);
     status.details.insert(

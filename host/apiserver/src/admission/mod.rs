@@ -22,7 +22,11 @@ pub(crate) async fn mutate(work: &Work<'_>, object: &mut Object, old: Option<&Ob
 ///
 /// # Errors
 /// When a step refuses it.
-pub(crate) async fn validate(work: &Work<'_>, new: Option<&Object>, old: Option<&Object>) -> Result<(), Status> {
+pub(crate) async fn validate(
+    work: &Work<'_>,
+    new: Option<&Object>,
+    old: Option<&Object>,
+) -> Result<(), Status> {
     if let (None, Some(old)) = (new, old) {
         lifecycle::protect(work, old)?;
     }

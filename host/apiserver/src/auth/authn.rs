@@ -4,10 +4,7 @@
 //! (static, service account, bootstrap). Credentials that are there but wrong are refused; none at all is
 //! `system:anonymous`. Impersonation comes after, and needs permission.
 
-use std::{
-    collections::HashMap,
-    sync::Arc,
-};
+use std::{collections::HashMap, sync::Arc};
 
 use http::{HeaderMap, header};
 use parking_lot::RwLock;
@@ -58,7 +55,8 @@ impl Authenticator {
         static_tokens: &[(String, User)],
         clock: fn() -> Timestamp,
     ) -> Self {
-        let static_tokens = static_tokens.iter().map(|(t, u)| (digest(t.as_bytes()), Arc::new(u.clone()))).collect();
+        let static_tokens =
+            static_tokens.iter().map(|(t, u)| (digest(t.as_bytes()), Arc::new(u.clone()))).collect();
         Self {
             signer,
             ca: parse_x509_pem(ca.as_bytes()).ok().map(|(_, pem)| pem.contents),
@@ -77,7 +75,11 @@ impl Authenticator {
     ///
     /// # Errors
     /// 401 for credentials that are wrong.
-    pub(crate) fn authenticate(&self, headers: &HeaderMap, extensions: &http::Extensions) -> Result<Arc<User>, Status> {
+    pub(crate) fn authenticate(
+        &self,
+        headers: &HeaderMap,
+        extensions: &http::Extensions,
+    ) -> Result<Arc<User>, Status> {
         if let Some(Identity(user)) = extensions.get() {
             return Ok(user.clone());
         }
@@ -85,7 +87,10 @@ impl Authenticator {
             return self.certificate(certificate).ok_or_else(Status::unauthorized);
         }
         match bearer(headers) {
-            Some(token) => self.token(token, &[self.signer.issuer()]).map(|(user, _)| user).ok_or_else(Status::unauthorized),
+            Some(token) => self
+                .token(token, &[self.signer.issuer()])
+                .map(|(user, _)| user)
+                .ok_or_else(Status::unauthorized),
             None => Ok(Arc::new(User::anonymous())),
         }
     }
@@ -101,7 +106,8 @@ impl Authenticator {
             return self.bootstrap(token).map(|user| (user, all()));
         }
         let claims = self.claims(token, hash)?;
-        let shared: Vec<String> = claims.aud.iter().filter(|a| audiences.contains(&a.as_str())).cloned().collect();
+        let shared: Vec<String> =
+            claims.aud.iter().filter(|a| audiences.contains(&a.as_str())).cloned().collect();
         if shared.is_empty() {
             return None;
         }
@@ -139,7 +145,10 @@ impl Authenticator {
         let mut user = User::service_account(&private.namespace, &account.name);
         user.uid.clone_from(&account.uid);
         if !claims.jti.is_empty() {
-            user.extra.insert("authentication.kubernetes.io/credential-id".into(), vec![format!("JTI={}", claims.jti)]);
+            user.extra.insert(
+                "authentication.kubernetes.io/credential-id".into(),
+                vec![format!("JTI={}", claims.jti)],
+            );
         }
         let mut bind = |cache: &Cache, key: &str, bound: &Bound, word: &str, must_live: bool| {
             if must_live && !alive(cache, key, bound) {
@@ -190,7 +199,8 @@ impl Authenticator {
         }
         let mut groups = vec![BOOTSTRAPPERS.to_owned()];
         let extra = field("auth-extra-groups").unwrap_or_default();
-        groups.extend(extra.split(',').map(str::trim).filter(|g| g.starts_with(BOOTSTRAPPERS)).map(Into::into));
+        groups
+            .extend(extra.split(',').map(str::trim).filter(|g| g.starts_with(BOOTSTRAPPERS)).map(Into::into));
         Some(Arc::new(User::new(format!("system:bootstrap:{id}"), groups)))
     }
 
@@ -205,7 +215,8 @@ impl Authenticator {
         certificate.verify_signature(Some(ca.public_key())).ok()?;
         let validity = certificate.validity();
         let until = validity.not_after.timestamp();
-        let client_use = certificate.extended_key_usage().ok()?.is_none_or(|u| u.value.client_auth || u.value.any);
+        let client_use =
+            certificate.extended_key_usage().ok()?.is_none_or(|u| u.value.client_auth || u.value.any);
         if validity.not_before.timestamp() > now || until <= now || !client_use {
             return None;
         }
@@ -261,11 +272,8 @@ fn uid_of(entry: &Entry) -> Option<String> {
 pub(crate) fn impersonated(headers: &HeaderMap) -> Result<Option<User>, Status> {
     let text = |name: &str| headers.get(name).and_then(|v| v.to_str().ok()).unwrap_or("").to_owned();
     let mut user = User { name: text("impersonate-user"), uid: text("impersonate-uid"), ..User::default() };
-    user.groups = headers
-        .get_all("impersonate-group")
-        .iter()
-        .filter_map(|v| v.to_str().ok().map(Into::into))
-        .collect();
+    user.groups =
+        headers.get_all("impersonate-group").iter().filter_map(|v| v.to_str().ok().map(Into::into)).collect();
     for (name, value) in headers {
         if let (Some(key), Ok(value)) = (name.as_str().strip_prefix("impersonate-extra-"), value.to_str()) {
             let key = crate::http::request::decode(key);
@@ -277,10 +285,7 @@ pub(crate) fn impersonated(headers: &HeaderMap) -> Result<Option<User>, Status> 
         return if bare {
             Ok(None)
         } else {
-            Err(Status::internal(format!(
-                "requested {:?} without impersonating a user",
-                user.groups
-            )))
+            Err(Status::internal(format!("requested {:?} without impersonating a user", user.groups)))
         };
     }
     Ok(Some(user))

@@ -3,10 +3,7 @@
 //! An immutable index by subject is made from the caches of roles and bindings and swapped whole when one of them
 //! has changed; a decision takes no lock.
 
-use std::{
-    collections::HashMap,
-    sync::Arc,
-};
+use std::{collections::HashMap, sync::Arc};
 
 use arc_swap::ArcSwap;
 use parking_lot::Mutex;
@@ -132,7 +129,8 @@ impl Rbac {
         };
         let (roles, cluster_roles) = (read_roles(&self.roles), read_roles(&self.cluster_roles));
         let mut index = Index { counts, ..Index::default() };
-        let bindings = self.cluster_bindings.list(&everything).into_iter().chain(self.bindings.list(&everything));
+        let bindings =
+            self.cluster_bindings.list(&everything).into_iter().chain(self.bindings.list(&everything));
         for entry in bindings {
             let Ok(fields) = serde_json::from_slice::<BindingFields>(&entry.body) else { continue };
             let role = fields.role_ref;
@@ -158,11 +156,18 @@ impl Rbac {
         for grant in index.grants(user, asked.namespace) {
             match &grant.rules {
                 Some(rules) if rules.iter().any(|r| r.allows(asked)) => {
-                    let reason = format!("RBAC: allowed by {} of {} to {}", grant.binding, role_text(&grant.role), grant.via);
+                    let reason = format!(
+                        "RBAC: allowed by {} of {} to {}",
+                        grant.binding,
+                        role_text(&grant.role),
+                        grant.via
+                    );
                     return Decision { allowed: true, reason };
                 }
                 Some(_) => {}
-                None => broken.push(format!("{} {:?} not found", missing_role(&grant.role.kind), grant.role.name)),
+                None => {
+                    broken.push(format!("{} {:?} not found", missing_role(&grant.role.kind), grant.role.name))
+                }
             }
         }
         broken.dedup();
@@ -186,7 +191,9 @@ impl Rbac {
         for grant in index.grants(user, namespace) {
             match &grant.rules {
                 Some(rules) => all.extend(rules.iter().cloned()),
-                None => broken.push(format!("{} {:?} not found", missing_role(&grant.role.kind), grant.role.name)),
+                None => {
+                    broken.push(format!("{} {:?} not found", missing_role(&grant.role.kind), grant.role.name))
+                }
             }
         }
         (all, broken)
@@ -227,7 +234,8 @@ impl Index {
             "User" => (&mut self.users, subject.name.clone(), format!("User {:?}", subject.name)),
             "Group" => (&mut self.groups, subject.name.clone(), format!("Group {:?}", subject.name)),
             "ServiceAccount" => {
-                let namespace = if subject.namespace.is_empty() { &entry.namespace } else { subject.namespace.as_str() };
+                let namespace =
+                    if subject.namespace.is_empty() { &entry.namespace } else { subject.namespace.as_str() };
                 let via = format!("ServiceAccount {:?}", format!("{}/{namespace}", subject.name));
                 (&mut self.users, User::service_account(namespace, &subject.name).name, via)
             }

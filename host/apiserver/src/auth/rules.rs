@@ -56,7 +56,9 @@ impl Rule {
 
     /// Whether it allows everything that `other`, a rule broken into single items, allows.
     fn covers(&self, other: &Self) -> bool {
-        let all = |mine: &[String], theirs: &[String]| mine.iter().any(|m| m == "*") || theirs.iter().all(|t| mine.contains(t));
+        let all = |mine: &[String], theirs: &[String]| {
+            mine.iter().any(|m| m == "*") || theirs.iter().all(|t| mine.contains(t))
+        };
         if !all(&self.verbs, &other.verbs) {
             return false;
         }
@@ -64,7 +66,8 @@ impl Rule {
             return self.urls.iter().any(|mine| mine == url || url_covers(mine, url));
         }
         let names = self.resource_names.is_empty()
-            || (!other.resource_names.is_empty() && other.resource_names.iter().all(|n| self.resource_names.contains(n)));
+            || (!other.resource_names.is_empty()
+                && other.resource_names.iter().all(|n| self.resource_names.contains(n)));
         let resources = other.resources.iter().all(|r| {
             let (resource, sub) = r.split_once('/').unwrap_or((r, ""));
             self.resources.iter().any(|mine| mine == r || resource_covers(mine, resource, sub))
@@ -193,9 +196,10 @@ mod tests {
 
     #[test]
     fn what_rules_allow() {
-        let asked = |verb: &'static str, resource: &'static str, subresource: &'static str, name: &'static str| Attributes {
-            verb, resource, subresource, name, is_resource: true, ..Attributes::default()
-        };
+        let asked =
+            |verb: &'static str, resource: &'static str, subresource: &'static str, name: &'static str| {
+                Attributes { verb, resource, subresource, name, is_resource: true, ..Attributes::default() }
+            };
         let get_pods = rule("get", "core", "pods", "-");
         assert!(get_pods.allows(&asked("get", "pods", "", "x")));
         assert!(!get_pods.allows(&asked("list", "pods", "", "")));

@@ -89,7 +89,8 @@ impl Signer {
             return Err(KeyError::Unusable);
         };
         let key_id = url_base64(&Sha256::digest(&raw));
-        let jwk = if ec { ec_jwk(&raw, &key_id) } else { rsa_jwk(&raw, &key_id) }.ok_or(KeyError::Unusable)?;
+        let jwk =
+            if ec { ec_jwk(&raw, &key_id) } else { rsa_jwk(&raw, &key_id) }.ok_or(KeyError::Unusable)?;
         Ok(Self { issuer: issuer.into(), algorithm, signing, verifying, key_id, jwk })
     }
 
@@ -182,7 +183,14 @@ mod tests {
     }
 
     fn claims(exp: i64) -> Claims {
-        Claims { aud: vec!["a".into()], exp, iat: 1, iss: "https://issuer".into(), sub: "s".into(), ..Claims::default() }
+        Claims {
+            aud: vec!["a".into()],
+            exp,
+            iat: 1,
+            iss: "https://issuer".into(),
+            sub: "s".into(),
+            ..Claims::default()
+        }
     }
 
     #[test]

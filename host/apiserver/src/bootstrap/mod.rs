@@ -44,7 +44,9 @@ enum Keep {
 
 async fn ensure(core: &Arc<Core>, object: Object, keep: Keep) -> Result<(), StartError> {
     let shown = format!("{} {}", object.kind(), object.name());
-    one(core, object, keep).await.map_err(|status| StartError::Bootstrap { object: shown, why: status.message })
+    one(core, object, keep)
+        .await
+        .map_err(|status| StartError::Bootstrap { object: shown, why: status.message })
 }
 
 async fn one(core: &Arc<Core>, mut object: Object, keep: Keep) -> Result<(), Status> {

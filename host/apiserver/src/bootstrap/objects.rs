@@ -84,7 +84,8 @@ pub(crate) fn own_service(config: &Config) -> Vec<Object> {
         "ports": port,
     });
     // Loopback cannot be an endpoint of a validated object; then pods reach the API through the node itself.
-    let all = if config.advertise_address.is_loopback() { vec![service] } else { vec![service, endpoints, slice] };
+    let all =
+        if config.advertise_address.is_loopback() { vec![service] } else { vec![service, endpoints, slice] };
     all.into_iter().filter_map(object).collect()
 }
 

@@ -98,7 +98,8 @@ mod tests {
     fn every_row_is_an_object() {
         let all = all();
         assert_eq!(all.len(), ROLES.lines().filter(|l| l.starts_with('{')).count());
-        let masters = all.iter().find(|o| o.kind() == "ClusterRoleBinding" && o.name() == "cluster-admin").unwrap();
+        let masters =
+            all.iter().find(|o| o.kind() == "ClusterRoleBinding" && o.name() == "cluster-admin").unwrap();
         assert_eq!(masters.0["subjects"][0]["name"], "system:masters");
     }
 

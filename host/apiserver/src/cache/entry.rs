@@ -174,7 +174,8 @@ impl Filter {
             return self.fields.matches_with(|name| entry.field(name));
         }
         let object = entry.object();
-        let values: Vec<(&str, String)> = self.custom.iter().map(|(n, p)| (n.as_str(), field_text(&object, p))).collect();
+        let values: Vec<(&str, String)> =
+            self.custom.iter().map(|(n, p)| (n.as_str(), field_text(&object, p))).collect();
         self.fields.matches_with(|name| {
             values.iter().find(|(n, _)| *n == name).map(|(_, v)| v.as_str()).or_else(|| entry.field(name))
         })
@@ -292,7 +293,8 @@ mod tests {
 
     #[test]
     fn foreign_values_are_written_anew_and_garbage_is_refused() {
-        let entry = Entry::read("x", br#"{"metadata":{},"kind":"A","apiVersion":"v1"}"#, 1, Reader::Plain).unwrap();
+        let entry =
+            Entry::read("x", br#"{"metadata":{},"kind":"A","apiVersion":"v1"}"#, 1, Reader::Plain).unwrap();
         assert_eq!(entry.body, r#"{"kind":"A","apiVersion":"v1","metadata":{"resourceVersion":"1"}}"#);
         assert!(Entry::read("x", b"[1]", 1, Reader::Plain).is_none());
     }

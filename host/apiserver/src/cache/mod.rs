@@ -134,7 +134,9 @@ impl Caches {
                 Ok(mut watch) => loop {
                     match watch.next().await {
                         Some(Ok(batch)) => self.apply(&batch),
-                        Some(Err(error)) => break tracing::warn!(%error, "following the store was interrupted"),
+                        Some(Err(error)) => {
+                            break tracing::warn!(%error, "following the store was interrupted");
+                        }
                         None => return,
                     }
                 },
@@ -169,7 +171,10 @@ impl Caches {
         self.progress.send_replace(self.revision());
     }
 
-    async fn read_all(&self, mut take: impl FnMut(&str, &str, &[u8], u64)) -> Result<u64, wasmk_store::Error> {
+    async fn read_all(
+        &self,
+        mut take: impl FnMut(&str, &str, &[u8], u64),
+    ) -> Result<u64, wasmk_store::Error> {
         let (mut start, mut at) = (None::<Vec<u8>>, None);
         loop {
             let range = Range { prefix: ROOT.as_bytes(), start: start.as_deref(), limit: LOAD_PAGE, at };
@@ -200,7 +205,8 @@ impl Caches {
                 }
             })
             .await?;
-        let caches: Vec<_> = self.all.read().iter().map(|(name, cache)| (name.clone(), cache.clone())).collect();
+        let caches: Vec<_> =
+            self.all.read().iter().map(|(name, cache)| (name.clone(), cache.clone())).collect();
         for (resource, cache) in caches {
             let present: std::collections::HashSet<&str> =
                 seen.get(&*resource).into_iter().flatten().map(String::as_str).collect();

@@ -245,7 +245,8 @@ impl State {
         self.count += 1;
         self.event_bytes += event.after.size();
         self.events.push_back(Arc::new(event));
-        while self.events.len() > MAX_EVENTS || (self.event_bytes > MAX_EVENT_BYTES && self.events.len() > 1) {
+        while self.events.len() > MAX_EVENTS || (self.event_bytes > MAX_EVENT_BYTES && self.events.len() > 1)
+        {
             self.drop_oldest();
         }
     }
@@ -259,14 +260,19 @@ impl State {
 
     fn page(&self, filter: &Filter, start: Option<&str>, limit: usize) -> Page {
         if let (Some(name), None) = (filter.single_name(), start) {
-            let key = if filter.namespace.is_empty() { name.to_owned() } else { format!("{}/{name}", filter.namespace) };
+            let key = if filter.namespace.is_empty() {
+                name.to_owned()
+            } else {
+                format!("{}/{name}", filter.namespace)
+            };
             if let Some(entry) = self.entries.get(&*key) {
                 let entries = if filter.matches(entry) { vec![entry.clone()] } else { Vec::new() };
                 return Page { entries, ..Page::default() };
             }
         }
         let mut page = Page::default();
-        let prefix = if filter.namespace.is_empty() { String::new() } else { format!("{}/", filter.namespace) };
+        let prefix =
+            if filter.namespace.is_empty() { String::new() } else { format!("{}/", filter.namespace) };
         let from = match start {
             Some(key) => Bound::Excluded(key),
             None => Bound::Included(prefix.as_str()),
@@ -305,7 +311,8 @@ mod tests {
     use super::*;
 
     fn value(label: &str) -> Vec<u8> {
-        format!(r#"{{"kind":"T","apiVersion":"v1","metadata":{{"name":"x","labels":{{"l":"{label}"}}}}}}"#).into_bytes()
+        format!(r#"{{"kind":"T","apiVersion":"v1","metadata":{{"name":"x","labels":{{"l":"{label}"}}}}}}"#)
+            .into_bytes()
     }
 
     fn names(page: &Page) -> Vec<&str> {
@@ -342,8 +349,7 @@ mod tests {
             cache.apply("a/x", Some(&value(label)), 5 + i as u64);
         }
         cache.apply("a/x", None, 8);
-        let seen: Vec<_> =
-            cache.events_from(from, 10).unwrap().iter().map(|e| e.seen(&filter)).collect();
+        let seen: Vec<_> = cache.events_from(from, 10).unwrap().iter().map(|e| e.seen(&filter)).collect();
         assert_eq!(seen, [Some(Change::Added), Some(Change::Modified), Some(Change::Deleted), None]);
     }
 

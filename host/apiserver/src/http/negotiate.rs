@@ -75,7 +75,8 @@ fn clauses(accept: &str) -> Vec<Clause<'_>> {
             let mut parts = clause.split(';').map(str::trim);
             let media = parts.next().unwrap_or("");
             let params: Vec<_> = parts.filter_map(|p| p.split_once('=')).collect();
-            let weight = params.iter().find(|(k, _)| *k == "q").and_then(|(_, v)| v.parse().ok()).unwrap_or(1.0);
+            let weight =
+                params.iter().find(|(k, _)| *k == "q").and_then(|(_, v)| v.parse().ok()).unwrap_or(1.0);
             Clause { media, params, weight }
         })
         .filter(|c| !c.media.is_empty())
@@ -97,7 +98,10 @@ pub(crate) fn wanted(headers: &HeaderMap, query: &Query, list: bool) -> Result<W
     }
     let all = clauses(accept);
     let known = |media: &str| {
-        matches!(media, "*/*" | "application/json" | "application/yaml" | "application/vnd.kubernetes.protobuf")
+        matches!(
+            media,
+            "*/*" | "application/json" | "application/yaml" | "application/vnd.kubernetes.protobuf"
+        )
     };
     if !all.iter().any(|c| known(c.media)) {
         let streamed = if list { STREAMED } else { "" };
@@ -189,7 +193,9 @@ pub(crate) fn body_type(headers: &HeaderMap) -> Result<BodyType, Status> {
 pub(crate) fn unsupported(accepted: &str) -> Status {
     Status::new(
         Reason::UnsupportedMediaType,
-        format!("the body of the request was in an unknown format - accepted media types include: {accepted}"),
+        format!(
+            "the body of the request was in an unknown format - accepted media types include: {accepted}"
+        ),
     )
 }
 

@@ -14,8 +14,7 @@ impl Query {
     /// Reads a query string; a pair without `=` has an empty value.
     pub(crate) fn parse(text: &str) -> Self {
         let decoded = |s: &str| -> String {
-            let spaced: Cow<'_, str> =
-                if s.contains('+') { s.replace('+', " ").into() } else { s.into() };
+            let spaced: Cow<'_, str> = if s.contains('+') { s.replace('+', " ").into() } else { s.into() };
             decode(&spaced)
         };
         let pairs = text
@@ -126,7 +125,10 @@ impl ListOptions {
         let field = "resourceVersionMatch";
         if !self.version_match.is_empty() {
             if self.resource_version.is_empty() {
-                causes.push(forbidden(field, "resourceVersionMatch is forbidden unless resourceVersion is provided"));
+                causes.push(forbidden(
+                    field,
+                    "resourceVersionMatch is forbidden unless resourceVersion is provided",
+                ));
             }
             if !self.cont.is_empty() {
                 causes.push(forbidden(field, "resourceVersionMatch is forbidden when continue is provided"));
@@ -135,7 +137,10 @@ impl ListOptions {
                 causes.push(unsupported(field, &self.version_match, r#""Exact", "NotOlderThan", """#));
             }
             if self.version_match == "Exact" && self.resource_version == "0" {
-                causes.push(forbidden(field, r#"resourceVersionMatch "exact" is forbidden for resourceVersion "0""#));
+                causes.push(forbidden(
+                    field,
+                    r#"resourceVersionMatch "exact" is forbidden for resourceVersion "0""#,
+                ));
             }
         }
         if self.send_initial_events.is_some() {

@@ -198,8 +198,16 @@ mod tests {
         check(Method::PUT, "/api/v1/namespaces/a/finalize", "update /v1 ns=a namespaces/finalize name=a");
         check(get.clone(), "/api/v1/namespaces/a/pods/b/log", "get /v1 ns=a pods/log name=b");
         check(get.clone(), "/api/v1/namespaces/a/pods/b/proxy/x/y", "get /v1 ns=a pods/proxy name=b/x/y");
-        check(Method::DELETE, "/apis/apps/v1/namespaces/a/deployments", "deletecollection apps/v1 ns=a deployments name=");
-        check(get.clone(), "/apis/rbac.authorization.k8s.io/v1/clusterroles/system%3Anode", "get rbac.authorization.k8s.io/v1 ns= clusterroles name=system:node");
+        check(
+            Method::DELETE,
+            "/apis/apps/v1/namespaces/a/deployments",
+            "deletecollection apps/v1 ns=a deployments name=",
+        );
+        check(
+            get.clone(),
+            "/apis/rbac.authorization.k8s.io/v1/clusterroles/system%3Anode",
+            "get rbac.authorization.k8s.io/v1 ns= clusterroles name=system:node",
+        );
         check(get, "/healthz", "get / ns=  name=");
     }
 }

@@ -47,7 +47,9 @@ pub(crate) fn value_as(code: StatusCode, wanted: Wanted, value: &Value) -> Answe
     let body = match (wanted.format, wanted.pretty) {
         (Format::Json, false) => serde_json::to_vec(value).map_err(|e| e.to_string()),
         (Format::Json, true) => serde_json::to_vec_pretty(value).map_err(|e| e.to_string()),
-        (Format::Yaml, _) => serde_yaml::to_string(&sorted(value)).map(String::into_bytes).map_err(|e| e.to_string()),
+        (Format::Yaml, _) => {
+            serde_yaml::to_string(&sorted(value)).map(String::into_bytes).map_err(|e| e.to_string())
+        }
     };
     match body {
         Ok(body) => compressed(code, wanted, body.into()),
@@ -59,7 +61,8 @@ fn compressed(code: StatusCode, wanted: Wanted, body: Bytes) -> Answer {
     if !wanted.gzip || body.len() < GZIP_FROM {
         return bytes(code, wanted.format.content_type(), body);
     }
-    let mut encoder = flate2::write::GzEncoder::new(Vec::with_capacity(body.len() / 4), flate2::Compression::fast());
+    let mut encoder =
+        flate2::write::GzEncoder::new(Vec::with_capacity(body.len() / 4), flate2::Compression::fast());
     match encoder.write_all(&body).and_then(|()| encoder.finish()) {
         Ok(packed) => {
             let mut response = bytes(code, wanted.format.content_type(), packed);

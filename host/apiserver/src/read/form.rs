@@ -3,7 +3,11 @@
 use serde_json::{Map, Value, json};
 use wasmk_api::Object;
 
-use crate::{call::Call, server::Core, table::{Nature, Resource}};
+use crate::{
+    call::Call,
+    server::Core,
+    table::{Nature, Resource},
+};
 
 /// Makes tables of a resource's objects.
 pub(crate) struct Former<'a> {

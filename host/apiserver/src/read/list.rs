@@ -32,7 +32,9 @@ impl Continue {
     }
 
     fn decode(text: &str) -> Result<Self, Status> {
-        let bad = |why: String| Status::bad_request(format!("invalid continue token: continue key is not valid: {why}"));
+        let bad = |why: String| {
+            Status::bad_request(format!("invalid continue token: continue key is not valid: {why}"))
+        };
         let bytes = URL_SAFE_NO_PAD.decode(text.trim_end_matches('=')).map_err(|e| bad(e.to_string()))?;
         let token: Self = serde_json::from_slice(&bytes).map_err(|_| {
             let first = bytes.first().map_or(' ', |b| char::from(*b));
@@ -58,14 +60,21 @@ pub(crate) async fn list(core: &Core, call: &Call, resource: &Resource) -> Resul
     let options = ListOptions::parse(&call.query, false)?;
     let filter = filter(call, resource, &options)?;
     let shown = page(core, resource, &options, &filter).await?;
-    let cont = shown.page.more.as_deref().map(|start| {
-        Continue { v: VERSION.into(), rv: shown.revision, start: start.into() }.encode()
-    });
+    let cont = shown
+        .page
+        .more
+        .as_deref()
+        .map(|start| Continue { v: VERSION.into(), rv: shown.revision, start: start.into() }.encode());
     if call.wanted.form == Form::Whole {
         let body = concatenate(core, resource, &shown, cont.as_deref())?;
         return Ok(respond::encoded(StatusCode::OK, call.wanted, body));
     }
-    let objects = shown.page.entries.iter().map(|e| crate::convert::to_served(resource, e.object())).collect::<Result<Vec<_>, _>>()?;
+    let objects = shown
+        .page
+        .entries
+        .iter()
+        .map(|e| crate::convert::to_served(resource, e.object()))
+        .collect::<Result<Vec<_>, _>>()?;
     let value = formed(core, call, resource, &objects, &shown, cont.as_deref());
     Ok(respond::value_as(StatusCode::OK, call.wanted, &value))
 }
@@ -79,10 +88,14 @@ async fn page(
     let cache = &resource.cache;
     if !options.cont.is_empty() {
         if !matches!(&*options.resource_version, "" | "0") {
-            return Err(Status::bad_request("specifying resource version is not allowed when using continue"));
+            return Err(Status::bad_request(
+                "specifying resource version is not allowed when using continue",
+            ));
         }
         let token = Continue::decode(&options.cont)?;
-        let page = cache.page_at(filter, Some(&token.start), options.limit, token.rv).map_err(|_| expired(&token, core))?;
+        let page = cache
+            .page_at(filter, Some(&token.start), options.limit, token.rv)
+            .map_err(|_| expired(&token, core))?;
         return Ok(Shown { page, revision: token.rv });
     }
     let revision = match options.wanted()? {
@@ -97,7 +110,8 @@ async fn page(
             if revision > current {
                 return Err(too_large(revision, current));
             }
-            let page = cache.page_at(filter, None, options.limit, revision).map_err(|c| too_old(revision, c))?;
+            let page =
+                cache.page_at(filter, None, options.limit, revision).map_err(|c| too_old(revision, c))?;
             return Ok(Shown { page, revision });
         }
     };
@@ -107,7 +121,10 @@ async fn page(
 }
 
 fn too_old(revision: u64, compacted: Compacted) -> Status {
-    Status::expired(format!("The resourceVersion for the provided list is too old: {revision} ({})", compacted.oldest))
+    Status::expired(format!(
+        "The resourceVersion for the provided list is too old: {revision} ({})",
+        compacted.oldest
+    ))
 }
 
 /// The page's state is gone; the client may go on from the same place at the present state.
@@ -142,7 +159,12 @@ fn head(out: &mut BytesMut, resource: &Resource, shown: &Shown, cont: Option<&st
     );
 }
 
-fn concatenate(core: &Core, resource: &Resource, shown: &Shown, cont: Option<&str>) -> Result<bytes::Bytes, Status> {
+fn concatenate(
+    core: &Core,
+    resource: &Resource,
+    shown: &Shown,
+    cont: Option<&str>,
+) -> Result<bytes::Bytes, Status> {
     let size: usize = shown.page.entries.iter().map(|e| e.body.len() + 2).sum();
     let mut out = BytesMut::with_capacity(size + 256);
     head(&mut out, resource, shown, cont);
@@ -158,7 +180,13 @@ fn concatenate(core: &Core, resource: &Resource, shown: &Shown, cont: Option<&st
 }
 
 /// Items of built-in kinds carry no kind and apiVersion, those of custom resources do.
-fn item(out: &mut BytesMut, core: &Core, resource: &Resource, entry: &Arc<Entry>, custom: bool) -> Result<(), Status> {
+fn item(
+    out: &mut BytesMut,
+    core: &Core,
+    resource: &Resource,
+    entry: &Arc<Entry>,
+    custom: bool,
+) -> Result<(), Status> {
     match (resource.is_stored_version(), custom) {
         (true, true) => out.put_slice(&entry.body),
         (true, false) => {
@@ -177,7 +205,14 @@ fn item(out: &mut BytesMut, core: &Core, resource: &Resource, entry: &Arc<Entry>
     Ok(())
 }
 
-fn formed(core: &Core, call: &Call, resource: &Resource, objects: &[Object], shown: &Shown, cont: Option<&str>) -> Value {
+fn formed(
+    core: &Core,
+    call: &Call,
+    resource: &Resource,
+    objects: &[Object],
+    shown: &Shown,
+    cont: Option<&str>,
+) -> Value {
     let remaining = shown.page.remaining.filter(|_| cont.is_some());
     let revision = shown.revision.to_string();
     match call.wanted.form {

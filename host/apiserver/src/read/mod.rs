@@ -21,7 +21,11 @@ pub(crate) use list::list;
 pub(crate) use watch::watch;
 
 /// The object of a `get`, as current as the request wants.
-pub(crate) async fn current(core: &Core, call: &Call, resource: &Resource) -> Result<std::sync::Arc<Entry>, Status> {
+pub(crate) async fn current(
+    core: &Core,
+    call: &Call,
+    resource: &Resource,
+) -> Result<std::sync::Arc<Entry>, Status> {
     match call.query.text("resourceVersion") {
         "" => {
             core.caches.catch_up().await?;
@@ -46,7 +50,13 @@ pub(crate) async fn get(core: &Core, call: &Call, resource: &Resource) -> Result
             Ok(respond::encoded(StatusCode::OK, call.wanted, entry.body.clone()))
         }
         Form::Whole => Ok(respond::encoded(StatusCode::OK, call.wanted, served(core, resource, &entry)?)),
-        _ => object(core, call, resource, StatusCode::OK, &crate::convert::to_served(resource, entry.object())?),
+        _ => object(
+            core,
+            call,
+            resource,
+            StatusCode::OK,
+            &crate::convert::to_served(resource, entry.object())?,
+        ),
     }
 }
 
@@ -69,7 +79,9 @@ pub(crate) fn object(
 ) -> Result<Answer, Status> {
     let former = Former::new(core, call, resource);
     let value = match call.wanted.form {
-        Form::Whole => return Ok(respond::value_as(code, call.wanted, &serde_json::Value::Object(object.0.clone()))),
+        Form::Whole => {
+            return Ok(respond::value_as(code, call.wanted, &serde_json::Value::Object(object.0.clone())));
+        }
         Form::Partial(version) => partial(object, version),
         Form::Table(version) => {
             former.table(version, std::slice::from_ref(object), object.resource_version(), None, None, true)

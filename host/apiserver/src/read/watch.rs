@@ -59,7 +59,11 @@ struct Watcher {
 }
 
 /// Answers `watch`.
-pub(crate) async fn watch(core: &Arc<Core>, call: &Arc<Call>, resource: &Arc<Resource>) -> Result<Answer, Status> {
+pub(crate) async fn watch(
+    core: &Arc<Core>,
+    call: &Arc<Call>,
+    resource: &Arc<Resource>,
+) -> Result<Answer, Status> {
     let options = ListOptions::parse(&call.query, true)?;
     let filter = filter(call, resource, &options)?;
     let start = start(core, &options).await?;

@@ -34,7 +34,8 @@ pub(crate) async fn create(work: &Work<'_>, body: &Bytes) -> Result<Answer, Stat
         return Err(Status::invalid(&Gvk::new("", "v1", "Binding").group_kind(), name, &[cause]));
     }
     update_object(work, name, Mode::Free("binding"), false, |pod| bind(work, pod, &binding, &node)).await?;
-    let status = json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "code": 201});
+    let status =
+        json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "code": 201});
     Ok(respond::value_as(StatusCode::CREATED, work.call.wanted, &status))
 }
 

@@ -5,10 +5,11 @@ use http::StatusCode;
 use serde_json::{Value, json};
 use wasmk_api::Status;
 
+use super::Body;
 use crate::{
     http::Answer,
     read,
-    write::{Mode, Work, patched, update_object},
+    write::{Mode, Work, update_object},
 };
 
 /// Replaces the conditions of a request's status; times of conditions that changed are the server's.
@@ -17,18 +18,9 @@ use crate::{
 /// When the body is no request of that name.
 pub(crate) async fn approve(work: &Work<'_>, body: &Bytes, verb: &str) -> Result<Answer, Status> {
     let name = work.call.info.name.clone();
-    let sent = if verb == "update" {
-        let mut sent = work.decode(body)?;
-        work.place(&mut sent, &name)?;
-        Some(sent)
-    } else {
-        None
-    };
+    let sent = Body::read(work, body, verb)?;
     let done = update_object(work, &name, Mode::Free("approval"), false, |old| {
-        let sent = match &sent {
-            Some(sent) => sent.clone(),
-            None => patched(work, old, body)?,
-        };
+        let sent = sent.on(work, old, Mode::Free("approval"))?;
         let mut new = old.clone();
         if !sent.resource_version().is_empty() {
             new.set_meta("resourceVersion", sent.resource_version());

@@ -31,11 +31,14 @@ pub(crate) async fn create(work: &Work<'_>, body: &Bytes) -> Result<Answer, Stat
         spend_budget(work, &pod).await?;
     }
     let options: DeleteOptions = match eviction.0.get("deleteOptions") {
-        Some(options) => serde_json::from_value(options.clone()).map_err(|e| Status::bad_request(e.to_string()))?,
+        Some(options) => {
+            serde_json::from_value(options.clone()).map_err(|e| Status::bad_request(e.to_string()))?
+        }
         None => DeleteOptions::default(),
     };
     delete_object(work, work.namespace(), name, &options).await?;
-    let status = json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "code": 201});
+    let status =
+        json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "code": 201});
     Ok(respond::value_as(StatusCode::CREATED, work.call.wanted, &status))
 }
 
@@ -48,7 +51,8 @@ fn goes_anyway(pod: &Object) -> bool {
 fn is_ready(pod: &Object) -> bool {
     let conditions = pod.at(&["status", "conditions"]).and_then(Value::as_array);
     conditions.into_iter().flatten().any(|c| {
-        c.get("type").and_then(Value::as_str) == Some("Ready") && c.get("status").and_then(Value::as_str) == Some("True")
+        c.get("type").and_then(Value::as_str) == Some("Ready")
+            && c.get("status").and_then(Value::as_str) == Some("True")
     })
 }
 
@@ -74,7 +78,8 @@ async fn spend_budget(work: &Work<'_>, pod: &Entry) -> Result<(), Status> {
             ));
         }
     };
-    let always = budget.at(&["spec", "unhealthyPodEvictionPolicy"]).and_then(Value::as_str) == Some("AlwaysAllow");
+    let always =
+        budget.at(&["spec", "unhealthyPodEvictionPolicy"]).and_then(Value::as_str) == Some("AlwaysAllow");
     let object = pod.object();
     if !is_ready(&object) {
         let count = |key: &str| budget.at(&["status", key]).and_then(Value::as_i64).unwrap_or(0);
@@ -118,7 +123,10 @@ fn allowed(budget: &Object) -> Result<i64, Status> {
         Err(status)
     };
     if status("observedGeneration") < budget.generation() {
-        return refuse(10, format!("The disruption budget {} is still being processed by the server.", budget.name()));
+        return refuse(
+            10,
+            format!("The disruption budget {} is still being processed by the server.", budget.name()),
+        );
     }
     match status("disruptionsAllowed") {
         left if left > 0 => Ok(left),

@@ -14,7 +14,8 @@ mod token;
 use std::sync::Arc;
 
 use axum::extract::Request;
-use wasmk_api::Status;
+use bytes::Bytes;
+use wasmk_api::{Object, Status};
 
 use crate::{
     call::Call,
@@ -23,10 +24,35 @@ use crate::{
     read,
     server::Core,
     table::Resource,
-    write::{self, Mode, Work},
+    write::{self, Mode, Sent, Work},
 };
 
 pub(crate) use review::review;
+
+/// What was sent to a subresource that takes whole objects and patches.
+enum Body {
+    Whole(Object),
+    Patch(Sent),
+}
+
+impl Body {
+    fn read(work: &Work<'_>, body: &Bytes, verb: &str) -> Result<Self, Status> {
+        if verb == "patch" {
+            return write::read_patch(work, body).map(Self::Patch);
+        }
+        let mut sent = work.decode(body)?;
+        work.place(&mut sent, &work.call.info.name)?;
+        Ok(Self::Whole(sent))
+    }
+
+    /// The object it makes of the present one.
+    fn on(&self, work: &Work<'_>, present: &Object, mode: Mode) -> Result<Object, Status> {
+        match self {
+            Self::Whole(object) => Ok(object.clone()),
+            Self::Patch(sent) => write::patched(work, present, sent, mode),
+        }
+    }
+}
 
 /// Answers a request for a subresource.
 ///
@@ -55,11 +81,11 @@ pub(crate) async fn serve(
         return read::get(core, call, resource).await;
     }
     let body = dispatch::body(request).await?;
-    let work = Work::new(core, call, resource)?;
+    let mut work = Work::new(core, call, resource)?;
     match (&*sub.name, info.verb) {
         ("scale", verb) => scale::serve(&work, &body, verb).await,
         ("status", "update") => write::update(&work, &body, Mode::Status).await,
-        ("status", _) => write::patch(&work, &body, Mode::Status).await,
+        ("status", _) => write::patch(&mut work, &body, Mode::Status).await,
         ("binding", _) => binding::create(&work, &body).await,
         ("eviction", _) => eviction::create(&work, &body).await,
         ("token", _) => token::create(&work, &body).await,

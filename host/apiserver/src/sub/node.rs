@@ -113,7 +113,8 @@ fn container(pod: &Object, wanted: &str, article: &str) -> Result<String, Status
         let name = |c: &Value| c.get("name").and_then(Value::as_str).map(Into::into);
         containers.into_iter().flatten().filter_map(name).collect()
     };
-    let (main, init, ephemeral) = (names("containers"), names("initContainers"), names("ephemeralContainers"));
+    let (main, init, ephemeral) =
+        (names("containers"), names("initContainers"), names("ephemeralContainers"));
     if !wanted.is_empty() {
         let known = main.iter().chain(&init).chain(&ephemeral).any(|n| n == wanted);
         return if known {
@@ -122,7 +123,8 @@ fn container(pod: &Object, wanted: &str, article: &str) -> Result<String, Status
             Err(Status::bad_request(format!("container {wanted} is not valid for pod {}", pod.name())))
         };
     }
-    let preferred = pod.annotation("kubectl.kubernetes.io/default-container").filter(|n| main.iter().any(|m| m == n));
+    let preferred =
+        pod.annotation("kubectl.kubernetes.io/default-container").filter(|n| main.iter().any(|m| m == n));
     match (preferred, main.as_slice()) {
         (Some(name), _) => Ok(name.into()),
         (None, [only]) => Ok(only.clone()),
@@ -155,7 +157,12 @@ async fn to_node(core: &Arc<Core>, pod: &Object, target: &str, request: Request)
 ///
 /// # Errors
 /// 503 when the node cannot be reached, 500 when it breaks off.
-pub(super) async fn forward(core: &Arc<Core>, node: &str, target: &str, request: Request) -> Result<Answer, Status> {
+pub(super) async fn forward(
+    core: &Arc<Core>,
+    node: &str,
+    target: &str,
+    request: Request,
+) -> Result<Answer, Status> {
     let stream = core.config.dialer.dial(node).await.map_err(|error| unreachable(node, &error))?;
     over(TokioIo::new(stream), node, target, request).await
 }
@@ -165,7 +172,12 @@ fn unreachable(whom: &str, error: &dyn std::fmt::Display) -> Status {
 }
 
 /// Speaks HTTP/1.1 over a stream.
-pub(super) async fn over<S>(stream: S, whom: &str, target: &str, mut request: Request) -> Result<Answer, Status>
+pub(super) async fn over<S>(
+    stream: S,
+    whom: &str,
+    target: &str,
+    mut request: Request,
+) -> Result<Answer, Status>
 where
     S: hyper::rt::Read + hyper::rt::Write + Send + Unpin + 'static,
 {

@@ -5,10 +5,11 @@ use http::StatusCode;
 use serde_json::Value;
 use wasmk_api::{Cause, Object, Status};
 
+use super::Body;
 use crate::{
     http::Answer,
     read,
-    write::{Mode, Work, patched, update_object},
+    write::{Mode, Work, update_object},
 };
 
 /// Changes the ephemeral containers of a pod; those there are stay as they are.
@@ -69,18 +70,9 @@ async fn change(
     take: impl Fn(&mut Object, &Object, &Object) -> Result<(), Cause>,
 ) -> Result<Answer, Status> {
     let name = work.call.info.name.clone();
-    let sent = if verb == "update" {
-        let mut sent = work.decode(body)?;
-        work.place(&mut sent, &name)?;
-        Some(sent)
-    } else {
-        None
-    };
+    let sent = Body::read(work, body, verb)?;
     let done = update_object(work, &name, Mode::Free(sub), false, |old| {
-        let sent = match &sent {
-            Some(sent) => sent.clone(),
-            None => patched(work, old, body)?,
-        };
+        let sent = sent.on(work, old, Mode::Free(sub))?;
         let mut new = old.clone();
         if !sent.resource_version().is_empty() {
             new.set_meta("resourceVersion", sent.resource_version());

@@ -38,7 +38,8 @@ pub(crate) async fn serve(
         "pods" => pod_address(&object, port)?,
         _ => service_address(core, &object, port)?,
     };
-    let connected = tokio::time::timeout(CONNECT, tokio::net::TcpStream::connect((address.as_str(), port))).await;
+    let connected =
+        tokio::time::timeout(CONNECT, tokio::net::TcpStream::connect((address.as_str(), port))).await;
     let stream = match connected {
         Ok(Ok(stream)) => stream,
         Ok(Err(error)) => return Err(unreachable(&address, &error.to_string())),
@@ -74,7 +75,8 @@ fn pod_address(pod: &Object, port: &str) -> Result<(String, u16), Status> {
         .flatten()
         .find_map(|p| p.get("containerPort")?.as_u64())
         .and_then(|p| u16::try_from(p).ok());
-    let port = if port.is_empty() { first.unwrap_or(80) } else { port.parse().map_err(|_| bad_port(port))? };
+    let port =
+        if port.is_empty() { first.unwrap_or(80) } else { port.parse().map_err(|_| bad_port(port))? };
     Ok((address.into(), port))
 }
 
@@ -84,7 +86,8 @@ fn bad_port(port: &str) -> Status {
 
 /// A ready endpoint of a service.
 fn service_address(core: &Core, service: &Object, port: &str) -> Result<(String, u16), Status> {
-    let ports: Vec<&Value> = service.at(&["spec", "ports"]).and_then(Value::as_array).into_iter().flatten().collect();
+    let ports: Vec<&Value> =
+        service.at(&["spec", "ports"]).and_then(Value::as_array).into_iter().flatten().collect();
     let number = |p: &Value| p.get("port").and_then(Value::as_u64).unwrap_or(0).to_string();
     let name = |p: &Value| p.get("name").and_then(Value::as_str).unwrap_or("").to_owned();
     let chosen = match port {
@@ -92,7 +95,10 @@ fn service_address(core: &Core, service: &Object, port: &str) -> Result<(String,
         port => ports.iter().find(|p| name(p) == port || number(p) == port),
     };
     let wanted = chosen.map(|p| name(p)).ok_or_else(|| {
-        Status::new(Reason::ServiceUnavailable, format!("no service port {port:?} found for service {:?}", service.name()))
+        Status::new(
+            Reason::ServiceUnavailable,
+            format!("no service port {port:?} found for service {:?}", service.name()),
+        )
     })?;
     let filter = crate::cache::Filter { namespace: service.namespace().into(), ..Default::default() };
     for entry in core.caches.of("discovery.k8s.io/endpointslices").list(&filter) {
@@ -100,13 +106,20 @@ fn service_address(core: &Core, service: &Object, port: &str) -> Result<(String,
             continue;
         }
         let slice = entry.object();
-        let target = slice.at(&["ports"]).and_then(Value::as_array).into_iter().flatten().find(|p| name(p) == wanted);
-        let Some(target) = target.and_then(|p| p.get("port")?.as_u64()).and_then(|p| u16::try_from(p).ok()) else { continue };
+        let target =
+            slice.at(&["ports"]).and_then(Value::as_array).into_iter().flatten().find(|p| name(p) == wanted);
+        let Some(target) = target.and_then(|p| p.get("port")?.as_u64()).and_then(|p| u16::try_from(p).ok())
+        else {
+            continue;
+        };
         let ready = |e: &&Value| e.pointer("/conditions/ready") != Some(&Value::Bool(false));
         let endpoint = slice.at(&["endpoints"]).and_then(Value::as_array).into_iter().flatten().find(ready);
         if let Some(address) = endpoint.and_then(|e| e.pointer("/addresses/0")?.as_str()) {
             return Ok((address.into(), target));
         }
     }
-    Err(Status::new(Reason::ServiceUnavailable, format!("no endpoints available for service {:?}", service.name())))
+    Err(Status::new(
+        Reason::ServiceUnavailable,
+        format!("no endpoints available for service {:?}", service.name()),
+    ))
 }

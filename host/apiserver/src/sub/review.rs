@@ -90,11 +90,18 @@ async fn bind(work: &Work<'_>, body: &Bytes) -> Result<Answer, Status> {
 
 fn token(core: &Core, object: &Object) -> Value {
     let text = object.at(&["spec", "token"]).and_then(Value::as_str).unwrap_or("");
-    let asked: Vec<&str> =
-        object.at(&["spec", "audiences"]).and_then(Value::as_array).into_iter().flatten().filter_map(Value::as_str).collect();
+    let asked: Vec<&str> = object
+        .at(&["spec", "audiences"])
+        .and_then(Value::as_array)
+        .into_iter()
+        .flatten()
+        .filter_map(Value::as_str)
+        .collect();
     let audiences = if asked.is_empty() { vec![core.signer.issuer()] } else { asked };
     match core.authenticator.token(text, &audiences) {
-        Some((user, shared)) => json!({ "authenticated": true, "user": user.to_value(), "audiences": shared }),
+        Some((user, shared)) => {
+            json!({ "authenticated": true, "user": user.to_value(), "audiences": shared })
+        }
         None => json!({ "user": {}, "error": "[invalid bearer token, token lookup failed]" }),
     }
 }
@@ -124,9 +131,11 @@ fn access(core: &Core, object: &Object, own: Option<&User>, local: Option<&str>)
                 is_resource: true,
             },
         ),
-        (None, Some(p)) => {
-            authorize::decide(core, &user, &Attributes { verb: &p.verb, path: &p.path, ..Attributes::default() })
-        }
+        (None, Some(p)) => authorize::decide(
+            core,
+            &user,
+            &Attributes { verb: &p.verb, path: &p.path, ..Attributes::default() },
+        ),
         (None, None) => crate::auth::Decision::default(),
     };
     let mut status = Map::new();
@@ -166,7 +175,9 @@ fn check(object: &Object, spec: &AccessSpec, own: bool, local: Option<&str>) -> 
     if let (Some(namespace), Some(asked)) = (local, &spec.resource_attributes)
         && asked.namespace != namespace
     {
-        return Err(Status::bad_request(format!("spec.resourceAttributes.namespace must match namespace: {namespace}")));
+        return Err(Status::bad_request(format!(
+            "spec.resourceAttributes.namespace must match namespace: {namespace}"
+        )));
     }
     if causes.is_empty() {
         return Ok(());

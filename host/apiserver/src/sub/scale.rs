@@ -5,13 +5,14 @@ use http::StatusCode;
 use serde_json::{Map, Value, json};
 use wasmk_api::{Gvk, LabelSelector, Object, Status};
 use wasmk_kinds::ScaleSelector;
+use wasmk_machinery::apply::scale::{self as owners, ReplicaPaths};
 
 use crate::{
     convert,
     http::{Answer, negotiate, respond},
-    read,
+    machine, read,
     table::{Nature, Resource},
-    write::{Mode, Work, patched_as, update_object},
+    write::{Mode, Sent, Work, patched_as, read_patch, update_object},
 };
 
 /// Where the numbers of a scalable object are.
@@ -105,23 +106,30 @@ pub(crate) async fn serve(work: &Work<'_>, body: &Bytes, verb: &str) -> Result<A
     if verb == "get" {
         let entry = read::current(work.core, work.call, work.resource).await?;
         let object = convert::to_served(work.resource, entry.object())?;
-        return Ok(answer(work, &scale_of(&object, &paths)));
+        return Ok(answer(work, &with_owners(work, &object, &paths)));
     }
     let gvk = Gvk::new("autoscaling", "v1", "Scale");
     let name = work.call.info.name.clone();
-    let sent = if verb == "update" {
+    let whole = if verb == "update" {
         let mut sent = work.decode_as(body, negotiate::body_type(&work.call.headers)?, &gvk)?;
         work.place(&mut sent, &name)?;
         Some(sent)
     } else {
         None
     };
+    let patch = if whole.is_none() { Some(read_patch(work, body)?) } else { None };
     let done = update_object(work, &name, Mode::Scale, false, |old| {
-        let present = scale_of(old, &paths);
-        let scale = match &sent {
-            Some(sent) => sent.clone(),
-            None => patched_as(work, &present, body, &gvk)?,
+        let owners = Owners::new(work, &paths);
+        let mut present = scale_of(old, &paths);
+        owners.to_scale(old, &mut present);
+        let mut scale = match (&whole, &patch) {
+            (Some(sent), _) => sent.clone(),
+            (None, Some(patch)) => patched_as(work, &present, patch, &gvk, "scale")?,
+            (None, None) => return Err(Status::bad_request("a scale was expected")),
         };
+        if !matches!(patch, Some(Sent::Apply(_))) {
+            owners.record(work, &present, &mut scale, &gvk)?;
+        }
         let wanted = scale.at(&["spec", "replicas"]).and_then(Value::as_i64).unwrap_or(0);
         if wanted < 0 {
             let cause = wasmk_api::Cause {
@@ -134,10 +142,73 @@ pub(crate) async fn serve(work: &Work<'_>, body: &Bytes, verb: &str) -> Result<A
         let mut new = old.clone();
         new.set_meta("resourceVersion", scale.resource_version());
         set(&mut new.0, &paths.spec, wanted.into());
+        owners.to_parent(&scale, &mut new);
         Ok(new)
     })
     .await?;
-    Ok(answer(work, &scale_of(&done.into_object(), &paths)))
+    Ok(answer(work, &with_owners(work, &done.into_object(), &paths)))
+}
+
+/// The `Scale` of an object, with those of the object's owners that own its replicas.
+fn with_owners(work: &Work<'_>, object: &Object, paths: &Paths) -> Object {
+    let mut scale = scale_of(object, paths);
+    Owners::new(work, paths).to_scale(object, &mut scale);
+    scale
+}
+
+/// Keeps the owners of the scale in its parent.
+struct Owners {
+    version: String,
+    path: Vec<String>,
+}
+
+impl Owners {
+    fn new(work: &Work<'_>, paths: &Paths) -> Self {
+        Self { version: work.resource.gvk.api_version(), path: paths.spec.clone() }
+    }
+
+    fn with_paths<T>(&self, use_them: impl FnOnce(&ReplicaPaths<'_>) -> T) -> T {
+        let path: Vec<&str> = self.path.iter().map(String::as_str).collect();
+        use_them(&ReplicaPaths::from([(&*self.version, Some(&*path))]))
+    }
+
+    fn entries(object: &Object) -> Vec<Value> {
+        object
+            .metadata()
+            .and_then(|m| m.get("managedFields"))
+            .and_then(Value::as_array)
+            .cloned()
+            .unwrap_or_default()
+    }
+
+    fn put(object: &mut Object, entries: Vec<Value>) {
+        object.set_meta("managedFields", if entries.is_empty() { Value::Null } else { entries.into() });
+    }
+
+    fn to_scale(&self, parent: &Object, scale: &mut Object) {
+        let entries = self.with_paths(|paths| owners::to_scale(&Self::entries(parent), paths));
+        Self::put(scale, entries);
+    }
+
+    /// Enters who changes the scale.
+    fn record(&self, work: &Work<'_>, present: &Object, scale: &mut Object, gvk: &Gvk) -> Result<(), Status> {
+        let schema = machine::schema(work.resource, gvk)?;
+        let live = Value::Object(present.0.clone());
+        let mut value = Value::Object(std::mem::take(&mut scale.0));
+        machine::field_manager(work, gvk, &schema, "scale", |fields| {
+            fields.update(Some(&live), &mut value, &work.manager);
+        });
+        if let Value::Object(map) = value {
+            scale.0 = map;
+        }
+        Ok(())
+    }
+
+    fn to_parent(&self, scale: &Object, parent: &mut Object) {
+        let (before, after) = (Self::entries(parent), Self::entries(scale));
+        let entries = self.with_paths(|paths| owners::to_parent(&before, &after, &self.version, paths));
+        Self::put(parent, entries);
+    }
 }
 
 fn set(map: &mut Map<String, Value>, path: &[String], value: Value) {

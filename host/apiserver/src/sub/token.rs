@@ -31,8 +31,12 @@ pub(crate) async fn create(work: &Work<'_>, body: &Bytes) -> Result<Answer, Stat
     request.set_gvk(&gvk);
     work.core.caches.catch_up().await?;
     let (namespace, name) = (work.namespace(), work.call.info.name.as_str());
-    let account =
-        work.resource.cache.get(&crate::cache::key(namespace, name)).ok_or_else(|| work.not_found(name))?.object();
+    let account = work
+        .resource
+        .cache
+        .get(&crate::cache::key(namespace, name))
+        .ok_or_else(|| work.not_found(name))?
+        .object();
     let seconds = seconds(&request)?;
     let audiences = audiences(work, &request);
     let mut private = Private {
@@ -105,7 +109,9 @@ fn audiences(work: &Work<'_>, request: &Object) -> Vec<String> {
 
 /// Reads what the token is to be bound to.
 fn bind(work: &Work<'_>, request: &Object, private: &mut Private) -> Result<(), Status> {
-    let Some(reference) = request.at(&["spec", "boundObjectRef"]).filter(|r| r.is_object()) else { return Ok(()) };
+    let Some(reference) = request.at(&["spec", "boundObjectRef"]).filter(|r| r.is_object()) else {
+        return Ok(());
+    };
     let text = |key: &str| reference.get(key).and_then(Value::as_str).unwrap_or("");
     let (kind, name, wanted) = (text("kind"), text("name"), text("uid"));
     let (plural, key) = match kind {

@@ -5,7 +5,11 @@ use wasmk_api::{Object, Status};
 use wasmk_store::{Compare, Durability, Op, Txn, TxnOutcome};
 
 use super::Work;
-use crate::{cache::{encode, unavailable}, convert, table::Resource};
+use crate::{
+    cache::{encode, unavailable},
+    convert,
+    table::Resource,
+};
 
 /// What a transaction came to.
 #[derive(Debug)]
@@ -34,7 +38,12 @@ const RELAXED: [&str; 2] = ["coordination.k8s.io/leases", "core/events"];
 ///
 /// # Errors
 /// When the store fails.
-pub(crate) async fn put(work: &Work<'_>, object: &mut Object, expected: u64, claims: Vec<Claim>) -> Result<Written, Status> {
+pub(crate) async fn put(
+    work: &Work<'_>,
+    object: &mut Object,
+    expected: u64,
+    claims: Vec<Claim>,
+) -> Result<Written, Status> {
     super::meta::order(object);
     let stored = convert::to_stored(work.resource, object.clone())?;
     let key = work.resource.store_key(object.namespace(), object.name());
@@ -51,7 +60,12 @@ pub(crate) async fn put(work: &Work<'_>, object: &mut Object, expected: u64, cla
 ///
 /// # Errors
 /// When the store fails.
-pub(crate) async fn remove(work: &Work<'_>, object: &Object, expected: u64, claims: Vec<Claim>) -> Result<Written, Status> {
+pub(crate) async fn remove(
+    work: &Work<'_>,
+    object: &Object,
+    expected: u64,
+    claims: Vec<Claim>,
+) -> Result<Written, Status> {
     let key = work.resource.store_key(object.namespace(), object.name());
     transact(work, Txn::delete(key, expected), claims).await
 }

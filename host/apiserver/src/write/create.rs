@@ -63,7 +63,8 @@ pub(crate) async fn create_object(work: &Work<'_>, mut object: Object) -> Result
         }
     }
     let mut status = Status::already_exists(&work.resource.group_resource(), object.meta("generateName"));
-    status.message = format!("{}, the server was not able to generate a unique name for the object", status.message);
+    status.message =
+        format!("{}, the server was not able to generate a unique name for the object", status.message);
     Err(status.retry_after(1))
 }
 

@@ -8,8 +8,12 @@ use wasmk_api::{Cause, GroupKind, Object, Status, Timestamp};
 
 use super::{Work, Written, meta, put, remove};
 use crate::{
-    admission, alloc, cache::Entry, call::bad_dry_run, convert, http::{Answer, ListOptions, respond}, read,
-    special,
+    admission, alloc,
+    cache::Entry,
+    call::bad_dry_run,
+    convert,
+    http::{Answer, ListOptions, respond},
+    read, special,
     table::Nature,
 };
 
@@ -59,7 +63,11 @@ impl DeleteOptions {
     fn check(&self) -> Result<(), Status> {
         let invalid = |reason: &str, message: String| {
             let cause = Cause { reason: reason.into(), message, field: "propagationPolicy".into() };
-            Err(Status::invalid(&GroupKind { group: "meta.k8s.io".into(), kind: "DeleteOptions".into() }, "", &[cause]))
+            Err(Status::invalid(
+                &GroupKind { group: "meta.k8s.io".into(), kind: "DeleteOptions".into() },
+                "",
+                &[cause],
+            ))
         };
         for value in self.dry_run.iter().flatten() {
             if value != "All" {
@@ -69,7 +77,9 @@ impl DeleteOptions {
         match self.propagation_policy.as_deref() {
             Some(policy) if self.orphan_dependents.is_some() => invalid(
                 "FieldValueInvalid",
-                format!("Invalid value: {policy:?}: orphanDependents and deletionPropagation cannot be both set"),
+                format!(
+                    "Invalid value: {policy:?}: orphanDependents and deletionPropagation cannot be both set"
+                ),
             ),
             None | Some("Foreground" | "Background" | "Orphan" | "") => Ok(()),
             Some(odd) => invalid(
@@ -92,7 +102,8 @@ impl DeleteOptions {
             (None, None) if has(FOREGROUND) => (false, true),
             (None, None) => (work.resource.kind().orphans_by_default(), false),
         };
-        let mut all: Vec<String> = old.finalizers().filter(|f| *f != ORPHAN && *f != FOREGROUND).map(Into::into).collect();
+        let mut all: Vec<String> =
+            old.finalizers().filter(|f| *f != ORPHAN && *f != FOREGROUND).map(Into::into).collect();
         if orphan {
             all.push(ORPHAN.into());
         }
@@ -161,7 +172,11 @@ pub(crate) async fn delete_object(
     Err(Status::conflict(&work.resource.group_resource(), name, super::update::MODIFIED))
 }
 
-async fn attempt(work: &Work<'_>, entry: &Entry, options: &DeleteOptions) -> Result<Option<(Object, bool)>, Status> {
+async fn attempt(
+    work: &Work<'_>,
+    entry: &Entry,
+    options: &DeleteOptions,
+) -> Result<Option<(Object, bool)>, Status> {
     let old = convert::to_served(work.resource, entry.object())?;
     preconditions(work, &old, options)?;
     admission::validate(work, None, Some(&old)).await?;
@@ -193,7 +208,12 @@ async fn attempt(work: &Work<'_>, entry: &Entry, options: &DeleteOptions) -> Res
     store(work, new, &old, entry.revision).await
 }
 
-async fn store(work: &Work<'_>, mut new: Object, old: &Object, revision: u64) -> Result<Option<(Object, bool)>, Status> {
+async fn store(
+    work: &Work<'_>,
+    mut new: Object,
+    old: &Object,
+    revision: u64,
+) -> Result<Option<(Object, bool)>, Status> {
     meta::order(&mut new);
     if new == *old {
         return Ok(Some((new, false)));
@@ -205,7 +225,12 @@ async fn store(work: &Work<'_>, mut new: Object, old: &Object, revision: u64) ->
 }
 
 /// A namespace stays, terminating, until everything in it is gone and its own finalizers are.
-async fn namespace(work: &Work<'_>, mut new: Object, old: &Object, revision: u64) -> Result<Option<(Object, bool)>, Status> {
+async fn namespace(
+    work: &Work<'_>,
+    mut new: Object,
+    old: &Object,
+    revision: u64,
+) -> Result<Option<(Object, bool)>, Status> {
     if !new.is_deleting() {
         new.set_meta("deletionTimestamp", work.now.to_string());
     }
@@ -266,7 +291,8 @@ fn mark(work: &Work<'_>, object: &mut Object, seconds: i64, with_grace: bool) {
 fn preconditions(work: &Work<'_>, old: &Object, options: &DeleteOptions) -> Result<(), Status> {
     let Some(wanted) = &options.preconditions else { return Ok(()) };
     let conflict = |why: String| {
-        let kind = wasmk_api::GroupResource::new(work.resource.gvk.group.clone(), work.resource.gvk.kind.clone());
+        let kind =
+            wasmk_api::GroupResource::new(work.resource.gvk.group.clone(), work.resource.gvk.kind.clone());
         Err(Status::conflict(&kind, old.name(), &why))
     };
     if let Some(uid) = wanted.uid.as_deref().filter(|uid| *uid != old.uid()) {

@@ -28,22 +28,41 @@ pub(crate) fn stamp(object: &mut Object, now: Timestamp) {
 pub(crate) fn generated(prefix: &str) -> String {
     let end = prefix.char_indices().nth(MAX_PREFIX).map_or(prefix.len(), |(at, _)| at);
     let mut rng = rand::rng();
-    let random: String = (0..RANDOM).map(|_| char::from(LETTERS[rng.random_range(0..LETTERS.len())])).collect();
+    let random: String =
+        (0..RANDOM).map(|_| char::from(LETTERS[rng.random_range(0..LETTERS.len())])).collect();
     format!("{}{random}", &prefix[..end])
 }
 
-/// Keeps in an updated object what an update cannot change.
+/// Keeps in an updated object what an update cannot change. What validation refuses to see changed stays.
 ///
 /// # Errors
-/// When the update is meant for another object of that name.
-pub(crate) fn carry(new: &mut Object, old: &Object, resource: &wasmk_api::GroupResource) -> Result<(), Status> {
-    if !new.uid().is_empty() && new.uid() != old.uid() {
-        let why = format!("Precondition failed: UID in precondition: {}, UID in object meta: {}", new.uid(), old.uid());
+/// When a replacement (not a patch) is meant for another object of that name.
+pub(crate) fn carry(
+    new: &mut Object,
+    old: &Object,
+    resource: &wasmk_api::GroupResource,
+    patch: bool,
+) -> Result<(), Status> {
+    if !patch && !new.uid().is_empty() && new.uid() != old.uid() {
+        let why = format!(
+            "Precondition failed: UID in precondition: {}, UID in object meta: {}",
+            new.uid(),
+            old.uid()
+        );
         return Err(Status::conflict(resource, old.name(), &why));
     }
-    for key in ["uid", "creationTimestamp", "deletionTimestamp", "deletionGracePeriodSeconds", "generation", "selfLink"] {
-        let value = old.metadata().and_then(|m| m.get(key)).cloned().unwrap_or(Value::Null);
-        new.set_meta(key, value);
+    let before = |key: &str| old.metadata().and_then(|m| m.get(key)).cloned().unwrap_or(Value::Null);
+    for key in ["creationTimestamp", "generation", "selfLink"] {
+        new.set_meta(key, before(key));
+    }
+    if new.uid().is_empty() {
+        new.set_meta("uid", before("uid"));
+    }
+    if old.is_deleting() {
+        new.set_meta("deletionTimestamp", before("deletionTimestamp"));
+    }
+    if new.metadata().is_none_or(|m| !m.contains_key("deletionGracePeriodSeconds")) {
+        new.set_meta("deletionGracePeriodSeconds", before("deletionGracePeriodSeconds"));
     }
     Ok(())
 }
@@ -56,9 +75,21 @@ pub(crate) fn set_generation(object: &mut Object, generation: i64) {
 /// Puts the keys of `metadata` in the order Kubernetes writes them.
 pub(crate) fn order(object: &mut Object) {
     const ORDER: [&str; 15] = [
-        "name", "generateName", "namespace", "selfLink", "uid", "resourceVersion", "generation",
-        "creationTimestamp", "deletionTimestamp", "deletionGracePeriodSeconds", "labels", "annotations",
-        "ownerReferences", "finalizers", "managedFields",
+        "name",
+        "generateName",
+        "namespace",
+        "selfLink",
+        "uid",
+        "resourceVersion",
+        "generation",
+        "creationTimestamp",
+        "deletionTimestamp",
+        "deletionGracePeriodSeconds",
+        "labels",
+        "annotations",
+        "ownerReferences",
+        "finalizers",
+        "managedFields",
     ];
     let old = std::mem::take(object.metadata_mut());
     let mut pairs: Vec<(usize, (String, Value))> = old
@@ -85,12 +116,16 @@ mod tests {
 
     #[test]
     fn identity_is_carried_over() {
-        let old = Object::from_value(json!({"metadata": {"name": "a", "uid": "1", "creationTimestamp": "t"}})).unwrap();
-        let mut new = Object::from_value(json!({"metadata": {"name": "a", "deletionTimestamp": "now"}})).unwrap();
+        let old =
+            Object::from_value(json!({"metadata": {"name": "a", "uid": "1", "creationTimestamp": "t"}}))
+                .unwrap();
+        let mut new = Object::from_value(json!({"metadata": {"name": "a", "generation": 7}})).unwrap();
         let resource = wasmk_api::GroupResource::new("", "things");
-        carry(&mut new, &old, &resource).unwrap();
-        assert_eq!(new, Object::from_value(json!({"metadata": {"name": "a", "uid": "1", "creationTimestamp": "t"}})).unwrap());
+        carry(&mut new, &old, &resource, false).unwrap();
+        assert_eq!(new, old);
         new.set_meta("uid", "2");
-        assert_eq!(carry(&mut new, &old, &resource).unwrap_err().code, 409);
+        assert_eq!(carry(&mut new, &old, &resource, false).unwrap_err().code, 409);
+        carry(&mut new, &old, &resource, true).unwrap();
+        assert_eq!(new.uid(), "2");
     }
 }

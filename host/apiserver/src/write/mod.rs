@@ -26,7 +26,7 @@ use crate::{
 pub(crate) use commit::{Claim, Written, put, remove};
 pub(crate) use create::{create, create_object};
 pub(crate) use delete::{DeleteOptions, delete, delete_collection, delete_object};
-pub(crate) use patch::{patch, patched, patched_as};
+pub(crate) use patch::{Sent, patch, patched, patched_as, read_patch};
 pub(crate) use update::{Done, Mode, update, update_object};
 
 /// What the steps of a write share.
@@ -41,6 +41,10 @@ pub(crate) struct Work<'a> {
     pub(crate) dry_run: bool,
     /// Whether the object is the server's own and needs no admission and validation.
     pub(crate) trusted: bool,
+    /// Whether who owns which fields is settled already, as it is after an apply patch.
+    pub(crate) owned: bool,
+    /// Whether the change is a patch, which pins no identity.
+    pub(crate) patch: bool,
     /// Who manages the fields that are written.
     pub(crate) manager: String,
     /// The present.
@@ -52,11 +56,15 @@ impl<'a> Work<'a> {
     ///
     /// # Errors
     /// When an option of the request is wrong.
-    pub(crate) fn new(core: &'a Arc<Core>, call: &'a Call, resource: &'a Arc<Resource>) -> Result<Self, Status> {
+    pub(crate) fn new(
+        core: &'a Arc<Core>,
+        call: &'a Call,
+        resource: &'a Arc<Resource>,
+    ) -> Result<Self, Status> {
         let manager = call.field_manager();
         machine::check_manager(call, &manager)?;
         let (dry_run, now) = (call.dry_run()?, (core.config.clock)());
-        Ok(Self { core, call, resource, dry_run, trusted: false, manager, now })
+        Ok(Self { core, call, resource, dry_run, trusted: false, owned: false, patch: false, manager, now })
     }
 
     /// The namespace the request is about; empty for cluster-scoped resources.
@@ -82,7 +90,12 @@ impl<'a> Work<'a> {
     ///
     /// # Errors
     /// When it is none.
-    pub(crate) fn decode_as(&self, body: &Bytes, body_type: BodyType, gvk: &wasmk_api::Gvk) -> Result<Object, Status> {
+    pub(crate) fn decode_as(
+        &self,
+        body: &Bytes,
+        body_type: BodyType,
+        gvk: &wasmk_api::Gvk,
+    ) -> Result<Object, Status> {
         machine::decode(self.call, self.resource, gvk, body, body_type)
     }
 

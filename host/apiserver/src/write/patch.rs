@@ -3,63 +3,156 @@
 use bytes::Bytes;
 use http::StatusCode;
 use serde_json::Value;
-use wasmk_api::{Object, Status};
+use wasmk_api::{Cause, GroupKind, Gvk, Object, Reason, Status};
+use wasmk_machinery::{
+    decode::{self, FieldValidation, Format},
+    patch::{self, PatchType},
+};
 
 use super::{Done, Mode, Work, update_object};
 use crate::{
     http::{Answer, negotiate},
-    read,
+    machine, read,
 };
+
+/// What the body of a patch is.
+pub(crate) enum Sent {
+    /// Changes to the present object.
+    Changes(PatchType, Value),
+    /// A configuration to be applied.
+    Apply(Value),
+}
+
+/// Reads the body of a patch.
+///
+/// # Errors
+/// When its media type is none of a patch, or it is malformed.
+pub(crate) fn read_patch(work: &Work<'_>, body: &Bytes) -> Result<Sent, Status> {
+    let kind = match &*negotiate::content_type(&work.call.headers) {
+        "application/json-patch+json" => PatchType::Json,
+        "application/merge-patch+json" => PatchType::Merge,
+        "application/strategic-merge-patch+json" if work.resource.custom().is_none() => PatchType::Strategic,
+        "application/strategic-merge-patch+json" => {
+            return Err(negotiate::unsupported(
+                "application/json-patch+json, application/merge-patch+json, application/apply-patch+yaml",
+            ));
+        }
+        "application/apply-patch+yaml" => return apply_body(work, body).map(Sent::Apply),
+        _ => return Err(Status::new(Reason::UnsupportedMediaType, "415: Unsupported Media Type")),
+    };
+    if work.call.query.get("force").is_some() {
+        return Err(options_invalid(
+            "FieldValueForbidden",
+            "Forbidden: may not be specified for non-apply patch",
+            "force",
+        ));
+    }
+    Ok(Sent::Changes(kind, patch::parse(kind, body)?))
+}
+
+fn options_invalid(reason: &str, message: &str, field: &str) -> Status {
+    let cause = Cause { reason: reason.into(), message: message.into(), field: field.into() };
+    Status::invalid(&GroupKind { group: "meta.k8s.io".into(), kind: "PatchOptions".into() }, "", &[cause])
+}
+
+fn apply_body(work: &Work<'_>, body: &Bytes) -> Result<Value, Status> {
+    if work.call.query.text("fieldManager").is_empty() {
+        return Err(options_invalid(
+            "FieldValueRequired",
+            "Required value: is required for apply patch",
+            "fieldManager",
+        ));
+    }
+    let (value, repeated) = decode::plain(body, Format::Yaml)
+        .map_err(|e| Status::bad_request(format!("error decoding YAML: {e}")))?;
+    match machine::validation(work.call)? {
+        FieldValidation::Strict if !repeated.is_empty() => {
+            return Err(Status::bad_request(format!("error strict decoding YAML: {}", repeated.join(", "))));
+        }
+        FieldValidation::Warn => repeated.into_iter().for_each(|warning| work.call.warn(warning)),
+        _ => {}
+    }
+    Ok(value)
+}
 
 /// Answers `patch`.
 ///
 /// # Errors
 /// When the patch cannot be read or applied, or its outcome is refused.
-pub(crate) async fn patch(work: &Work<'_>, body: &Bytes, mode: Mode) -> Result<Answer, Status> {
+pub(crate) async fn patch(work: &mut Work<'_>, body: &Bytes, mode: Mode) -> Result<Answer, Status> {
+    let sent = read_patch(work, body)?;
+    work.owned = matches!(sent, Sent::Apply(_));
+    work.patch = true;
+    let work = &*work;
     let name = work.call.info.name.clone();
-    let done = update_object(work, &name, mode, false, |current| patched(work, current, body)).await?;
+    // Applying creates what is not there.
+    let creates = work.owned && mode == Mode::Main;
+    let done = update_object(work, &name, mode, creates, |current| {
+        let mut object = patched(work, current, &sent, mode)?;
+        work.place(&mut object, "")?;
+        Ok(object)
+    })
+    .await?;
     let code = if matches!(done, Done::Created(_)) { StatusCode::CREATED } else { StatusCode::OK };
     read::object(work.core, work.call, work.resource, code, &done.into_object())
 }
 
-/// The object a patch makes of the present one, with its defaults.
+/// The object a patch makes of the present one (empty: there is none), with its defaults.
 ///
 /// # Errors
-/// When the patch cannot be read or applied.
-pub(crate) fn patched(work: &Work<'_>, current: &Object, body: &Bytes) -> Result<Object, Status> {
-    patched_as(work, current, body, &work.resource.gvk)
+/// When the patch cannot be applied.
+pub(crate) fn patched(work: &Work<'_>, current: &Object, sent: &Sent, mode: Mode) -> Result<Object, Status> {
+    patched_as(work, current, sent, &work.resource.gvk, mode.subresource())
 }
 
 /// The same for an object of another kind than the resource's, for instance its scale.
 ///
 /// # Errors
-/// When the patch cannot be read or applied.
-pub(crate) fn patched_as(work: &Work<'_>, current: &Object, body: &Bytes, gvk: &wasmk_api::Gvk) -> Result<Object, Status> {
-    let kind = negotiate::content_type(&work.call.headers);
-    let patch: Value = serde_json::from_slice(body).map_err(|e| Status::bad_request(e.to_string()))?;
-    let mut value = Value::Object(current.0.clone());
-    match &*kind {
-        "application/merge-patch+json" | "application/strategic-merge-patch+json" => merge(&mut value, &patch),
-        _ => return Err(negotiate::unsupported("application/merge-patch+json")),
-    }
-    crate::machine::convert(work.call, work.resource, gvk, value)
+/// When the patch cannot be applied.
+pub(crate) fn patched_as(
+    work: &Work<'_>,
+    current: &Object,
+    sent: &Sent,
+    gvk: &Gvk,
+    subresource: &str,
+) -> Result<Object, Status> {
+    let schema = machine::schema(work.resource, gvk)?;
+    let live = Value::Object(current.0.clone());
+    let value = match sent {
+        Sent::Changes(PatchType::Json, changes) => patch::json(live, changes)?,
+        Sent::Changes(PatchType::Merge, changes) => patch::merge(live, changes.clone()),
+        Sent::Changes(PatchType::Strategic, changes) => {
+            patch::strategic(schema.schema(), live, changes.clone())?
+        }
+        Sent::Apply(config) => {
+            let live = (!current.0.is_empty()).then_some(&live);
+            return applied(work, live, config, gvk, &schema, subresource);
+        }
+    };
+    machine::convert(work, gvk, value)
 }
 
-fn merge(target: &mut Value, patch: &Value) {
-    let Value::Object(patch) = patch else {
-        *target = patch.clone();
-        return;
-    };
-    if !target.is_object() {
-        *target = Value::Object(serde_json::Map::new());
+fn applied(
+    work: &Work<'_>,
+    live: Option<&Value>,
+    config: &Value,
+    gvk: &Gvk,
+    schema: &wasmk_machinery::schema::KindSchema,
+    subresource: &str,
+) -> Result<Object, Status> {
+    let mut config = config.clone();
+    let given = config.get("metadata").and_then(|m| m.get("name")).and_then(Value::as_str).unwrap_or("");
+    if live.is_none()
+        && given.is_empty()
+        && let Some(map) = config.as_object_mut()
+    {
+        // An object that is created by applying has the name of the path.
+        let metadata = map.entry("metadata").or_insert_with(|| serde_json::json!({}));
+        metadata["name"] = work.call.info.name.clone().into();
     }
-    if let Value::Object(map) = target {
-        for (key, value) in patch {
-            if value.is_null() {
-                map.shift_remove(key);
-            } else {
-                merge(map.entry(key.clone()).or_insert(Value::Null), value);
-            }
-        }
-    }
+    let force = work.call.query.flag("force");
+    let value = machine::field_manager(work, gvk, schema, subresource, |manager| {
+        manager.apply(live, &config, &work.manager, force)
+    })?;
+    machine::convert(work, gvk, value)
 }

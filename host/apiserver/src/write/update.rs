@@ -67,11 +67,15 @@ pub(crate) async fn update(work: &Work<'_>, body: &Bytes, mode: Mode) -> Result<
     let mut sent = work.decode(body)?;
     let name = work.call.info.name.clone();
     work.place(&mut sent, &name)?;
-    let creates = mode == Mode::Main && work.resource.kind().creates_on_update() && sent.resource_version().is_empty();
+    let creates =
+        mode == Mode::Main && work.resource.kind().creates_on_update() && sent.resource_version().is_empty();
     if sent.resource_version().is_empty() && !unconditional(work) {
-        let exists = work.core.caches.catch_up().await.map(|_| {
-            work.resource.cache.get(&crate::cache::key(work.namespace(), &name)).is_some()
-        })?;
+        let exists = work
+            .core
+            .caches
+            .catch_up()
+            .await
+            .map(|_| work.resource.cache.get(&crate::cache::key(work.namespace(), &name)).is_some())?;
         if exists || !creates {
             return Err(if exists { must_name_version(work, &name) } else { work.not_found(&name) });
         }
@@ -157,7 +161,7 @@ async fn finish(
     if matches!(mode, Mode::Main | Mode::Scale) {
         admission::mutate(work, new, Some(old)).await?;
     }
-    meta::carry(new, old, &resource.group_resource())?;
+    meta::carry(new, old, &resource.group_resource(), work.patch)?;
     prepare(work, new, old, mode);
     new.set_meta("resourceVersion", old.resource_version());
     for warning in machine::warnings(resource, new, Some(old)) {
@@ -191,7 +195,10 @@ pub(crate) fn is_released(object: &Object) -> bool {
     let grace = object.metadata().and_then(|m| m.get("deletionGracePeriodSeconds")).and_then(Value::as_i64);
     let spec_finalizers = object.kind() == "Namespace"
         && object.at(&["spec", "finalizers"]).and_then(Value::as_array).is_some_and(|f| !f.is_empty());
-    object.is_deleting() && object.finalizers().next().is_none() && grace.unwrap_or(0) == 0 && !spec_finalizers
+    object.is_deleting()
+        && object.finalizers().next().is_none()
+        && grace.unwrap_or(0) == 0
+        && !spec_finalizers
 }
 
 fn prepare(work: &Work<'_>, new: &mut Object, old: &Object, mode: Mode) {

@@ -56,7 +56,8 @@ impl Server {
         let request = request.body(axum::body::Body::from(body.to_owned())).unwrap();
         let response = self.api.router().oneshot(request).await.unwrap();
         let code = response.status().as_u16();
-        let warnings = response.headers().get_all("warning").iter().map(|w| w.to_str().unwrap().to_owned()).collect();
+        let warnings =
+            response.headers().get_all("warning").iter().map(|w| w.to_str().unwrap().to_owned()).collect();
         let bytes = http_body_util::BodyExt::collect(response.into_body()).await.unwrap().to_bytes();
         let body = serde_json::from_slice(&bytes)
             .unwrap_or_else(|_| Value::String(String::from_utf8_lossy(&bytes).into_owned()));

@@ -1,0 +1,10 @@
+//! Says hello to `$TARGET`.
+
+use wasmk_guest::{Request, Response, env};
+
+wasmk_guest::serve!(hello);
+
+fn hello(_request: Request) -> Response {
+    let target = env("TARGET").unwrap_or_else(|| "world".into());
+    Response::text(format!("hello {target}\n"))
+}

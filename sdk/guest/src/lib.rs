@@ -1,0 +1,66 @@
+//! HTTP functions in a few lines.
+//!
+//! A function takes a [`Request`] and gives a [`Response`]; [`serve!`] makes it the entry point of a
+//! `wasi:http` component. In a crate with `crate-type = ["cdylib"]`:
+//!
+//! ```
+//! use wasmk_guest::{Request, Response, env};
+//!
+//! wasmk_guest::serve!(hello);
+//!
+//! fn hello(request: Request) -> Response {
+//!     let target = env("TARGET").unwrap_or_else(|| "world".into());
+//!     Response::text(format!("hello {target} at {}\n", request.path()))
+//! }
+//! ```
+//!
+//! Each request has an instance of its own unless the function's deployment says otherwise: statics start
+//! fresh every time. Files, arguments, time and random numbers are those of `std`.
+
+mod body;
+mod headers;
+mod request;
+mod response;
+mod serve;
+
+pub use body::{BodyReader, BodyWriter};
+pub use headers::Headers;
+pub use request::Request;
+pub use response::{IntoResponse, Response};
+
+#[doc(hidden)]
+pub use serve::serve as __serve;
+#[doc(hidden)]
+pub use wasip2;
+
+/// The value of an environment variable, if it is set and UTF-8.
+///
+/// ```
+/// assert_eq!(wasmk_guest::env("SURELY_NOT_SET"), None);
+/// ```
+pub fn env(name: &str) -> Option<String> {
+    std::env::var(name).ok()
+}
+
+/// Makes a function the component's entry point. It takes a [`Request`] and gives anything that is
+/// [`IntoResponse`]: a [`Response`], a string, or a `Result` whose error becomes status 500.
+///
+/// ```
+/// # use wasmk_guest::Request;
+/// wasmk_guest::serve!(|request: Request| format!("you said {}", request.method()));
+/// ```
+#[macro_export]
+macro_rules! serve {
+    ($function:expr) => {
+        struct WasmkFunction;
+        impl $crate::wasip2::exports::http::incoming_handler::Guest for WasmkFunction {
+            fn handle(
+                request: $crate::wasip2::http::types::IncomingRequest,
+                response: $crate::wasip2::http::types::ResponseOutparam,
+            ) {
+                $crate::__serve(request, response, $function)
+            }
+        }
+        $crate::wasip2::http::proxy::export!(WasmkFunction with_types_in $crate::wasip2);
+    };
+}

@@ -4,7 +4,8 @@
 //! the backends behind it are
 //!
 //! - [`Memory`]: nothing on disk, for tests and throw-away clusters;
-//! - [`Embedded`]: an append-only log of our own in a data directory, the default of a real server.
+//! - [`Embedded`]: an append-only log of our own in a data directory, the default of a real server;
+//! - [`Etcd`]: an etcd cluster, for several servers on one state.
 //!
 //! What every backend keeps:
 //!
@@ -16,6 +17,7 @@
 
 mod embedded;
 mod error;
+mod etcd;
 mod memory;
 mod mvcc;
 mod shared;
@@ -27,6 +29,7 @@ pub use bytes::Bytes;
 
 pub use embedded::{Embedded, Recovery, Settings};
 pub use error::Error;
+pub use etcd::{Etcd, EtcdTls};
 pub use memory::Memory;
 pub use mvcc::History;
 pub use snapshot::SnapshotInfo;

@@ -254,11 +254,29 @@ impl State {
                 event
             })
             .collect();
-        self.revision = revision;
-        let committed = Arc::new(Committed { revision, events, at: now, bytes });
-        self.history_bytes += bytes;
+        self.push(Committed { revision, events, at: now, bytes })
+    }
+
+    fn push(&mut self, committed: Committed) -> Arc<Committed> {
+        self.revision = committed.revision;
+        self.history_bytes += committed.bytes;
+        let committed = Arc::new(committed);
         self.history.push_back(committed.clone());
         committed
+    }
+
+    /// Adds changes made elsewhere to the history of a state that keeps no keys.
+    pub(crate) fn record(&mut self, revision: Revision, events: Vec<Event>, now: Instant) {
+        let value = |event: &Event| if let Event::Put { kv, .. } = event { kv.value.len() } else { 0 };
+        let bytes: usize = events.iter().map(|event| event_bytes(event) + value(event)).sum();
+        self.push(Committed { revision, events, at: now, bytes: CHANGE_OVERHEAD + bytes });
+    }
+
+    /// Begins anew at `revision`, as if everything before had been compacted.
+    pub(crate) fn restart(&mut self, revision: Revision) {
+        self.revision = self.revision.max(revision);
+        // Never in the future: it is the current revision.
+        let _ = self.compact(self.revision);
     }
 
     fn change(&mut self, revision: Revision, Change { key, value }: Change) -> Event {

@@ -1,6 +1,7 @@
 //! The contract of a store, run against every backend there is.
 
 mod contract {
+    pub(crate) mod etcd;
     pub(crate) mod reads;
     pub(crate) mod suite;
     pub(crate) mod txns;
@@ -33,12 +34,38 @@ async fn embedded() -> Option<Backend> {
     Some(Backend::new(Arc::new(store), dir))
 }
 
+async fn etcd() -> Option<Backend> {
+    let server = contract::etcd::Server::start()?;
+    let store = server.connect().await;
+    Some(Backend::new(Arc::new(store), server))
+}
+
 contract!(memory);
 contract!(embedded);
+contract!(etcd);
 
 #[tokio::test]
 async fn slow_watcher_is_told_and_stops_nobody() {
     for backend in [memory().await, embedded().await].into_iter().flatten() {
         contract::watches::slow_watcher_is_told_and_stops_nobody(&backend).await;
     }
+}
+
+#[tokio::test]
+async fn etcd_that_comes_back_is_used_again() {
+    let Some(mut server) = contract::etcd::Server::start() else { return };
+    let backend = Backend::new(Arc::new(server.connect().await), ());
+    let first = backend.put("/back/a", "1").await;
+    let mut watch = backend.watch("/back/", first).await;
+    server.restart();
+    // Requests fail until it is there, then everything goes on where it was.
+    let limit = tokio::time::Instant::now() + Duration::from_secs(30);
+    while backend.store.revision().await.is_err() {
+        assert!(tokio::time::Instant::now() < limit, "etcd does not come back");
+    }
+    let second = backend.put("/back/b", "2").await;
+    let batches = contract::suite::until(&mut watch, second).await;
+    let keys: Vec<_> =
+        batches.iter().flat_map(|batch| &batch.events).map(|event| event.key().clone()).collect();
+    assert_eq!(keys, ["/back/b"]);
 }

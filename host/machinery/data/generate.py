@@ -1,15 +1,16 @@
 #!/usr/bin/env python3
-"""Writes types.tsv, messages.tsv and resources.tsv from facts about the Kubernetes API.
+"""Writes types.tsv, messages.tsv, resources.tsv and descriptions.z from facts about the Kubernetes API.
 
-usage: generate.py FACTS GO OUT
+usage: generate.py FACTS GO CRATE OUT
 
 FACTS holds types.json, protobuf.json and resources.tsv, condensed from the published OpenAPI v3 and
 discovery documents and protobuf field tables. GO holds k8s.io/{api,apimachinery,...} sources of the
-same release: only struct tags and field types are read. README.md describes the written format.
+same release: only struct tags and field types are read. CRATE is the source of the k8s-openapi crate, whose doc comments
+are the descriptions. README.md describes the written format.
 """
-import json, pathlib, re, sys
+import json, pathlib, re, sys, zlib
 
-facts, go, out = (pathlib.Path(a) for a in sys.argv[1:4])
+facts, go, crate, out = (pathlib.Path(a) for a in sys.argv[1:5])
 types = json.load(open(facts / "types.json"))
 CORE = "io.k8s.api."
 MODULES = {
@@ -256,3 +257,55 @@ with open(facts / "resources.tsv") as f, open(out / "resources.tsv", "w") as g:
         columns = line.rstrip("\n").split("\t")
         if GROUP_VERSIONS.match(columns[0]):
             g.write("\t".join(columns) + "\n")
+
+
+# Descriptions of the types that stable versions use.
+def described(file):
+    """Name of the type, and its and its fields' descriptions by JSON name."""
+    text = file.read_text()
+    name = re.match(r"// Generated from definition (\S+)", text)
+    if not name:
+        return None, {}
+    keys = {rust: field for field, rust in re.findall(r'"([^"]+)" => Field::Key_(\w+)', text)}
+    found, pending, inside = {}, [], False
+    for line in map(str.strip, text.splitlines()):
+        if line.startswith("///"):
+            pending.append(line[3:].removeprefix(" "))
+        elif line.startswith("pub struct ") and not inside:
+            found[""] = "\n".join(pending).strip()
+            pending, inside = [], True
+            if not line.endswith("{"):
+                break
+        elif inside and (m := re.match(r"pub (?:r#)?(\w+):", line)):
+            found[keys.get(m[1], m[1])] = "\n".join(pending).strip()
+            pending = []
+        elif inside and line.startswith("}"):
+            break
+        elif line and not line.startswith("#["):
+            pending = []
+    return name[1], found
+
+
+def used(name, known):
+    if name in known or name not in types:
+        return
+    known.add(name)
+    for d in (types[name].get("fields") or {}).values():
+        while "items" in d or "map" in d:
+            d = d.get("items") or d["map"]
+        if "ref" in d:
+            used(d["ref"], known)
+
+
+wanted = set()
+for name, d in types.items():
+    if any(GROUP_VERSIONS.match(gvk.rpartition("/")[0].lstrip("/")) for gvk in d.get("gvk", [])):
+        used(name, wanted)
+blocks = []
+for file in sorted((crate / "src" / "v1_36").rglob("*.rs")):
+    name, texts = described(file)
+    if name in wanted:
+        escape = lambda text: text.replace("\\", "\\\\").replace("\n", "\\n")
+        lines = [f"{field}\t{escape(text)}" for field, text in texts.items() if text and field]
+        blocks.append("\n".join([f"={name}\t{escape(texts.get('', ''))}"] + lines))
+(out / "descriptions.z").write_bytes(zlib.compress("\n".join(blocks).encode(), 9))

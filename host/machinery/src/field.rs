@@ -184,6 +184,11 @@ pub fn shown(value: &Value) -> String {
     }
 }
 
+/// A number as Go writes it: without a fraction when it is whole.
+pub fn number(number: f64) -> Value {
+    if number.fract() == 0.0 && number.abs() < 9.0e15 { (number as i64).into() } else { number.into() }
+}
+
 /// Text in double quotes with Go's escapes (`%q`).
 pub fn quoted(text: &str) -> String {
     use fmt::Write;

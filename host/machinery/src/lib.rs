@@ -7,6 +7,7 @@ pub mod default;
 pub mod field;
 pub mod names;
 pub mod normalize;
+pub mod openapi;
 pub mod patch;
 pub mod prune;
 pub mod resources;

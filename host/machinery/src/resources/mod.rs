@@ -48,7 +48,8 @@ pub struct Resource {
     pub hashed_version: Option<String>,
     /// The schema of a custom resource; built-in ones are found by kind.
     pub custom: Option<KindSchema>,
-    built_in: OnceLock<Option<KindSchema>>,
+    /// Found when the schema of a built-in kind is first asked for; leave it empty.
+    pub built_in: OnceLock<Option<KindSchema>>,
 }
 
 /// A subresource.

@@ -1,1 +1,16 @@
-//! wasmk-net
+//! Networking without privileges: pod addresses, services, and the way to agents behind NAT.
+//!
+//! - [`AddressPool`] gives each pod an address of its own out of 127.0.0.0/8.
+//! - [`proxy`] listens on service addresses and passes connections on to ready endpoints;
+//!   [`plan`] says, without any I/O, which listeners and backends there should be.
+//! - [`View`] keeps Services and EndpointSlices at hand; [`names`] resolves cluster names with it.
+
+pub mod bind;
+pub mod names;
+pub mod plan;
+mod pool;
+pub mod proxy;
+mod view;
+
+pub use pool::{AddressPool, PoolError};
+pub use view::View;

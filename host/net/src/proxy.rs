@@ -1,0 +1,138 @@
+//! The userspace service proxy: listens on ClusterIPs and NodePorts and passes connections
+//! and datagrams on to ready endpoints.
+
+mod balance;
+mod tcp;
+mod udp;
+
+use std::{collections::HashMap, io, net::SocketAddr, sync::Arc, time::Duration};
+
+use arc_swap::ArcSwap;
+use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    plan::{Backends, Listener, Protocol, Table, plan},
+    view::View,
+};
+use balance::Balancer;
+
+/// Connections passed on at a time by one node; more are left in the system's queue.
+pub const CONNECTIONS: usize = 16_384;
+/// Changes that come together are one pass.
+const SETTLE: Duration = Duration::from_millis(10);
+/// An address that could not be listened on is tried again after that.
+const RETRY: Duration = Duration::from_secs(10);
+
+/// Keeps the proxy of `node` as Services and EndpointSlices say, until told to stop.
+/// Connections under way go on while a Service changes.
+pub async fn run(view: View, node: String, stop: CancellationToken) {
+    let mut changes = view.changes();
+    let mut proxy = Proxy::default();
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return,
+            change = changes.changed() => if change.is_err() { return },
+            () = tokio::time::sleep(RETRY) => {}
+        }
+        // What arrives while the dust settles belongs to this pass.
+        tokio::time::sleep(SETTLE).await;
+        changes.mark_unchanged();
+        // Before both lists are here the table would be too small and cut listeners.
+        if view.is_ready() {
+            proxy.set(plan(&view.services(), &view.slices(), &node));
+        }
+    }
+}
+
+/// The listeners of a node.
+pub struct Proxy {
+    listeners: HashMap<Listener, Running>,
+    /// Addresses that cannot be listened on, with the reason last said.
+    refused: HashMap<Listener, io::ErrorKind>,
+    permits: Arc<Semaphore>,
+}
+
+impl Default for Proxy {
+    fn default() -> Self {
+        let permits = Arc::new(Semaphore::new(CONNECTIONS));
+        Self { listeners: HashMap::new(), refused: HashMap::new(), permits }
+    }
+}
+
+struct Running {
+    balancer: Arc<Balancer>,
+    stop: CancellationToken,
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.stop.cancel();
+    }
+}
+
+impl Proxy {
+    /// Makes the listeners be those of the table. One that stays keeps its connections.
+    pub fn set(&mut self, table: Table) {
+        self.listeners.retain(|listener, _| table.contains_key(listener));
+        self.refused.retain(|listener, _| table.contains_key(listener));
+        for (listener, backends) in table {
+            if let Some(running) = self.listeners.get(&listener) {
+                running.balancer.set(backends);
+                continue;
+            }
+            match self.open(listener, backends) {
+                Ok(running) => {
+                    self.refused.remove(&listener);
+                    self.listeners.insert(listener, running);
+                }
+                Err((service, error)) => self.refuse(listener, &service, &error),
+            }
+        }
+    }
+
+    /// Addresses listened on.
+    pub fn addresses(&self) -> Vec<SocketAddr> {
+        self.listeners.keys().map(|l| l.address).collect()
+    }
+
+    fn open(&self, listener: Listener, backends: Backends) -> Result<Running, (String, io::Error)> {
+        let stop = CancellationToken::new();
+        let service = backends.service.clone();
+        let balancer = Arc::new(Balancer::new(ArcSwap::from_pointee(backends)));
+        let failed = |error| (service.clone(), error);
+        match listener.protocol {
+            Protocol::Tcp => {
+                let socket = crate::bind::tcp(listener.address, true).map_err(failed)?;
+                tokio::spawn(tcp::serve(socket, balancer.clone(), self.permits.clone(), stop.clone()));
+            }
+            Protocol::Udp => {
+                let socket = crate::bind::udp(listener.address, true).map_err(failed)?;
+                tokio::spawn(udp::serve(socket, balancer.clone(), stop.clone()));
+            }
+        }
+        Ok(Running { balancer, stop })
+    }
+
+    /// Says why an address is not served, once for each reason.
+    fn refuse(&mut self, listener: Listener, service: &str, error: &io::Error) {
+        if self.refused.insert(listener, error.kind()) == Some(error.kind()) {
+            return;
+        }
+        let address = listener.address;
+        match error.kind() {
+            io::ErrorKind::PermissionDenied => tracing::warn!(
+                %address, service,
+                "ports below 1024 are refused; give the program CAP_NET_BIND_SERVICE, lower \
+                 net.ipv4.ip_unprivileged_port_start, or use a service port above"
+            ),
+            io::ErrorKind::AddrInUse => {
+                tracing::info!(%address, service, "another program listens on this service address");
+            }
+            _ => tracing::warn!(%address, service, %error, "cannot listen on a service address"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,119 @@
+use std::net::Ipv4Addr;
+
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::{TcpListener, TcpStream, UdpSocket},
+    time::timeout,
+};
+
+use super::*;
+
+const LIMIT: Duration = Duration::from_secs(10);
+
+/// A free loopback port; the proxy listens on it right afterwards.
+fn free_port() -> SocketAddr {
+    let socket = std::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+    socket.local_addr().unwrap()
+}
+
+fn table(address: SocketAddr, protocol: Protocol, endpoints: &[SocketAddr]) -> Table {
+    let backends =
+        Backends { service: "default/web:80".into(), endpoints: endpoints.to_vec(), affinity: None };
+    [(Listener { address, protocol }, backends)].into()
+}
+
+/// Reads to the end, then answers with its name and what it read.
+async fn endpoint(name: &'static str) -> SocketAddr {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            let mut text = String::new();
+            stream.read_to_string(&mut text).await.unwrap();
+            stream.write_all(format!("{name}:{text}").as_bytes()).await.unwrap();
+        }
+    });
+    address
+}
+
+async fn ask(address: SocketAddr) -> io::Result<String> {
+    let mut stream = TcpStream::connect(address).await?;
+    stream.write_all(b"hello").await?;
+    stream.shutdown().await?;
+    let mut text = String::new();
+    timeout(LIMIT, stream.read_to_string(&mut text)).await.map_err(io::Error::other)??;
+    Ok(text)
+}
+
+#[tokio::test]
+async fn connections_are_spread_and_half_closed_ones_answered() {
+    let (a, b) = (endpoint("a").await, endpoint("b").await);
+    let (service, mut proxy) = (free_port(), Proxy::default());
+    let mut order = [a, b];
+    order.sort_unstable();
+    proxy.set(table(service, Protocol::Tcp, &order));
+    let mut answers = [ask(service).await.unwrap(), ask(service).await.unwrap()];
+    answers.sort();
+    assert_eq!(answers, ["a:hello", "b:hello"]);
+}
+
+#[tokio::test]
+async fn a_dead_endpoint_is_passed_over_and_none_is_a_reset() {
+    let (alive, dead) = (endpoint("a").await, free_port());
+    let (service, mut proxy) = (free_port(), Proxy::default());
+    proxy.set(table(service, Protocol::Tcp, &[dead, alive]));
+    for _ in 0..2 {
+        assert_eq!(ask(service).await.unwrap(), "a:hello");
+    }
+    proxy.set(table(service, Protocol::Tcp, &[]));
+    assert!(ask(service).await.map(|text| text.is_empty()).unwrap_or(true));
+    proxy.set(Table::new());
+    assert!(proxy.addresses().is_empty());
+    let closed = async {
+        while TcpStream::connect(service).await.is_ok() {
+            tokio::task::yield_now().await;
+        }
+    };
+    timeout(LIMIT, closed).await.unwrap();
+}
+
+#[tokio::test]
+async fn two_agents_share_an_address_and_a_stranger_is_tolerated() {
+    let backend = endpoint("a").await;
+    let (service, mut one, mut two) = (free_port(), Proxy::default(), Proxy::default());
+    one.set(table(service, Protocol::Tcp, &[backend]));
+    two.set(table(service, Protocol::Tcp, &[backend]));
+    assert_eq!((one.addresses().len(), two.addresses().len()), (1, 1));
+    let stranger = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+    let taken = stranger.local_addr().unwrap();
+    two.set(table(taken, Protocol::Tcp, &[backend]));
+    assert!(two.addresses().is_empty());
+    assert_eq!(ask(service).await.unwrap(), "a:hello");
+}
+
+#[tokio::test]
+async fn datagrams_go_there_and_back() {
+    let backend = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+    let target = backend.local_addr().unwrap();
+    tokio::spawn(async move {
+        let mut buffer = [0; 64];
+        while let Ok((n, from)) = backend.recv_from(&mut buffer).await {
+            buffer[..n].reverse();
+            backend.send_to(&buffer[..n], from).await.unwrap();
+        }
+    });
+    let probe = std::net::UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+    let service = probe.local_addr().unwrap();
+    drop(probe);
+    let mut proxy = Proxy::default();
+    proxy.set(table(service, Protocol::Udp, &[target]));
+    let client = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+    client.connect(service).await.unwrap();
+    let mut buffer = [0; 64];
+    for text in ["abc", "de"] {
+        client.send(text.as_bytes()).await.unwrap();
+        let n = timeout(LIMIT, client.recv(&mut buffer)).await.unwrap().unwrap();
+        let expect: String = text.chars().rev().collect();
+        assert_eq!(&buffer[..n], expect.as_bytes());
+    }
+}

@@ -1,0 +1,42 @@
+//! What every part of the agent shares.
+
+use std::{collections::BTreeMap, net::IpAddr, path::PathBuf, sync::Arc};
+
+use tokio::sync::{Semaphore, watch};
+use wasmk_api::Quantity;
+use wasmk_net::{AddressPool, View};
+
+use crate::{engine::Engine, events::Events, functions::Functions, logs::Logs, pod::env::Sources};
+
+/// Images prepared (fetched, compiled) at the same time.
+pub(crate) const STARTS: usize = 64;
+
+/// Shared by all pods of a node.
+pub(crate) struct Context {
+    /// Name of the node.
+    pub node: String,
+    /// Address of the node.
+    pub host_ip: IpAddr,
+    /// To the API.
+    pub client: kube::Client,
+    /// Runs containers.
+    pub engine: Arc<dyn Engine>,
+    /// ConfigMaps, Secrets, Services, tokens.
+    pub sources: Arc<dyn Sources>,
+    /// Services and endpoints of the cluster.
+    pub view: View,
+    /// Container logs.
+    pub logs: Arc<Logs>,
+    /// Event recorder.
+    pub events: Events,
+    /// Functions answered without a pod.
+    pub functions: Functions,
+    /// Where pods are on record.
+    pub pods_dir: PathBuf,
+    /// Pod addresses, once the node has a range.
+    pub addresses: watch::Receiver<Option<Arc<AddressPool>>>,
+    /// What pods may use altogether.
+    pub allocatable: BTreeMap<String, Quantity>,
+    /// Permits for preparing images.
+    pub starts: Semaphore,
+}

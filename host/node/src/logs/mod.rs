@@ -1,0 +1,137 @@
+//! Container logs on disk, in the format of the container runtime interface:
+//! `<RFC 3339 time> stdout F <line>`. Files are bounded and rotated.
+
+mod reader;
+mod ring;
+mod writer;
+
+use std::{
+    collections::HashMap,
+    io,
+    path::{Path, PathBuf},
+    sync::{Arc, Weak},
+};
+
+use parking_lot::Mutex;
+
+pub use reader::{LogOptions, LogStream};
+pub use ring::{LogRing, RING_BYTES, RING_LINES};
+pub use writer::{FILE_BYTES, FILES, LINE_BYTES, LogWriter};
+
+/// Which output a line came from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stream {
+    /// Standard output.
+    Stdout,
+    /// Standard error.
+    Stderr,
+}
+
+impl Stream {
+    /// As the log writes it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Stdout => "stdout",
+            Self::Stderr => "stderr",
+        }
+    }
+}
+
+/// Takes a workload's output as it comes, not by lines.
+pub trait LogSink: Send + Sync {
+    /// Takes a piece of output. Does not wait for other tasks.
+    fn write(&self, stream: Stream, bytes: &[u8]);
+}
+
+/// All logs of this node.
+pub struct Logs {
+    root: PathBuf,
+    live: Mutex<HashMap<PathBuf, Weak<LogWriter>>>,
+}
+
+/// One run of one container.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LogName<'a> {
+    /// Namespace of the pod.
+    pub namespace: &'a str,
+    /// Name of the pod.
+    pub pod: &'a str,
+    /// Uid of the pod.
+    pub uid: &'a str,
+    /// Container.
+    pub container: &'a str,
+    /// Which run; the first is 0.
+    pub run: u32,
+}
+
+impl Logs {
+    /// Logs under `root`, which is made when the first one is written.
+    pub fn new(root: PathBuf) -> Self {
+        Self { root, live: Mutex::default() }
+    }
+
+    fn pod_dir(&self, namespace: &str, pod: &str, uid: &str) -> PathBuf {
+        self.root.join(format!("{namespace}_{pod}_{uid}"))
+    }
+
+    fn path(&self, name: &LogName<'_>) -> PathBuf {
+        let dir = self.pod_dir(name.namespace, name.pod, name.uid).join(name.container);
+        dir.join(format!("{}.log", name.run))
+    }
+
+    /// Opens the log of a run for writing; the run before the previous one is forgotten.
+    ///
+    /// # Errors
+    /// When directory or file cannot be made.
+    pub fn create(&self, name: &LogName<'_>) -> io::Result<Arc<LogWriter>> {
+        let path = self.path(name);
+        if let Some(dir) = path.parent() {
+            std::fs::create_dir_all(dir)?;
+        }
+        if let Some(old) = name.run.checked_sub(2) {
+            writer::remove_all(&self.path(&LogName { run: old, ..name.clone() }));
+        }
+        let writer = Arc::new(LogWriter::open(path.clone())?);
+        let mut live = self.live.lock();
+        live.retain(|_, w| w.strong_count() > 0);
+        live.insert(path, Arc::downgrade(&writer));
+        Ok(writer)
+    }
+
+    /// Reads the log of a run.
+    ///
+    /// # Errors
+    /// `NotFound` when that run has none.
+    pub fn read(&self, name: &LogName<'_>, options: LogOptions) -> io::Result<LogStream> {
+        let path = self.path(name);
+        let live = self.live.lock().get(&path).and_then(Weak::upgrade);
+        if !path.exists() {
+            return Err(io::Error::new(io::ErrorKind::NotFound, "no log has been written"));
+        }
+        Ok(reader::stream(path, live, options))
+    }
+
+    /// Number of the container's last run that has a log.
+    pub fn latest(&self, namespace: &str, pod: &str, uid: &str, container: &str) -> Option<u32> {
+        let dir = self.pod_dir(namespace, pod, uid).join(container);
+        let files = std::fs::read_dir(dir).ok()?.flatten();
+        let runs = files.filter_map(|f| f.file_name().to_str()?.strip_suffix(".log")?.parse().ok());
+        runs.max()
+    }
+
+    /// Forgets all logs of a pod.
+    pub fn remove(&self, namespace: &str, pod: &str, uid: &str) {
+        remove_dir(&self.pod_dir(namespace, pod, uid));
+    }
+}
+
+fn remove_dir(dir: &Path) {
+    if let Err(error) = std::fs::remove_dir_all(dir)
+        && error.kind() != io::ErrorKind::NotFound
+    {
+        tracing::warn!(dir = %dir.display(), %error, "cannot remove the logs of a pod");
+    }
+}
+
+#[cfg(test)]
+mod tests;

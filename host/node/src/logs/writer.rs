@@ -1,0 +1,172 @@
+//! Writes one run's log, in bounded files.
+
+use std::{
+    fs::{File, OpenOptions},
+    io::{self, Write},
+    path::{Path, PathBuf},
+};
+
+use parking_lot::Mutex;
+use tokio::sync::watch;
+use wasmk_api::Timestamp;
+
+use super::{LogSink, Stream};
+
+/// A log file is rotated at this size.
+pub const FILE_BYTES: u64 = 10 * 1024 * 1024;
+/// Files kept per run, the current one included.
+pub const FILES: u32 = 3;
+/// Longer lines are written in parts.
+pub const LINE_BYTES: usize = 16 * 1024;
+
+/// The open log of a run.
+pub struct LogWriter {
+    path: PathBuf,
+    inner: Mutex<Inner>,
+    /// Counts writes; `u64::MAX` once the run is over.
+    version: watch::Sender<u64>,
+}
+
+struct Inner {
+    file: File,
+    size: u64,
+    /// Begun lines of stdout and stderr.
+    partial: [Vec<u8>; 2],
+    broken: bool,
+}
+
+impl LogWriter {
+    /// Appends to the file at `path`.
+    pub(super) fn open(path: PathBuf) -> io::Result<Self> {
+        let file = OpenOptions::new().create(true).append(true).open(&path)?;
+        let size = file.metadata()?.len();
+        let inner = Inner { file, size, partial: Default::default(), broken: false };
+        Ok(Self { path, inner: Mutex::new(inner), version: watch::Sender::new(0) })
+    }
+
+    /// Writes what is left of a begun line and tells followers that the run is over.
+    pub fn close(&self) {
+        let mut inner = self.inner.lock();
+        let now = Timestamp::now();
+        let mut out = Vec::new();
+        for stream in [Stream::Stdout, Stream::Stderr] {
+            let rest = std::mem::take(&mut inner.partial[stream as usize]);
+            if !rest.is_empty() {
+                format_line(&mut out, now, stream, true, &rest);
+            }
+        }
+        self.put(&mut inner, &out);
+        drop(inner);
+        self.version.send_replace(u64::MAX);
+    }
+
+    /// Writes one whole line as of `time`.
+    pub fn line(&self, time: Timestamp, stream: Stream, line: &[u8]) {
+        let mut out = Vec::with_capacity(line.len() + 48);
+        format_line(&mut out, time, stream, true, line);
+        self.put(&mut self.inner.lock(), &out);
+        self.tick();
+    }
+
+    /// Rises with each write; `u64::MAX` means over.
+    pub(super) fn subscribe(&self) -> watch::Receiver<u64> {
+        self.version.subscribe()
+    }
+
+    fn tick(&self) {
+        self.version.send_modify(|v| {
+            if *v != u64::MAX {
+                *v += 1;
+            }
+        });
+    }
+
+    fn put(&self, inner: &mut Inner, bytes: &[u8]) {
+        if bytes.is_empty() {
+            return;
+        }
+        let outcome = inner.file.write_all(bytes).and_then(|()| {
+            inner.size += bytes.len() as u64;
+            if inner.size >= FILE_BYTES { self.rotate(inner) } else { Ok(()) }
+        });
+        match outcome {
+            Ok(()) => inner.broken = false,
+            Err(error) if !inner.broken => {
+                inner.broken = true;
+                tracing::warn!(path = %self.path.display(), %error, "cannot write a container log");
+            }
+            Err(_) => {}
+        }
+    }
+
+    fn rotate(&self, inner: &mut Inner) -> io::Result<()> {
+        for n in (1..FILES - 1).rev() {
+            let from = numbered(&self.path, n);
+            if from.exists() {
+                std::fs::rename(from, numbered(&self.path, n + 1))?;
+            }
+        }
+        std::fs::rename(&self.path, numbered(&self.path, 1))?;
+        inner.file = OpenOptions::new().create(true).append(true).open(&self.path)?;
+        inner.size = 0;
+        Ok(())
+    }
+}
+
+impl LogSink for LogWriter {
+    fn write(&self, stream: Stream, bytes: &[u8]) {
+        let now = Timestamp::now();
+        let mut inner = self.inner.lock();
+        let mut out = Vec::with_capacity(bytes.len() + 64);
+        split_lines(&mut inner.partial[stream as usize], bytes, |full, line| {
+            format_line(&mut out, now, stream, full, line);
+        });
+        self.put(&mut inner, &out);
+        drop(inner);
+        self.tick();
+    }
+}
+
+/// Calls `line` for each whole line (`true`) and each full part of a long one; the rest stays
+/// in `partial`.
+pub(super) fn split_lines(partial: &mut Vec<u8>, bytes: &[u8], mut line: impl FnMut(bool, &[u8])) {
+    let mut pieces = bytes.split(|b| *b == b'\n').peekable();
+    while let Some(piece) = pieces.next() {
+        let mut rest = piece;
+        while partial.len() + rest.len() > LINE_BYTES {
+            let (head, tail) = rest.split_at(LINE_BYTES - partial.len());
+            partial.extend_from_slice(head);
+            line(false, partial);
+            partial.clear();
+            rest = tail;
+        }
+        partial.extend_from_slice(rest);
+        if pieces.peek().is_some() {
+            line(true, partial);
+            partial.clear();
+        }
+    }
+}
+
+fn format_line(out: &mut Vec<u8>, time: Timestamp, stream: Stream, full: bool, line: &[u8]) {
+    let tag = if full { "F" } else { "P" };
+    // Writing to a vector cannot fail.
+    let _ = write!(out, "{:.9} {} {tag} ", time.0, stream.name());
+    out.extend_from_slice(line);
+    out.push(b'\n');
+}
+
+/// The `n`th rotated file; a higher number is older.
+pub(super) fn numbered(path: &Path, n: u32) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(format!(".{n}"));
+    name.into()
+}
+
+/// Removes a run's log with all rotated files; missing ones are fine.
+pub(super) fn remove_all(path: &Path) {
+    let _ = std::fs::remove_file(path);
+    for n in 1..FILES {
+        let _ = std::fs::remove_file(numbered(path, n));
+    }
+}

@@ -1,0 +1,88 @@
+//! Facts about the machine, for the Node's status.
+
+use std::{fs, path::Path};
+
+use wasmk_api::k8s_openapi::api::core::v1::NodeSystemInfo;
+
+use crate::settings::Capacity;
+
+/// Version of Kubernetes whose node behaviour this agent has.
+pub(crate) const KUBELET_VERSION: &str = "v1.36.0";
+/// Memory assumed when the system does not tell, in bytes.
+const UNKNOWN_MEMORY: i64 = 1 << 30;
+
+/// Cores, memory and disk of this machine, bounded by this process's control group.
+pub(crate) fn capacity(data_dir: &Path) -> Capacity {
+    let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    let total = fs::read_to_string("/proc/meminfo").ok().and_then(|t| meminfo(&t, "MemTotal"));
+    let group = fs::read_to_string("/sys/fs/cgroup/memory.max").ok().and_then(|t| t.trim().parse().ok());
+    let memory = [total, group].into_iter().flatten().min().unwrap_or(UNKNOWN_MEMORY);
+    let storage = nix::sys::statvfs::statvfs(data_dir)
+        .map(|s| i64::try_from(s.blocks() as u128 * s.fragment_size() as u128).unwrap_or(i64::MAX))
+        .unwrap_or(0);
+    Capacity { cpu_millis: i64::try_from(cores).unwrap_or(1) * 1000, memory, storage }
+}
+
+/// A row of `/proc/meminfo` in bytes.
+pub(crate) fn meminfo(text: &str, row: &str) -> Option<i64> {
+    let line = text.lines().find_map(|l| l.strip_prefix(row)?.strip_prefix(':'))?;
+    let kibibytes: i64 = line.trim().strip_suffix(" kB")?.trim().parse().ok()?;
+    Some(kibibytes * 1024)
+}
+
+/// Memory not in use, in bytes.
+pub(crate) fn memory_available() -> Option<i64> {
+    meminfo(&fs::read_to_string("/proc/meminfo").ok()?, "MemAvailable")
+}
+
+/// What the Node's status tells of the system.
+pub(crate) fn system_info(runtime: &str) -> NodeSystemInfo {
+    let read = |path: &str| fs::read_to_string(path).map(|t| t.trim().to_string()).unwrap_or_default();
+    let machine_id = read("/etc/machine-id");
+    NodeSystemInfo {
+        architecture: architecture().into(),
+        boot_id: read("/proc/sys/kernel/random/boot_id"),
+        container_runtime_version: runtime.into(),
+        kernel_version: read("/proc/sys/kernel/osrelease"),
+        kube_proxy_version: KUBELET_VERSION.into(),
+        kubelet_version: KUBELET_VERSION.into(),
+        operating_system: "linux".into(),
+        os_image: os_image(&read("/etc/os-release")),
+        system_uuid: machine_id.clone(),
+        machine_id,
+        swap: None,
+    }
+}
+
+/// The processor as Kubernetes labels it.
+pub(crate) fn architecture() -> &'static str {
+    match std::env::consts::ARCH {
+        "x86_64" => "amd64",
+        "aarch64" => "arm64",
+        other => other,
+    }
+}
+
+fn os_image(release: &str) -> String {
+    let name = release.lines().find_map(|l| l.strip_prefix("PRETTY_NAME="));
+    name.map_or("Linux", |n| n.trim_matches('"')).to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reads_the_systems_files() {
+        assert_eq!(meminfo("MemTotal:       2048 kB\nMemFree: 1 kB\n", "MemTotal"), Some(2 << 20));
+        assert_eq!(meminfo("MemTotalX: 1 kB\n", "MemTotal"), None);
+        assert_eq!(os_image("NAME=x\nPRETTY_NAME=\"Some Linux 12\"\n"), "Some Linux 12");
+        assert_eq!(os_image(""), "Linux");
+    }
+
+    #[test]
+    fn this_machine_has_something() {
+        let capacity = capacity(Path::new("/"));
+        assert!(capacity.cpu_millis >= 1000 && capacity.memory > 0 && capacity.storage > 0);
+    }
+}

@@ -1,0 +1,95 @@
+//! The network as a guest sees it: its own address, names of the cluster, and everything
+//! the host can reach.
+
+use std::{
+    io,
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+};
+
+use async_trait::async_trait;
+use http::request::Parts;
+use wasmk_net::{
+    View,
+    names::{self, Answer},
+};
+use wasmk_runtime::{HttpTarget, Network, NetworkError, Protocol, host_and_port};
+
+/// Names that stand for other names are followed so often.
+const MAX_ALIASES: usize = 4;
+
+/// The network of one pod.
+pub(crate) struct PodNetwork {
+    view: View,
+    namespace: String,
+    address: Option<IpAddr>,
+}
+
+impl PodNetwork {
+    /// For a pod of that namespace and address; without an address nothing can be listened on.
+    pub(crate) fn new(view: View, namespace: &str, address: Option<IpAddr>) -> Arc<Self> {
+        Arc::new(Self { view, namespace: namespace.into(), address })
+    }
+
+    async fn addresses(&self, name: &str) -> Result<Vec<IpAddr>, NetworkError> {
+        if let Ok(address) = name.parse() {
+            return Ok(vec![address]);
+        }
+        let mut name = name.to_string();
+        for _ in 0..MAX_ALIASES {
+            match names::resolve(&self.view, &self.namespace, &name) {
+                Some(Answer::Addresses(list)) if list.is_empty() => {
+                    return Err(NetworkError::Unreachable(name));
+                }
+                Some(Answer::Addresses(list)) => return Ok(list),
+                Some(Answer::Alias(other)) => name = other,
+                None => return outside(&name).await,
+            }
+        }
+        Err(NetworkError::NotFound(name))
+    }
+}
+
+/// A name that is not the cluster's, by the machine's own resolver.
+async fn outside(name: &str) -> Result<Vec<IpAddr>, NetworkError> {
+    match tokio::net::lookup_host((name, 0)).await {
+        Ok(found) => Ok(found.map(|a| a.ip()).collect()),
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+            Err(NetworkError::Denied(name.into()))
+        }
+        Err(_) => Err(NetworkError::NotFound(name.into())),
+    }
+}
+
+#[async_trait]
+impl Network for PodNetwork {
+    fn address(&self) -> Option<IpAddr> {
+        self.address
+    }
+
+    async fn resolve(&self, name: &str) -> Result<Vec<IpAddr>, NetworkError> {
+        self.addresses(name).await
+    }
+
+    fn bind(&self, _: Protocol, local: SocketAddr) -> Result<(), NetworkError> {
+        // Another pod's address is not this pod's to listen on.
+        if self.address == Some(local.ip()) {
+            return Ok(());
+        }
+        Err(NetworkError::Denied(local.to_string()))
+    }
+
+    fn connect(&self, _: Protocol, remote: SocketAddr) -> Result<SocketAddr, NetworkError> {
+        Ok(remote)
+    }
+
+    fn accept(&self, _: Protocol, _: SocketAddr) -> bool {
+        true
+    }
+
+    async fn http(&self, request: &Parts) -> Result<HttpTarget, NetworkError> {
+        let (host, port) = host_and_port(&request.uri)?;
+        let addresses = self.addresses(host).await?;
+        Ok(HttpTarget::Connect(addresses.into_iter().map(|ip| (ip, port).into()).collect()))
+    }
+}

@@ -1,0 +1,134 @@
+//! Puts the parts of a node together.
+
+use std::{fs, io, os::unix::fs::DirBuilderExt, path::PathBuf, sync::Arc, time::Duration};
+
+use axum::Router;
+use thiserror::Error;
+use tokio::sync::{Semaphore, watch};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use wasmk_api::Quantity;
+use wasmk_net::{AddressPool, View, proxy};
+
+use crate::{
+    context::{Context, STARTS},
+    engine::Engine,
+    events::Events,
+    functions::Functions,
+    http,
+    logs::Logs,
+    machine, pod,
+    pod::env::Place,
+    pods::Pods,
+    register::{Registrar, amounts},
+    settings::Settings,
+    sources::ApiSources,
+};
+
+/// A running node.
+pub struct Node {
+    cx: Arc<Context>,
+    pods: Arc<Pods>,
+    stop: CancellationToken,
+    tasks: TaskTracker,
+}
+
+/// Why a node could not start.
+#[derive(Debug, Error)]
+pub enum NodeError {
+    /// A directory cannot be made.
+    #[error("cannot make the node's directory {path}")]
+    Directory {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// The given pod range is not one.
+    #[error("pod_cidr of the node")]
+    Range(#[from] wasmk_net::PoolError),
+}
+
+impl Node {
+    /// Starts a node over an API client: takes up the pods it has on disk, registers, follows
+    /// its pods. Does not wait for the API.
+    ///
+    /// # Errors
+    /// [`NodeError`] for a directory or a range that is not usable.
+    pub async fn start(
+        settings: Settings,
+        client: kube::Client,
+        engine: Arc<dyn Engine>,
+    ) -> Result<Self, NodeError> {
+        let pods_dir = settings.data_dir.join("pods");
+        fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(&pods_dir)
+            .map_err(|source| NodeError::Directory { path: pods_dir.clone(), source })?;
+        let pool = settings.pod_cidr.as_deref().map(AddressPool::new).transpose()?.map(Arc::new);
+        let (addresses, addresses_out) = watch::channel(pool);
+        let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
+        let capacity = settings.capacity.unwrap_or_else(|| machine::capacity(&settings.data_dir));
+        let (events, write_events) = Events::new(client.clone(), &settings.name);
+        let (view, keep_view) = View::new(client.clone());
+        let sources = Arc::new(ApiSources::new(client.clone(), view.clone()));
+        let allocatable = amounts(&capacity, settings.max_pods)
+            .into_iter()
+            .filter_map(|(k, v)| Some((k, v.0.parse::<Quantity>().ok()?)))
+            .collect::<std::collections::BTreeMap<_, _>>();
+        let place = Place { pod_ip: None, host_ip: settings.address, allocatable: allocatable.clone() };
+        let cx = Arc::new(Context {
+            node: settings.name.clone(),
+            host_ip: settings.address,
+            client: client.clone(),
+            functions: Functions::new(engine.clone(), sources.clone(), view.clone(), place),
+            engine: engine.clone(),
+            sources,
+            view: view.clone(),
+            logs: Arc::new(Logs::new(settings.data_dir.join("logs"))),
+            events,
+            pods_dir: pods_dir.clone(),
+            addresses: addresses_out,
+            allocatable,
+            starts: Semaphore::new(STARTS),
+        });
+        let pods = Pods::new(cx.clone(), pod::load(&pods_dir));
+        let until_stopped = |work: futures::future::BoxFuture<'static, ()>| {
+            let stop = stop.clone();
+            async move {
+                tokio::select! { () = stop.cancelled() => {}, () = work => {} }
+            }
+        };
+        tasks.spawn(until_stopped(Box::pin(write_events)));
+        tasks.spawn(until_stopped(Box::pin(keep_view)));
+        tasks.spawn(pods.clone().follow(stop.clone()));
+        if settings.proxy {
+            tasks.spawn(proxy::run(view, settings.name.clone(), stop.clone()));
+        }
+        let registrar = Registrar::new(settings, capacity, engine.version(), client, addresses);
+        tasks.spawn(registrar.run(stop.clone()));
+        tasks.close();
+        Ok(Self { cx, pods, stop, tasks })
+    }
+
+    /// The node's HTTP API, with the kubelet's paths. Whoever serves it has to authorize.
+    pub fn router(&self) -> Router {
+        http::router(self.cx.clone(), self.pods.clone())
+    }
+
+    /// Functions answered in place.
+    pub fn functions(&self) -> Functions {
+        self.cx.functions.clone()
+    }
+
+    /// Stops what runs and all tasks, within the deadline. Records stay: the next start goes on.
+    pub async fn shutdown(self, deadline: Duration) {
+        self.stop.cancel();
+        let began = tokio::time::Instant::now();
+        self.pods.quit(deadline).await;
+        let left = deadline.saturating_sub(began.elapsed());
+        if tokio::time::timeout(left, self.tasks.wait()).await.is_err() {
+            tracing::warn!("some tasks of the node did not end in time");
+        }
+    }
+}

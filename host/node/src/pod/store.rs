@@ -1,0 +1,88 @@
+//! The agent's own record of its pods on disk: `<pods>/<uid>/{pod.json,state.json}`, beside the
+//! pod's volumes. A restarted agent goes on from here, with or without the API.
+
+use std::{
+    fs, io,
+    os::unix::fs::DirBuilderExt,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use serde::Serialize;
+use wasmk_api::k8s_openapi::api::core::v1::Pod;
+
+use super::state::PodState;
+
+/// A pod found on disk.
+pub struct Known {
+    /// As it was last seen in the API.
+    pub pod: Arc<Pod>,
+    /// What was known of it.
+    pub state: PodState,
+}
+
+/// All pods on disk; a damaged record is removed, for the API knows better.
+pub fn load(pods: &Path) -> Vec<Known> {
+    let entries = fs::read_dir(pods).into_iter().flatten().flatten();
+    entries.filter_map(|entry| read(&entry.path())).collect()
+}
+
+fn read(dir: &Path) -> Option<Known> {
+    let pod = fs::read(dir.join("pod.json")).ok().and_then(|b| serde_json::from_slice(&b).ok());
+    let state = fs::read(dir.join("state.json")).ok().and_then(|b| serde_json::from_slice(&b).ok());
+    if let (Some(pod), Some(state)) = (pod, state) {
+        return Some(Known { pod: Arc::new(pod), state });
+    }
+    tracing::warn!(dir = %dir.display(), "the record of a pod is damaged and is removed");
+    let _ = fs::remove_dir_all(dir);
+    None
+}
+
+/// The record of one pod.
+pub(super) struct Record {
+    dir: PathBuf,
+    pod: Option<Arc<Pod>>,
+    state: Option<PodState>,
+}
+
+impl Record {
+    pub(super) fn new(pods: &Path, uid: &str) -> Self {
+        Self { dir: pods.join(uid), pod: None, state: None }
+    }
+
+    /// Where the pod's volumes are.
+    pub(super) fn volumes(&self) -> PathBuf {
+        self.dir.join("volumes")
+    }
+
+    /// Writes what changed since the last call.
+    pub(super) fn save(&mut self, pod: &Arc<Pod>, state: &PodState) -> io::Result<()> {
+        if self.state.is_none() && self.pod.is_none() {
+            fs::DirBuilder::new().recursive(true).mode(0o700).create(&self.dir)?;
+        }
+        if !self.pod.as_ref().is_some_and(|p| Arc::ptr_eq(p, pod)) {
+            replace(&self.dir, "pod.json", &**pod)?;
+            self.pod = Some(pod.clone());
+        }
+        if self.state.as_ref() != Some(state) {
+            replace(&self.dir, "state.json", state)?;
+            self.state = Some(state.clone());
+        }
+        Ok(())
+    }
+
+    pub(super) fn remove(&self) {
+        if let Err(error) = fs::remove_dir_all(&self.dir)
+            && error.kind() != io::ErrorKind::NotFound
+        {
+            tracing::warn!(dir = %self.dir.display(), %error, "cannot remove the directory of a pod");
+        }
+    }
+}
+
+/// Replaces a file in one step, so that a crash leaves the old or the new one.
+fn replace(dir: &Path, name: &str, value: &impl Serialize) -> io::Result<()> {
+    let temporary = dir.join(format!("{name}.new"));
+    fs::write(&temporary, serde_json::to_vec(value)?)?;
+    fs::rename(temporary, dir.join(name))
+}

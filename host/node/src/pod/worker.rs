@@ -1,0 +1,577 @@
+//! The loop of one pod: look, plan, do, write down, wait for news. It alone changes the
+//! pod's state; runs, probes and writes report back to it.
+
+use std::{collections::HashMap, net::Ipv4Addr, sync::Arc, time::Duration};
+
+use kube::{
+    Api,
+    api::{DeleteParams, Patch, PatchParams, Preconditions},
+};
+use serde_json::json;
+use tokio::{
+    sync::{mpsc, watch},
+    task::{AbortHandle, JoinSet},
+};
+use wasmk_api::{
+    Timestamp,
+    k8s_openapi::api::core::v1::{Container, Pod, PodStatus},
+};
+use wasmk_runtime::StopSignal;
+
+use super::{
+    container::{Progress, Run},
+    env::Place,
+    plan::{Action, plan},
+    probe::{Finding, Which},
+    state::{BACKOFF_FIRST, Phase, PodState, Setup, Verdict},
+    status,
+    store::Record,
+    volumes,
+};
+use crate::{context::Context, engine::Failure, events::Level};
+
+/// Messages from runs that wait for the loop at most.
+const NEWS: usize = 32;
+/// Wait before a write to the API is tried again.
+const WRITE_RETRY: Duration = Duration::from_secs(2);
+/// Longest time for one write to the API.
+const WRITE_LIMIT: Duration = Duration::from_secs(15);
+/// How often volumes that follow the API are brought up to date.
+const REFRESH: Duration = Duration::from_secs(60);
+/// Plans in a row without waiting for news; more would mean plans that do not settle.
+const MAX_STEPS: usize = 16;
+
+/// What the rest of the agent tells a pod's loop.
+#[derive(Clone)]
+pub enum Wish {
+    /// The pod as it now is in the API.
+    Pod(Arc<Pod>),
+    /// The pod is no longer in the API.
+    Gone,
+    /// The agent ends; what runs is stopped but stays on record.
+    Quit,
+}
+
+/// A running loop.
+pub struct Handle {
+    wish: watch::Sender<Wish>,
+    task: tokio::task::JoinHandle<()>,
+}
+
+impl Handle {
+    /// Tells the loop the newest wish; only the last one counts.
+    pub fn tell(&self, wish: Wish) {
+        self.wish.send_replace(wish);
+    }
+
+    /// Whether the loop is over.
+    pub fn is_done(&self) -> bool {
+        self.task.is_finished()
+    }
+
+    /// Waits for the loop's end.
+    pub async fn ended(&mut self) {
+        // A panic was logged by the runtime; the loop is over either way.
+        let _ = (&mut self.task).await;
+    }
+}
+
+/// Starts the loop of a pod; `state` is what is known from disk.
+pub fn spawn(cx: Arc<Context>, pod: Arc<Pod>, state: Option<PodState>) -> Handle {
+    let (wish, wishes) = watch::channel(Wish::Pod(pod.clone()));
+    let now = Timestamp::now();
+    let state = match state {
+        Some(mut state) => {
+            state.resume(now);
+            state
+        }
+        None => PodState::adopt(&pod, now),
+    };
+    let (news_in, news) = mpsc::channel(NEWS);
+    let uid = pod.metadata.uid.clone().unwrap_or_default();
+    let worker = Worker {
+        record: Record::new(&cx.pods_dir, &uid),
+        written: pod.status.clone().unwrap_or_default(),
+        synced: false,
+        jobs: JoinSet::new(),
+        busy: Busy::default(),
+        retry_at: None,
+        runs: HashMap::new(),
+        next_run: 0,
+        released: false,
+        news_in,
+        state,
+        pod,
+        cx,
+    };
+    Handle { wish, task: tokio::spawn(worker.work(wishes, news)) }
+}
+
+struct Worker {
+    cx: Arc<Context>,
+    pod: Arc<Pod>,
+    state: PodState,
+    record: Record,
+    /// The status last known to be in the API.
+    written: PodStatus,
+    /// This agent wrote `written` itself.
+    synced: bool,
+    jobs: JoinSet<Done>,
+    busy: Busy,
+    /// Writes to the API rest until then.
+    retry_at: Option<tokio::time::Instant>,
+    runs: HashMap<String, Live>,
+    next_run: u64,
+    /// Everything the pod held is freed.
+    released: bool,
+    news_in: mpsc::Sender<(String, u64, Progress)>,
+}
+
+/// Jobs under way, one of each kind at most.
+#[derive(Default)]
+struct Busy {
+    writing: bool,
+    deleting: bool,
+    refreshing: bool,
+}
+
+struct Live {
+    number: u64,
+    stop: StopSignal,
+    task: AbortHandle,
+}
+
+/// A job of the loop that is over.
+enum Done {
+    Setup(Result<(), Failure>),
+    Refreshed(Result<(), Failure>),
+    Written(Box<PodStatus>, Result<(), kube::Error>),
+    Deleted(Result<(), kube::Error>),
+    /// A run's task; it reported by itself.
+    Run,
+}
+
+impl Worker {
+    async fn work(
+        mut self,
+        mut wishes: watch::Receiver<Wish>,
+        mut news: mpsc::Receiver<(String, u64, Progress)>,
+    ) {
+        let mut refresh = tokio::time::interval_at(tokio::time::Instant::now() + REFRESH, REFRESH);
+        loop {
+            let wish = wishes.borrow_and_update().clone();
+            match wish {
+                Wish::Pod(pod) => self.pod = pod,
+                Wish::Gone => return self.gone(),
+                Wish::Quit => return self.quit().await,
+            }
+            let wake = self.step();
+            if self.busy_until_gone() {
+                // Deleted in the API, freed here; a finalizer may keep the object for long.
+                if wishes.changed().await.is_err() {
+                    return;
+                }
+                continue;
+            }
+            let wake = self.sooner(wake);
+            tokio::select! {
+                changed = wishes.changed() => if changed.is_err() { return },
+                Some((container, number, progress)) = news.recv() => self.hear(&container, number, progress),
+                Some(done) = self.jobs.join_next() => self.finish(done),
+                () = sleep_until(wake) => {}
+                _ = refresh.tick() => self.refresh(),
+            }
+        }
+    }
+
+    fn busy_until_gone(&self) -> bool {
+        self.released && !self.busy.deleting && !self.busy.writing && self.retry_at.is_none()
+    }
+
+    fn sooner(&self, wake: Option<Timestamp>) -> Option<tokio::time::Instant> {
+        let now = Timestamp::now();
+        let planned = wake.map(|w| tokio::time::Instant::now() + w.since(now) + Duration::from_millis(1));
+        match (planned, self.retry_at) {
+            (Some(a), Some(b)) => Some(a.min(b)),
+            (a, b) => a.or(b),
+        }
+    }
+
+    /// Plans and does until there is nothing to do now; when to look again.
+    fn step(&mut self) -> Option<Timestamp> {
+        if self.retry_at.is_some_and(|at| at <= tokio::time::Instant::now()) {
+            self.retry_at = None;
+        }
+        let mut wake = None;
+        for _ in 0..MAX_STEPS {
+            let now = Timestamp::now();
+            let next = plan(&self.pod, &self.state, now);
+            wake = next.wake;
+            let remove = next.actions == [Action::Remove];
+            for action in next.actions {
+                self.act(action, now);
+            }
+            if remove || plan(&self.pod, &self.state, now).actions.is_empty() {
+                break;
+            }
+        }
+        if !self.released
+            && let Err(error) = self.record.save(&self.pod, &self.state)
+        {
+            tracing::warn!(pod = %self.name(), %error, "cannot keep the record of a pod");
+        }
+        self.write_status();
+        wake
+    }
+
+    fn act(&mut self, action: Action, now: Timestamp) {
+        match action {
+            Action::Setup => self.set_up(now),
+            Action::Start(container) => self.start(&container),
+            Action::Stop { container, grace, why } => self.stop(&container, grace, &why, now),
+            Action::Kill(container) => self.kill(&container, now),
+            Action::Fail { reason, message } => {
+                self.cx.events.pod(&self.pod, Level::Normal, &reason, &message);
+                self.state.verdict = Some(Verdict { reason, message });
+            }
+            Action::Remove => self.remove(),
+        }
+    }
+
+    fn name(&self) -> String {
+        let part = |s: &Option<String>| s.clone().unwrap_or_default();
+        format!("{}/{}", part(&self.pod.metadata.namespace), part(&self.pod.metadata.name))
+    }
+
+    fn set_up(&mut self, now: Timestamp) {
+        let host_network = self.pod.spec.as_ref().and_then(|s| s.host_network) == Some(true);
+        if !host_network && let Err(message) = self.take_address() {
+            self.cx.events.pod(&self.pod, Level::Warning, "FailedCreatePodSandBox", &message);
+            self.state.setup = Setup::Failed { message, until: now.after(BACKOFF_FIRST) };
+            return;
+        }
+        self.state.setup = Setup::Underway;
+        let work = self.volumes_job();
+        self.jobs.spawn(async move { Done::Setup(work.await) });
+    }
+
+    /// The pod's address: the one it had, or the lowest free one.
+    fn take_address(&mut self) -> Result<(), String> {
+        let pool = self.cx.addresses.borrow().clone();
+        let pool = pool.ok_or("the node has no range of pod addresses yet")?;
+        if let Some(ip) = self.state.ip.take()
+            && pool.claim(ip, self.uid())
+        {
+            self.state.ip = Some(ip);
+            return Ok(());
+        }
+        let ip: Ipv4Addr = pool.take(self.uid()).map_err(|e| e.to_string())?;
+        self.state.ip = Some(ip);
+        Ok(())
+    }
+
+    fn uid(&self) -> &str {
+        self.pod.metadata.uid.as_deref().unwrap_or_default()
+    }
+
+    fn place(&self) -> Place {
+        let default = Default::default();
+        let spec = self.pod.spec.as_ref().unwrap_or(&default);
+        Place {
+            pod_ip: status::pod_ip(spec, &self.state, self.cx.host_ip),
+            host_ip: self.cx.host_ip,
+            allocatable: self.cx.allocatable.clone(),
+        }
+    }
+
+    fn volumes_job(&self) -> impl Future<Output = Result<(), Failure>> + Send + 'static {
+        let (cx, pod, dir, place) = (self.cx.clone(), self.pod.clone(), self.record.volumes(), self.place());
+        async move { volumes::prepare(&pod, &dir, &place, &*cx.sources).await }
+    }
+
+    fn refresh(&mut self) {
+        let wanted = self.state.setup == Setup::Done && !self.runs.is_empty();
+        if !wanted || self.busy.refreshing || !volumes::follows_api(&self.pod) {
+            return;
+        }
+        self.busy.refreshing = true;
+        let work = self.volumes_job();
+        self.jobs.spawn(async move { Done::Refreshed(work.await) });
+    }
+
+    fn find(&self, name: &str) -> Option<&Container> {
+        let spec = self.pod.spec.as_ref()?;
+        spec.containers.iter().chain(spec.init_containers.iter().flatten()).find(|c| c.name == name)
+    }
+
+    fn start(&mut self, name: &str) {
+        let Some(container) = self.find(name).cloned() else { return };
+        self.state.container(name).begin_start();
+        self.next_run += 1;
+        let stop = StopSignal::new();
+        let run = Run {
+            cx: self.cx.clone(),
+            pod: self.pod.clone(),
+            container: Arc::new(container),
+            number: self.next_run,
+            attempt: self.state.container(name).restarts,
+            place: self.place(),
+            volumes: self.record.volumes(),
+            stop: stop.clone(),
+            news: self.news_in.clone(),
+        };
+        let task = self.jobs.spawn(async move {
+            run.go().await;
+            Done::Run
+        });
+        self.runs.insert(name.into(), Live { number: self.next_run, stop, task });
+    }
+
+    fn stop(&mut self, name: &str, grace: Duration, why: &str, now: Timestamp) {
+        let container = self.state.container(name);
+        let Phase::Running { since } = container.phase else { return };
+        container.phase = Phase::Stopping { since, deadline: now.after(grace), killed: false };
+        self.cx.events.container(&self.pod, name, Level::Normal, "Killing", why);
+        match self.runs.get(name) {
+            Some(live) => live.stop.stop(grace),
+            // No run of that name: it ended with an earlier life of this agent.
+            None => self.state.container(name).end(137, "Error", "the run was lost", now),
+        }
+    }
+
+    fn kill(&mut self, name: &str, now: Timestamp) {
+        if let Phase::Stopping { killed, .. } = &mut self.state.container(name).phase {
+            *killed = true;
+        }
+        match self.runs.get(name) {
+            Some(live) => live.stop.kill(),
+            None => self.state.container(name).end(137, "Error", "the run was lost", now),
+        }
+    }
+
+    /// What a run reports. News of an earlier run of the same container is ignored.
+    fn hear(&mut self, name: &str, number: u64, progress: Progress) {
+        if self.runs.get(name).is_none_or(|live| live.number != number) {
+            return;
+        }
+        let now = Timestamp::now();
+        let uid = self.uid().to_string();
+        let has_startup = self.find(name).is_some_and(|c| c.startup_probe.is_some());
+        let has_readiness = self.find(name).is_some_and(|c| c.readiness_probe.is_some());
+        let container = self.state.container(name);
+        match progress {
+            Progress::Started { image_id, served } => {
+                container.image_id = image_id;
+                container.id = format!("wasmtime://{uid}-{name}-{}", container.restarts);
+                container.served = served;
+                container.phase = Phase::Running { since: now };
+                container.started = !has_startup;
+                container.ready = !has_startup && !has_readiness;
+                if container.restarts == 0 {
+                    // Waits of failed pulls do not count against the first run.
+                    container.delay = 0;
+                }
+            }
+            Progress::Blocked(failure) => {
+                container.block(failure.reason, &failure.message, now);
+                self.runs.remove(name);
+            }
+            Progress::Ended(end) => {
+                container.end(end.code, &end.reason, &end.message, now);
+                self.runs.remove(name);
+            }
+            Progress::Probed(which, finding) => self.probed(name, which, finding),
+        }
+    }
+
+    fn probed(&mut self, name: &str, which: Which, finding: Finding) {
+        let has_readiness = self.find(name).is_some_and(|c| c.readiness_probe.is_some());
+        let container = self.state.container(name);
+        match (which, finding) {
+            (_, Finding::Failed(text)) => {
+                self.cx.events.container(&self.pod, name, Level::Warning, "Unhealthy", &text);
+            }
+            (Which::Startup, Finding::Good) => {
+                container.started = true;
+                container.ready = !has_readiness;
+            }
+            (Which::Readiness, Finding::Good) => container.ready = true,
+            (Which::Readiness, Finding::Bad(_)) => container.ready = false,
+            (Which::Liveness, Finding::Good) => {}
+            (Which::Startup | Which::Liveness, Finding::Bad(_)) => {
+                let kind = which.name().to_lowercase();
+                container.unhealthy =
+                    Some(format!("Container {name} failed {kind} probe, will be restarted"));
+            }
+        }
+    }
+
+    fn finish(&mut self, done: Result<Done, tokio::task::JoinError>) {
+        let now = Timestamp::now();
+        match done {
+            Ok(Done::Run) => {}
+            Ok(Done::Setup(Ok(()))) => self.state.setup = Setup::Done,
+            Ok(Done::Setup(Err(failure))) => {
+                self.cx.events.pod(&self.pod, Level::Warning, failure.reason, &failure.message);
+                self.state.setup =
+                    Setup::Failed { message: failure.message, until: now.after(BACKOFF_FIRST) };
+            }
+            Ok(Done::Refreshed(outcome)) => {
+                self.busy.refreshing = false;
+                if let Err(failure) = outcome {
+                    self.cx.events.pod(&self.pod, Level::Warning, failure.reason, &failure.message);
+                }
+            }
+            Ok(Done::Written(status, outcome)) => {
+                self.busy.writing = false;
+                self.wrote(*status, outcome);
+            }
+            Ok(Done::Deleted(outcome)) => {
+                self.busy.deleting = false;
+                if let Err(error) = outcome
+                    && !is_gone(&error)
+                {
+                    tracing::debug!(pod = %self.name(), %error, "cannot delete a pod that is stopped");
+                    self.retry_at = Some(tokio::time::Instant::now() + WRITE_RETRY);
+                }
+            }
+            Err(error) if error.is_cancelled() => {}
+            Err(error) => {
+                tracing::error!(pod = %self.name(), %error, "a task of a pod broke");
+                self.lost_runs(now);
+            }
+        }
+    }
+
+    /// Ends the runs whose task is over without a word.
+    fn lost_runs(&mut self, now: Timestamp) {
+        let lost: Vec<String> =
+            self.runs.iter().filter(|(_, l)| l.task.is_finished()).map(|(n, _)| n.clone()).collect();
+        for name in lost {
+            self.runs.remove(&name);
+            self.state.container(&name).end(255, "Error", "the run broke inside the node agent", now);
+        }
+    }
+
+    fn api(&self) -> Api<Pod> {
+        Api::namespaced(self.cx.client.clone(), self.pod.metadata.namespace.as_deref().unwrap_or("default"))
+    }
+
+    /// Writes the status when it differs from what the API has.
+    fn write_status(&mut self) {
+        if self.busy.writing || self.retry_at.is_some() || self.state.settled || self.released {
+            return;
+        }
+        let now = Timestamp::now();
+        let wanted = status::build(&self.pod, &self.state, self.cx.host_ip, &self.written, now);
+        if self.synced && wanted == self.written {
+            return;
+        }
+        self.busy.writing = true;
+        let (api, name) = (self.api(), self.pod.metadata.name.clone().unwrap_or_default());
+        let body = json!({"metadata": {"uid": self.uid()}, "status": &wanted});
+        self.jobs.spawn(async move {
+            let params = PatchParams::default();
+            let patch = Patch::Strategic(body);
+            let write = api.patch_status(&name, &params, &patch);
+            Done::Written(Box::new(wanted), limited(write).await.map(drop))
+        });
+    }
+
+    fn wrote(&mut self, status: PodStatus, outcome: Result<(), kube::Error>) {
+        match outcome {
+            Ok(()) => {
+                self.written = status;
+                self.synced = true;
+            }
+            // The watch will say so too; until then there is nobody to tell.
+            Err(error) if is_gone(&error) => {
+                self.retry_at = Some(tokio::time::Instant::now() + WRITE_RETRY * 5)
+            }
+            Err(error) => {
+                tracing::debug!(pod = %self.name(), %error, "cannot write the status of a pod");
+                self.retry_at = Some(tokio::time::Instant::now() + WRITE_RETRY);
+            }
+        }
+    }
+
+    /// Frees what the pod holds, writes its last status, then deletes it.
+    fn remove(&mut self) {
+        if self.busy.writing || self.busy.deleting || self.retry_at.is_some() {
+            return;
+        }
+        if !self.released && !self.state.settled {
+            let now = Timestamp::now();
+            let last = status::build(&self.pod, &self.state, self.cx.host_ip, &self.written, now);
+            if !self.synced || last != self.written {
+                return;
+            }
+        }
+        self.release();
+        self.busy.deleting = true;
+        let (api, name) = (self.api(), self.pod.metadata.name.clone().unwrap_or_default());
+        let preconditions = Preconditions { uid: self.pod.metadata.uid.clone(), resource_version: None };
+        let params = DeleteParams {
+            grace_period_seconds: Some(0),
+            preconditions: Some(preconditions),
+            ..DeleteParams::default()
+        };
+        self.jobs.spawn(async move { Done::Deleted(limited(api.delete(&name, &params)).await.map(drop)) });
+    }
+
+    fn release(&mut self) {
+        if self.released {
+            return;
+        }
+        self.released = true;
+        for (_, live) in self.runs.drain() {
+            live.stop.kill();
+            live.task.abort();
+        }
+        // Nothing may write into the pod's directory once it is removed.
+        self.jobs.abort_all();
+        if let Some(pool) = &*self.cx.addresses.borrow() {
+            pool.give_back(self.uid());
+        }
+        self.record.remove();
+        let part = |s: &Option<String>| s.clone().unwrap_or_default();
+        let meta = &self.pod.metadata;
+        self.cx.logs.remove(&part(&meta.namespace), &part(&meta.name), self.uid());
+    }
+
+    fn gone(mut self) {
+        for live in self.runs.values() {
+            live.stop.kill();
+        }
+        self.release();
+    }
+
+    /// The agent ends: stop what runs, keep the record as it is.
+    async fn quit(mut self) {
+        for live in self.runs.values() {
+            live.stop.stop(Duration::ZERO);
+        }
+        while let Some(done) = self.jobs.join_next().await {
+            drop(done);
+        }
+    }
+}
+
+fn is_gone(error: &kube::Error) -> bool {
+    matches!(error, kube::Error::Api(status) if matches!(status.code, 404 | 409))
+}
+
+/// A write that does not hang for ever.
+async fn limited<T>(work: impl Future<Output = Result<T, kube::Error>>) -> Result<T, kube::Error> {
+    match tokio::time::timeout(WRITE_LIMIT, work).await {
+        Ok(outcome) => outcome,
+        Err(elapsed) => Err(kube::Error::Service(elapsed.into())),
+    }
+}
+
+async fn sleep_until(when: Option<tokio::time::Instant>) {
+    match when {
+        Some(when) => tokio::time::sleep_until(when).await,
+        None => std::future::pending().await,
+    }
+}

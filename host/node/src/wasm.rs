@@ -1,0 +1,322 @@
+//! The Wasm runtime as this agent's [`Engine`].
+
+use std::{
+    collections::HashMap,
+    fmt::Write,
+    sync::{Arc, Weak},
+    time::Duration,
+};
+
+use async_trait::async_trait;
+use parking_lot::Mutex;
+use wasmk_runtime::{
+    Auth, CallError, Exit, ExitReason, HttpLimits, Image, ProgramKind, PullError, Reference, Runtime, Spec,
+    StopSignal,
+};
+
+use crate::{
+    engine::{
+        Body, End, Engine, Failure, Handler, Kind, Launch, Prepared, Program, PullPolicy, Usage, Wanted,
+    },
+    logs::{LogSink, Stream},
+};
+
+/// Version of the engine, as nodes report it.
+const VERSION: &str = "wasmtime://48.0.8";
+/// Exit status of a run that was asked to stop, as a shell reports SIGTERM.
+const TERMINATED: i32 = 143;
+
+/// Runs WebAssembly.
+pub struct WasmEngine {
+    runtime: Runtime,
+    live: Live,
+}
+
+/// Counters of what runs, by the launch's name.
+type Live = Arc<Mutex<HashMap<String, Weak<wasmk_runtime::Usage>>>>;
+
+impl WasmEngine {
+    /// An engine over a runtime.
+    pub fn new(runtime: Runtime) -> Arc<Self> {
+        Arc::new(Self { runtime, live: Live::default() })
+    }
+}
+
+#[async_trait]
+impl Engine for WasmEngine {
+    async fn prepare(&self, wanted: &Wanted) -> Result<Prepared, Failure> {
+        let bad = |e| {
+            Failure::new("InvalidImageName", format!("couldn't parse image name \"{}\": {e}", wanted.image))
+        };
+        let reference: Reference = wanted.image.parse().map_err(bad)?;
+        let policy = match wanted.policy {
+            PullPolicy::Always => wasmk_runtime::PullPolicy::Always,
+            PullPolicy::IfNotPresent => wasmk_runtime::PullPolicy::IfNotPresent,
+            PullPolicy::Never => wasmk_runtime::PullPolicy::Never,
+        };
+        let images = self.runtime.images();
+        let present = images.get(&reference).await.is_some();
+        let image = images.pull(&reference, policy, login(wanted, &reference)).await.map_err(pull_failure)?;
+        let program = self.runtime.prepare(&image).await;
+        let program = program
+            .map_err(|e| Failure::new("CreateContainerError", format!("image {}: {e}", wanted.image)))?;
+        let kind = match program.kind() {
+            ProgramKind::Http => Kind::Http,
+            ProgramKind::Module | ProgramKind::Command => Kind::Command,
+        };
+        let image_id = format!("{}/{}@{}", reference.registry(), reference.repository(), image.digest());
+        let size = image.size();
+        let fetched = !present || policy == wasmk_runtime::PullPolicy::Always;
+        let program = Arc::new(WasmProgram { program, image, live: self.live.clone() });
+        Ok(Prepared { image_id, kind, fetched, size, program })
+    }
+
+    fn version(&self) -> String {
+        VERSION.into()
+    }
+
+    fn usage(&self, name: &str) -> Option<Usage> {
+        let usage = self.live.lock().get(name)?.upgrade()?;
+        let cpu_nanos = u64::try_from(usage.cpu().as_nanos()).unwrap_or(u64::MAX);
+        Some(Usage { cpu_nanos, memory: usage.memory() })
+    }
+
+    fn metrics(&self) -> String {
+        let m = self.runtime.metrics();
+        let mut out = String::new();
+        for (name, kind, value) in [
+            ("compiled_total", "counter", m.compiled),
+            ("cache_hits_total", "counter", m.cache_hits),
+            ("programs", "gauge", m.programs),
+            ("slots_in_use", "gauge", m.slots_in_use),
+            ("slots", "gauge", m.slots),
+            ("instances_total", "counter", m.instances),
+            ("waits_total", "counter", m.waits),
+            ("refused_total", "counter", m.refused),
+            ("requests_total", "counter", m.requests),
+            ("traps_total", "counter", m.traps),
+            ("out_of_memory_total", "counter", m.out_of_memory),
+            ("timeouts_total", "counter", m.timeouts),
+            ("memory_bytes", "gauge", m.memory),
+        ] {
+            // Writing to a string cannot fail.
+            let _ = write!(out, "# TYPE wasmk_runtime_{name} {kind}\nwasmk_runtime_{name} {value}\n");
+        }
+        out
+    }
+}
+
+/// The login for the image's registry.
+fn login(wanted: &Wanted, reference: &Reference) -> Option<Auth> {
+    let registry = reference.registry();
+    let found = wanted.logins.iter().find(|l| {
+        l.registry == registry || (registry.ends_with("docker.io") && l.registry.ends_with("docker.io"))
+    })?;
+    Some(Auth::Basic { username: found.username.clone(), password: found.password.clone() })
+}
+
+fn pull_failure(error: PullError) -> Failure {
+    match error {
+        PullError::NotWasm { reference, media_types } => {
+            let text = format!(
+                "image {reference} is not a WebAssembly image (found: {}) and this node runs no containers; \
+                 push it as application/wasm, or schedule the pod to a node with a container runtime",
+                media_types.join(", ")
+            );
+            Failure::new("CreateContainerError", text)
+        }
+        PullError::NotPresent { reference } => {
+            let text = format!("Container image \"{reference}\" is not present with pull policy of Never");
+            Failure::new("ErrImageNeverPull", text)
+        }
+        other => Failure::new("ErrImagePull", other),
+    }
+}
+
+struct WasmProgram {
+    program: Arc<wasmk_runtime::Program>,
+    image: Arc<Image>,
+    live: Live,
+}
+
+impl WasmProgram {
+    fn spec(&self, launch: &Launch) -> Spec {
+        let config = self.image.config();
+        let usage = Arc::new(wasmk_runtime::Usage::default());
+        let mut live = self.live.lock();
+        live.retain(|_, usage| usage.strong_count() > 0);
+        live.insert(launch.name.clone(), Arc::downgrade(&usage));
+        drop(live);
+        Spec {
+            args: arguments(launch, config),
+            env: environment(launch, config),
+            mounts: launch.mounts.iter().map(mount).collect(),
+            working_dir: launch.working_dir.clone().or_else(|| config.working_dir.clone()),
+            memory_limit: launch.memory,
+            cpu_millis: launch.cpu_millis,
+            stdout: Arc::new(Output(launch.log.clone(), Stream::Stdout)),
+            stderr: Arc::new(Output(launch.log.clone(), Stream::Stderr)),
+            network: launch.network.clone(),
+            http: limits(launch),
+            usage,
+            ..Spec::default()
+        }
+    }
+}
+
+/// The image's words, with the container's `command` in place of the entry point and its `args`
+/// in place of the rest. There is always a program name in front.
+fn arguments(launch: &Launch, config: &wasmk_runtime::ImageConfig) -> Vec<String> {
+    let mut words = launch.command.clone().unwrap_or_else(|| config.entrypoint.clone());
+    match (&launch.args, &launch.command) {
+        (Some(args), _) => words.extend(args.iter().cloned()),
+        (None, None) => words.extend(config.cmd.iter().cloned()),
+        (None, Some(_)) => {}
+    }
+    // An image that is only a program has no name of its own to begin with.
+    if launch.command.is_none() && config.entrypoint.is_empty() {
+        words.insert(0, "main.wasm".into());
+    }
+    words
+}
+
+fn environment(launch: &Launch, config: &wasmk_runtime::ImageConfig) -> Vec<(String, String)> {
+    let from_image = config.env.iter().filter_map(|v| v.split_once('=')).map(|(k, v)| (k.into(), v.into()));
+    from_image.chain(launch.env.iter().cloned()).collect()
+}
+
+fn mount(mount: &crate::engine::Mount) -> wasmk_runtime::Mount {
+    wasmk_runtime::Mount { host: mount.host.clone(), guest: mount.guest.clone(), read_only: mount.read_only }
+}
+
+fn limits(launch: &Launch) -> HttpLimits {
+    let mut limits = HttpLimits::default();
+    if let Some(timeout) = launch.timeout {
+        limits.timeout = timeout;
+    }
+    if let Some(most) = launch.concurrency {
+        limits.max_concurrency = u32::try_from(most).unwrap_or(u32::MAX);
+    }
+    limits
+}
+
+#[async_trait]
+impl Program for WasmProgram {
+    async fn run(&self, launch: Launch, stop: StopSignal) -> End {
+        let spec = self.spec(&launch);
+        // A guest without standard input cannot notice a request to stop, so there is nothing to
+        // wait for: it ends as a program that does not handle SIGTERM does.
+        let kill = StopSignal::new();
+        let run = self.program.run(spec, kill.clone());
+        tokio::pin!(run);
+        let outcome = tokio::select! {
+            outcome = &mut run => outcome,
+            grace = stop.requested() => {
+                kill.kill();
+                let outcome = run.await;
+                return end(outcome, if grace > Duration::ZERO { TERMINATED } else { wasmk_runtime::KILLED });
+            }
+        };
+        end(outcome, wasmk_runtime::KILLED)
+    }
+
+    fn handler(&self, launch: Launch) -> Result<Arc<dyn Handler>, Failure> {
+        let handler = self.program.handler(self.spec(&launch));
+        let handler = handler.map_err(|e| Failure::new("CreateContainerError", e))?;
+        Ok(Arc::new(WasmHandler { handler, log: launch.log }))
+    }
+}
+
+/// How a run ended, in the words of a container's status.
+fn end(outcome: Result<Exit, wasmk_runtime::Error>, stopped: i32) -> End {
+    let make = |code, reason: &str, message: String| End { code, reason: reason.into(), message };
+    let exit = match outcome {
+        Ok(exit) => exit,
+        Err(error) => return make(128, "StartError", error.to_string()),
+    };
+    let text = exit.to_string();
+    match exit.reason {
+        ExitReason::Completed if exit.code == 0 => make(0, "Completed", String::new()),
+        ExitReason::Completed => make(exit.code, "Error", String::new()),
+        ExitReason::OutOfMemory => make(exit.code, "OOMKilled", text),
+        ExitReason::Stopped => make(stopped, "Error", String::new()),
+        ExitReason::Trapped { backtrace, .. } => make(exit.code, "Error", format!("{text}\n{backtrace}")),
+        ExitReason::TimedOut => make(exit.code, "DeadlineExceeded", text),
+    }
+}
+
+/// One of a guest's output streams.
+struct Output(Arc<dyn LogSink>, Stream);
+
+impl wasmk_runtime::LogSink for Output {
+    fn write(&self, bytes: &[u8]) {
+        self.0.write(self.1, bytes);
+    }
+}
+
+struct WasmHandler {
+    handler: wasmk_runtime::Handler,
+    log: Arc<dyn LogSink>,
+}
+
+#[async_trait]
+impl Handler for WasmHandler {
+    async fn handle(&self, request: http::Request<Body>) -> http::Response<Body> {
+        match self.handler.call(request).await {
+            Ok(response) => response,
+            Err(error) => refuse(&error, &*self.log),
+        }
+    }
+}
+
+/// What a client sees of a guest's fault; the log has the details.
+fn refuse(error: &CallError, log: &dyn LogSink) -> http::Response<Body> {
+    let mut text = format!("{error}\n");
+    if let CallError::Trapped { backtrace, .. } = error
+        && !backtrace.is_empty()
+    {
+        let _ = writeln!(text, "{backtrace}");
+    }
+    log.write(Stream::Stderr, text.as_bytes());
+    let mut response = http::Response::new(wasmk_runtime::full(format!("{error}\n")));
+    *response.status_mut() = error.status();
+    response
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ends_read_as_containers_do() {
+        let exit = |code, reason| Ok(Exit { code, reason });
+        for (outcome, expect) in [
+            (exit(0, ExitReason::Completed), (0, "Completed", "")),
+            (exit(3, ExitReason::Completed), (3, "Error", "")),
+            (exit(137, ExitReason::OutOfMemory), (137, "OOMKilled", "ran out of its memory limit")),
+            (exit(137, ExitReason::Stopped), (143, "Error", "")),
+            (
+                exit(134, ExitReason::Trapped { message: "unreachable".into(), backtrace: "a\nb".into() }),
+                (134, "Error", "trapped: unreachable\na\nb"),
+            ),
+        ] {
+            let end = end(outcome, TERMINATED);
+            assert_eq!((end.code, end.reason.as_str(), end.message.as_str()), expect);
+        }
+    }
+
+    #[test]
+    fn pull_failures_name_the_reason() {
+        let reference = || "r/x:1".to_string();
+        for (error, reason) in [
+            (PullError::NotFound { reference: reference() }, "ErrImagePull"),
+            (PullError::NotPresent { reference: reference() }, "ErrImageNeverPull"),
+            (
+                PullError::NotWasm { reference: reference(), media_types: vec!["tar".into()] },
+                "CreateContainerError",
+            ),
+        ] {
+            assert_eq!(pull_failure(error).reason, reason);
+        }
+    }
+}

@@ -19,6 +19,7 @@ pub mod base;
 mod deployment;
 mod endpoints;
 mod gc;
+mod job;
 mod namespace;
 mod node_ipam;
 mod node_lifecycle;
@@ -30,6 +31,7 @@ mod root_ca;
 pub mod scheduler;
 mod serviceaccount;
 mod taint_eviction;
+mod ttl;
 
 pub use base::{Clock, Context, Discovery, Error, Informers, Recorder, Result, Settings};
 
@@ -58,6 +60,8 @@ pub const CONTROLLERS: &[Entry] = entries![
     "deployment-controller", deployment::run, "Rolls each Deployment out over ReplicaSets.";
     "replicaset-controller", replicaset::run, "Keeps each ReplicaSet at its wanted number of pods.";
     "replicationcontroller-controller", replicationcontroller::run, "Keeps each ReplicationController at its wanted number of pods.";
+    "job-controller", job::run, "Runs each Job's pods until enough have succeeded.";
+    "ttl-after-finished-controller", ttl::run, "Deletes Jobs some time after their end.";
     "endpoints-controller", endpoints::legacy::run, "Lists the pods behind each Service in its Endpoints.";
     "endpointslice-controller", endpoints::slices::run, "Lists the pods behind each Service in EndpointSlices.";
     "node-lifecycle-controller", node_lifecycle::run, "Taints nodes that are silent or unfit.";

@@ -7,6 +7,7 @@ use std::{
 
 use anyhow::{Context as _, Result, anyhow, bail};
 use serde_json::Value;
+use wasmk_machinery::decode::{self, Format};
 
 use super::{
     hint::WithHint,
@@ -128,12 +129,31 @@ fn files(path: &Path, recursive: bool) -> Result<Vec<PathBuf>> {
 }
 
 fn read_text(text: &str, source: &str, all: &mut Vec<Manifest>) -> Result<()> {
-    let documents =
-        wasmk_machinery::decode::yaml_documents(text).map_err(|e| anyhow!("error parsing {source}: {e}"))?;
-    for document in documents {
-        take(document, source, all)?;
+    for document in documents(text) {
+        let (object, repeated) = decode::plain(document.as_bytes(), Format::Yaml)
+            .map_err(|e| anyhow!("error parsing {source}: {e}"))?;
+        if let Some(first) = repeated.first() {
+            bail!("error parsing {source}: {first}");
+        }
+        take(object, source, all)?;
     }
     Ok(())
+}
+
+/// The documents of a YAML or JSON text: parts between lines that begin with `---`.
+fn documents(text: &str) -> Vec<String> {
+    let mut parts = vec![String::new()];
+    for line in text.lines() {
+        if line == "---" || line.starts_with("--- ") || line.starts_with("---\t") {
+            parts.push(String::new());
+            continue;
+        }
+        let part = parts.last_mut().expect("never empty");
+        part.push_str(line);
+        part.push('\n');
+    }
+    parts.retain(|part| !part.trim().is_empty());
+    parts
 }
 
 fn take(object: Value, source: &str, all: &mut Vec<Manifest>) -> Result<()> {
@@ -146,6 +166,30 @@ fn take(object: Value, source: &str, all: &mut Vec<Manifest>) -> Result<()> {
         _ => {
             all.push(Manifest::new(object, source)?);
             Ok(())
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn several_documents_and_lists_become_objects() {
+        let text = "apiVersion: v1\nkind: A\nmetadata: {name: a}\n---\n# nothing\n---\napiVersion: v1\nkind: List\nitems:\n- {apiVersion: v1, kind: B, metadata: {name: b}}\n";
+        let mut all = Vec::new();
+        read_text(text, "test", &mut all).unwrap();
+        let names: Vec<_> = all.iter().map(|m| (m.text("kind"), m.name.as_str())).collect();
+        assert_eq!(names, [("A", "a"), ("B", "b")]);
+    }
+
+    #[test]
+    fn bad_files_are_named() {
+        for (text, says) in
+            [("a: [", "error parsing"), ("kind: A", "apiVersion not set"), ("apiVersion: v1", "kind not set")]
+        {
+            let error = read_text(text, "x.yaml", &mut Vec::new()).unwrap_err().to_string();
+            assert!(error.contains(says) && error.contains("x.yaml"), "{error}");
         }
     }
 }

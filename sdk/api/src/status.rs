@@ -123,6 +123,13 @@ impl Status {
         self
     }
 
+    /// With `details` on the wire even if there is nothing in it, as some of Kubernetes' refusals have it.
+    #[must_use]
+    pub fn with_details(mut self) -> Self {
+        self.details.insert(String::new(), Value::Null);
+        self
+    }
+
     /// With `details.retryAfterSeconds`; the server repeats it as a header.
     #[must_use]
     pub fn retry_after(mut self, seconds: u32) -> Self {
@@ -235,7 +242,8 @@ impl Status {
             map.insert("reason".into(), json!(self.reason));
         }
         if !self.details.is_empty() {
-            let details = self.details.iter().map(|(key, value)| (key.clone(), slim(key, value))).collect();
+            let details = self.details.iter().filter(|(key, _)| !key.is_empty());
+            let details = details.map(|(key, value)| (key.clone(), slim(key, value))).collect();
             map.insert("details".into(), Value::Object(details));
         }
         map.insert("code".into(), self.code.into());
@@ -273,5 +281,6 @@ mod tests {
             "Deployment.apps \"web\" is invalid: [spec.a: Required value, spec.b: Required value]"
         );
         assert_eq!(status.to_value()["code"], 422);
+        assert_eq!(Status::bad_request("").with_details().to_value()["details"], json!({}));
     }
 }

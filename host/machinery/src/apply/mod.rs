@@ -3,10 +3,11 @@
 //! Every write goes through a [`FieldManager`] of its kind, version and subresource:
 //!
 //! - create, update and every patch that is no apply patch: [`FieldManager::update`] with the stored
-//!   object (none on create) and the object as it came out of decoding, defaulting and the subresource's
-//!   own rules; it fills in `metadata.managedFields` of the new object and never fails;
+//!   object (none on create) and the object right after decoding and defaulting, *before* admission,
+//!   allocations and anything else the server sets by itself: nobody owns what the server added. It fills
+//!   in `metadata.managedFields` of the new object and never fails;
 //! - an apply patch: [`FieldManager::apply`] with the configuration exactly as sent. Its result is then
-//!   defaulted, validated and stored as that of any other patch. Fields that lost their last owner are
+//!   decoded, defaulted, admitted, validated and stored as that of any other patch. Fields that lost their last owner are
 //!   gone or null in it, which decoding treats alike.
 //!
 //! The `scale` subresource keeps its owners in its parent: see [`scale`].

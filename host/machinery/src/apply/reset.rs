@@ -21,6 +21,7 @@ impl Reset {
     /// status subresource everything that is not status.
     pub fn of(kind: &GroupKind, subresource: &str, has_status: bool) -> Self {
         let fields: &[&[&str]] = match (subresource, &*kind.group, &*kind.kind) {
+            ("", "certificates.k8s.io", "CertificateSigningRequest") => &[&["spec"], &["status"]],
             ("", ..) if has_status => &[&["status"]],
             ("status", "", "Pod") => {
                 &[&["spec"], &["metadata", "deletionTimestamp"], &["metadata", "ownerReferences"]]
@@ -29,7 +30,7 @@ impl Reset {
             ("status", "apiextensions.k8s.io", _)
             | ("status", "storage.k8s.io", _)
             | ("status", "admissionregistration.k8s.io", _) => &[&["spec"], &["metadata"]],
-            ("status", ..) => &[&["spec"]],
+            ("status" | "approval", ..) => &[&["spec"]],
             ("ephemeralcontainers", ..) => return Self::AllBut(Set::of(&[&["spec", "ephemeralContainers"]])),
             _ => return Self::Nothing,
         };

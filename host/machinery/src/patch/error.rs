@@ -29,6 +29,7 @@ impl From<PatchError> for Status {
             PatchError::Failed(_) => Self::new(Reason::Unknown, message),
             PatchError::Unprocessable(_) => {
                 Self::new(Reason::Invalid, "the server rejected our request due to an error in our request")
+                    .with_details()
             }
         }
     }

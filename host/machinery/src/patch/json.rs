@@ -40,6 +40,16 @@ pub(super) fn check_operations(operations: &[Value]) -> Result<(), String> {
     Ok(())
 }
 
+/// Fields that operations do not have, as a strict decoder names them.
+pub(super) fn unknown_fields(operations: &[Value]) -> impl Iterator<Item = String> {
+    let known = ["op", "path", "from", "value"];
+    operations.iter().enumerate().flat_map(move |(i, operation)| {
+        let keys = operation.as_object().into_iter().flat_map(Map::keys);
+        let unknown = keys.filter(move |key| !known.contains(&key.as_str()));
+        unknown.map(move |key| format!("unknown field \"[{i}].{key}\""))
+    })
+}
+
 /// Applies a JSON patch, all of it or nothing.
 ///
 /// # Errors

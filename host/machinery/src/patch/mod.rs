@@ -16,6 +16,8 @@ mod strategic;
 
 use serde_json::Value;
 
+use crate::decode::{self, Format};
+
 pub use diff::{diff, three_way_merge, three_way_strategic, two_way_strategic};
 pub use error::PatchError;
 pub use json::{MAX_COPIED_BYTES, MAX_DEPTH, MAX_OPERATIONS, json};
@@ -33,30 +35,41 @@ pub enum PatchType {
     Strategic,
 }
 
+/// A patch's body as read.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Parsed {
+    /// A list of operations, or an object.
+    pub patch: Value,
+    /// What strict field validation objects to: repeated keys, and unknown ones of operations. By the
+    /// request's `fieldValidation` it is ignored, a warning or an error.
+    pub strict: Vec<String>,
+}
+
 /// Reads a patch's body.
 ///
 /// # Errors
 /// When it is no JSON, or not of the shape such patches have.
-pub fn parse(kind: PatchType, body: &[u8]) -> Result<Value, PatchError> {
+pub fn parse(kind: PatchType, body: &[u8]) -> Result<Parsed, PatchError> {
     let prefix = if kind == PatchType::Strategic { "" } else { "error decoding patch: " };
     let refuse = |why: String| PatchError::BadRequest(format!("{prefix}{why}"));
-    let value: Value = serde_json::from_slice(body).map_err(|error| match error.is_eof() {
-        true => refuse("unexpected end of JSON input".into()),
-        false => refuse(error.to_string()),
-    })?;
-    let wanted = match (kind, &value) {
+    let (patch, mut strict) = decode::plain(body, Format::Json).map_err(refuse)?;
+    let wanted = match (kind, &patch) {
         (PatchType::Json, Value::Array(operations)) => {
             json::check_operations(operations).map_err(refuse)?;
-            return Ok(value);
+            strict.extend(json::unknown_fields(operations));
+            let strict = strict.into_iter().map(|error| format!("json patch {error}")).collect();
+            return Ok(Parsed { patch, strict });
         }
-        (PatchType::Merge | PatchType::Strategic, Value::Object(_)) => return Ok(value),
-        (PatchType::Json, Value::Null) => return Ok(Value::Array(Vec::new())),
-        (PatchType::Strategic, Value::Null) => return Ok(Value::Object(serde_json::Map::new())),
+        (PatchType::Merge | PatchType::Strategic, Value::Object(_)) => return Ok(Parsed { patch, strict }),
+        (PatchType::Json, Value::Null) => return Ok(Parsed { patch: Value::Array(Vec::new()), strict }),
+        (PatchType::Strategic, Value::Null) => {
+            return Ok(Parsed { patch: Value::Object(serde_json::Map::new()), strict });
+        }
         (PatchType::Merge, Value::Null) => return Err(PatchError::BadRequest("Invalid JSON Patch".into())),
         (PatchType::Json, _) => "[]handlers.jsonPatchOp",
         _ => "map[string]interface {}",
     };
-    let found = gofmt::json_kind(&value);
+    let found = gofmt::json_kind(&patch);
     Err(refuse(format!("json: cannot unmarshal {found} into Go value of type {wanted}")))
 }
 
@@ -110,8 +123,22 @@ mod tests {
             (Json, "null", Ok(json!([]))),
             (Json, "[]", Ok(json!([]))),
         ] {
-            let parsed = parse(kind, body.as_bytes()).map_err(|error| error.to_string());
+            let parsed = parse(kind, body.as_bytes()).map(|p| p.patch).map_err(|error| error.to_string());
             assert_eq!(parsed, expect.map_err(str::to_owned), "{kind:?} {body}");
+        }
+    }
+
+    #[test]
+    fn strict_errors() {
+        for (kind, body, expect) in [
+            (PatchType::Merge, r#"{"a": {"b": 1, "b": 2}}"#, vec![r#"duplicate field "a.b""#]),
+            (
+                PatchType::Json,
+                r#"[{"op": "test", "path": "/a", "x": 1}]"#,
+                vec![r#"json patch unknown field "[0].x""#],
+            ),
+        ] {
+            assert_eq!(parse(kind, body.as_bytes()).unwrap().strict, expect);
         }
     }
 }

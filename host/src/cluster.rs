@@ -189,8 +189,7 @@ impl Cluster {
         let names = server_names(&host, API_SERVICE.parse()?, &names);
         let leaf = pki.leaf("apiserver", &Leaf { user: "kube-apiserver", group: "", names: &names })?;
         let tls = tls::server(&leaf, pki.ca_cert())?;
-        let stop = self.stop.clone().cancelled_owned();
-        self.tasks.spawn(wasmk_apiserver::serve_tls(api, tls, self.api.router(), stop));
+        self.tasks.spawn(wasmk_apiserver::serve_tls(api, tls, self.api.router(), self.stop.clone()));
         let (router, stop) = (wasmk_registry::router(images), self.stop.clone());
         self.tasks.spawn(async move {
             let served = axum::serve(registry, router).with_graceful_shutdown(stop.cancelled_owned());
@@ -213,22 +212,22 @@ impl Cluster {
             ..Default::default()
         };
         let client = self.client("system:kube-controller-manager");
-        let controllers = wasmk_controllers::run(client, wanted.clone(), self.stop.clone());
+        let controllers = wasmk_controllers::run(client, wanted, self.stop.clone());
         self.must_run("the controllers", controllers, failed.clone());
         let client = self.client("system:kube-scheduler");
-        let scheduler = wasmk_controllers::scheduler::run(client, wanted, self.stop.clone());
+        let scheduler = wasmk_controllers::scheduler::run(client, Default::default(), self.stop.clone());
         self.must_run("the scheduler", scheduler, failed);
     }
 
-    fn must_run<E: std::fmt::Display>(
+    fn must_run<E: std::fmt::Display + Send>(
         &self,
         name: &'static str,
         part: impl Future<Output = Result<(), E>> + Send + 'static,
         failed: mpsc::Sender<String>,
     ) {
         self.tasks.spawn(async move {
-            if let Err(e) = part.await {
-                let _ = failed.send(format!("{name}: {e}")).await;
+            if let Err(why) = part.await.map_err(|e| format!("{name}: {e}")) {
+                let _ = failed.send(why).await;
             }
         });
     }
@@ -266,7 +265,7 @@ async fn open_store(settings: &Settings) -> Result<(Arc<dyn Store>, Option<Arc<E
         StoreKind::Memory => Ok((Arc::new(Memory::new()), None)),
         StoreKind::Embedded => {
             let path: PathBuf = settings.data.join("store");
-            let opened = Embedded::open(&path, Default::default()).await;
+            let opened = Embedded::open(&path, Default::default());
             let (store, recovery) =
                 opened.with_context(|| format!("cannot open the store in {}", path.display()))?;
             tracing::info!(?recovery, "store opened");

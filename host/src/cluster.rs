@@ -10,6 +10,7 @@ use kube::Client;
 use tokio::{net::TcpListener, sync::mpsc};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use wasmk_apiserver::{ApiServer, Config};
+use wasmk_controllers::{Clock, Context as Controllers, scheduler};
 use wasmk_functions::{Executor, Functions};
 use wasmk_node::Node;
 use wasmk_registry::Storage;
@@ -178,7 +179,9 @@ impl Cluster {
         self.tasks.wait().await;
         self.api.shutdown().await;
         if let Some(store) = self.embedded {
-            store.close().await;
+            if let Err(e) = store.close().await {
+                tracing::error!(error = %e, "the store did not close well");
+            }
         }
     }
 
@@ -212,11 +215,11 @@ impl Cluster {
             ..Default::default()
         };
         let client = self.client("system:kube-controller-manager");
-        let controllers = wasmk_controllers::run(client, wanted, self.stop.clone());
-        self.must_run("the controllers", controllers, failed.clone());
-        let client = self.client("system:kube-scheduler");
-        let scheduler = wasmk_controllers::scheduler::run(client, Default::default(), self.stop.clone());
-        self.must_run("the scheduler", scheduler, failed);
+        let cx = Controllers::new(client, wanted, Clock::System, self.stop.clone());
+        // The scheduler sees through the same caches and writes under a name of its own.
+        let scheduling = Controllers { client: self.client("system:kube-scheduler"), ..cx.clone() };
+        self.must_run("the controllers", wasmk_controllers::run_in(cx), failed.clone());
+        self.must_run("the scheduler", scheduler::run_in(scheduling, Default::default()), failed);
     }
 
     fn must_run<E: std::fmt::Display + Send>(

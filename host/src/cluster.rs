@@ -185,7 +185,14 @@ impl Cluster {
         }
     }
 
-    fn listen(&self, settings: &Settings, pki: &Pki, api: TcpListener, registry: TcpListener) -> Result<()> {
+    fn listen(
+        &self,
+        settings: &Settings,
+        pki: &Pki,
+        api: TcpListener,
+        registry: TcpListener,
+        images: Storage,
+    ) -> Result<()> {
         let mut names = settings.names.clone();
         names.push(self.running.api.ip().to_string());
         let host = nix::unistd::gethostname()?.to_string_lossy().into_owned();

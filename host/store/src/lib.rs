@@ -27,7 +27,7 @@ mod watch;
 
 pub use bytes::Bytes;
 
-pub use embedded::{Embedded, Recovery, Settings};
+pub use embedded::{Embedded, Recovery, Settings, Stats};
 pub use error::Error;
 pub use etcd::{Etcd, EtcdTls};
 pub use memory::Memory;

@@ -25,7 +25,7 @@ pub struct History {
 
 impl Default for History {
     fn default() -> Self {
-        Self { age: Duration::from_secs(300), bytes: 64 << 20 }
+        Self { age: Duration::from_secs(300), bytes: 32 << 20 }
     }
 }
 
@@ -151,6 +151,11 @@ impl State {
     /// Number of keys that exist now.
     pub(crate) fn live(&self) -> u64 {
         self.live
+    }
+
+    /// Memory the past takes, in bytes.
+    pub(crate) fn history_bytes(&self) -> usize {
+        self.history_bytes
     }
 
     /// Order-independent checksum of everything that exists now.

@@ -1,10 +1,9 @@
 //! The state with its readers and watchers: what both backends of this process have in common.
 //!
-//! Locks: `state` may be taken alone or inside nothing else; `watchers` likewise. Neither is ever held over an
-//! await or while the other is.
+//! Locks: each of them is taken with no other held, and never held over an await.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -23,6 +22,10 @@ pub(crate) struct Shared {
     pub(crate) state: RwLock<State>,
     watchers: Mutex<Vec<Arc<Watcher>>>,
     closed: AtomicBool,
+    /// Bytes of log behind the newest checkpoint; stays 0 without a log.
+    pub(crate) log_bytes: AtomicU64,
+    /// The disk error that made the store read-only.
+    pub(crate) broken: Mutex<Option<Error>>,
 }
 
 /// The bell of one watch. Nothing is queued for it: it reads the history at its own pace.
@@ -37,6 +40,8 @@ impl Shared {
             state: RwLock::new(state),
             watchers: Mutex::default(),
             closed: AtomicBool::new(false),
+            log_bytes: AtomicU64::new(0),
+            broken: Mutex::default(),
         })
     }
 
@@ -103,6 +108,11 @@ impl Shared {
 
     pub(crate) fn open(&self) -> Result<(), Error> {
         if self.closed.load(Ordering::Acquire) { Err(Error::Closed) } else { Ok(()) }
+    }
+
+    /// Number of watches open.
+    pub(crate) fn watches(&self) -> usize {
+        self.watchers.lock().len()
     }
 
     fn forget(&self, watcher: &Arc<Watcher>) {

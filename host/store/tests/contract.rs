@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use contract::suite::{Backend, contract};
-use wasmk_store::{Embedded, History, Memory, Settings};
+use wasmk_store::{Embedded, Error, Etcd, EtcdTls, History, Memory, Settings};
 
 /// Little enough history that a test can outrun it.
 const HISTORY: History = History { age: Duration::from_secs(300), bytes: 200_000 };
@@ -36,7 +36,7 @@ async fn embedded() -> Option<Backend> {
 
 async fn etcd() -> Option<Backend> {
     let server = contract::etcd::Server::start()?;
-    let store = server.connect().await;
+    let store = server.connect(None).await;
     Some(Backend::new(Arc::new(store), server))
 }
 
@@ -54,7 +54,7 @@ async fn slow_watcher_is_told_and_stops_nobody() {
 #[tokio::test]
 async fn etcd_that_comes_back_is_used_again() {
     let Some(mut server) = contract::etcd::Server::start() else { return };
-    let backend = Backend::new(Arc::new(server.connect().await), ());
+    let backend = Backend::new(Arc::new(server.connect(None).await), ());
     let first = backend.put("/back/a", "1").await;
     let mut watch = backend.watch("/back/", first).await;
     server.restart();
@@ -68,4 +68,23 @@ async fn etcd_that_comes_back_is_used_again() {
     let keys: Vec<_> =
         batches.iter().flat_map(|batch| &batch.events).map(|event| event.key().clone()).collect();
     assert_eq!(keys, ["/back/b"]);
+}
+
+#[tokio::test]
+async fn etcd_is_reached_over_tls_with_a_certificate_only() {
+    let Some((server, tls)) = contract::etcd::Server::start_with_tls() else { return };
+    let backend = Backend::new(Arc::new(server.connect(Some(tls.clone())).await), ());
+    let first = backend.put("/tls/a", "1").await;
+    let mut watch = backend.watch("/tls/", first).await;
+    let second = backend.put("/tls/a", "2").await;
+    assert_eq!(contract::suite::until(&mut watch, second).await.len(), 1);
+    for (what, tls) in [("no certificate", EtcdTls { identity: None, ..tls }), ("no trust", stranger())] {
+        let refused = Etcd::connect(&server.endpoints(), Some(tls)).await;
+        assert!(matches!(refused.err(), Some(Error::Backend(_) | Error::Invalid(_))), "{what}");
+    }
+}
+
+/// The authority of somebody else.
+fn stranger() -> EtcdTls {
+    EtcdTls { ca: contract::etcd::authority(), identity: None }
 }

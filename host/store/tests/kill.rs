@@ -1,4 +1,5 @@
-//! A process that writes is killed again and again; what it had acknowledged is there afterwards.
+//! Stores in processes of their own, because what happens to them would happen to every test: one is killed again
+//! and again while it writes, one runs out of space. What they had acknowledged is there afterwards.
 
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Write};
@@ -6,7 +7,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use wasmk_store::{Embedded, Op, Revision, Settings, Store, Txn, TxnOutcome};
+use wasmk_store::{Embedded, Error, Op, Recovery, Revision, Settings, Store, Txn, TxnOutcome};
 
 const ROUNDS: usize = 12;
 const WRITERS: usize = 8;
@@ -111,12 +112,65 @@ async fn kill_9_loses_nothing_acknowledged() {
 }
 
 /// The dead process's lock goes with it, at the latest when the system has cleaned it up.
-async fn open_when_free(dir: &Path) -> (Embedded, wasmk_store::Recovery) {
+async fn open_when_free(dir: &Path) -> (Embedded, Recovery) {
     for _ in 0..200 {
         match Embedded::open(dir, settings()) {
-            Err(wasmk_store::Error::InUse { .. }) => tokio::time::sleep(Duration::from_millis(10)).await,
+            Err(Error::InUse { .. }) => tokio::time::sleep(Duration::from_millis(10)).await,
             opened => return opened.unwrap(),
         }
     }
     panic!("the lock of a dead process is still held");
+}
+
+/// The process that runs out of space: no file of its may grow beyond a limit.
+#[tokio::test]
+#[ignore = "the process that a_full_disk_refuses_writes_and_keeps_the_rest starts"]
+async fn full_child() {
+    let dir = std::env::var_os(DIR).expect("started by the other test");
+    let (store, _) =
+        Embedded::open(&dir, Settings { segment_bytes: 1 << 30, ..Settings::default() }).unwrap();
+    let value = "x".repeat(10_000);
+    let put = |index: usize, value: &str| Txn::put(format!("/full/{index}"), value.to_string(), 0);
+    let mut written = 0;
+    let error = loop {
+        match store.txn(put(written, &value)).await {
+            Ok(_) => written += 1,
+            Err(error) => break error,
+        }
+        assert!(written < 10_000, "the limit is never met");
+    };
+    assert!(matches!(error, Error::Full { .. }), "{error:?}");
+    assert!(error.to_string().contains("log-"), "{error} names the file");
+    // Reads go on, nothing of the refused write is there, and what is small enough still fits.
+    let revision = store.revision().await.unwrap();
+    assert_eq!(store.get(format!("/full/{written}").as_bytes(), None).await.unwrap(), None);
+    assert!(store.get(b"/full/0", None).await.unwrap().is_some());
+    assert!(store.stats().broken.is_none());
+    let TxnOutcome::Committed { revision: next } = store.txn(put(written, "small")).await.unwrap() else {
+        panic!("the key is absent")
+    };
+    assert_eq!(next, revision + 1);
+    let line = format!("ack {written} {next} full\n");
+    std::io::stdout().write_all(line.as_bytes()).unwrap();
+}
+
+#[tokio::test]
+async fn a_full_disk_refuses_writes_and_keeps_the_rest() {
+    let dir = tempfile::tempdir().unwrap();
+    // The shell lowers the limit and has the signal ignored that would come with it.
+    let output = Command::new("sh")
+        .args(["-c", "trap '' XFSZ; ulimit -f 600; exec \"$0\" --exact full_child --ignored --nocapture"])
+        .arg(std::env::current_exe().unwrap())
+        .env(DIR, dir.path())
+        .output()
+        .unwrap();
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success(), "{text}{}", String::from_utf8_lossy(&output.stderr));
+    let last = text.lines().find_map(|line| line.split_once("ack ")).expect("it says how far it got").1;
+    let words: Vec<u64> = last.split(' ').filter_map(|word| word.parse().ok()).collect();
+    let [written, revision] = words[..] else { panic!("{last}") };
+    let (store, recovery) = open_when_free(dir.path()).await;
+    assert_eq!((recovery.revision, recovery.keys), (revision, written + 1));
+    store.txn(Txn::put("/full/more", "x".repeat(100_000), 0)).await.unwrap();
+    store.close().await.unwrap();
 }

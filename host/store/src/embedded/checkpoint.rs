@@ -139,6 +139,11 @@ impl Keeper {
         }
     }
 
+    /// Bytes of log since the last checkpoint was begun.
+    pub(crate) fn log_bytes(&self) -> u64 {
+        self.log_bytes
+    }
+
     pub(crate) fn is_due(&self, every_bytes: u64) -> bool {
         !self.running && self.log_bytes >= every_bytes
     }

@@ -4,6 +4,7 @@
 //! as its writer asked for.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use tokio::sync::oneshot;
@@ -36,7 +37,7 @@ pub(crate) struct Engine {
     ceiling: Revision,
     /// Since when the log holds something that is not synced.
     unsynced: Option<Instant>,
-    /// The disk error after which nothing is written any more.
+    /// The disk error after which nothing is written any more; the shared state has a copy for others to see.
     broken: Option<Error>,
     told_all: Instant,
     untold: bool,
@@ -146,6 +147,7 @@ impl Engine {
         self.ceiling = ceiling;
         self.unsynced = if sync { None } else { self.unsynced.or(Some(now)) };
         self.keeper.note(commits.iter().flat_map(|(_, changes)| changes), bytes);
+        self.shared.log_bytes.store(self.keeper.log_bytes(), Ordering::Relaxed);
         let mut state = self.shared.state.write();
         let committed =
             commits.into_iter().map(|(revision, changes)| state.apply(revision, changes, now)).collect();
@@ -158,6 +160,7 @@ impl Engine {
         if fatal {
             tracing::error!(%error, "the log cannot be written any more; the store is read-only until restarted");
             self.broken = Some(Error::ReadOnly { path: self.log.path(), reason: chain(&error) });
+            *self.shared.broken.lock() = self.broken.clone();
         } else {
             tracing::warn!(%error, "write refused");
         }

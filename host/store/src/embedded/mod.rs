@@ -21,6 +21,7 @@ use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -65,6 +66,33 @@ impl Default for Settings {
             checkpoint_bytes: 32 << 20,
         }
     }
+}
+
+/// How an embedded store is doing, for metrics and health checks. Each number has a bound: of history in
+/// [`Settings::history`], of the log in [`Settings::checkpoint_bytes`], of requests [`Stats::MAX_WAITING`].
+#[derive(Debug, Clone)]
+pub struct Stats {
+    /// The current revision.
+    pub revision: Revision,
+    /// The oldest revision that can be read.
+    pub compacted: Revision,
+    /// Number of keys.
+    pub keys: u64,
+    /// Memory that the past takes, in bytes.
+    pub history_bytes: usize,
+    /// Bytes of log since the last checkpoint was begun.
+    pub log_bytes: u64,
+    /// Requests waiting for the writer.
+    pub waiting: usize,
+    /// Watches open.
+    pub watches: usize,
+    /// Why the store is read-only, if it is.
+    pub broken: Option<Error>,
+}
+
+impl Stats {
+    /// Most requests waiting; further writers wait for room.
+    pub const MAX_WAITING: usize = writer::QUEUE;
 }
 
 /// The embedded store. Clones share it; it closes with the last of them, or by [`close`](Self::close).
@@ -119,6 +147,24 @@ impl Embedded {
     /// The data directory.
     pub fn path(&self) -> &Path {
         &self.inner.path
+    }
+
+    /// How it is doing.
+    pub fn stats(&self) -> Stats {
+        let Inner { shared, queue, .. } = &*self.inner;
+        let (broken, waiting, watches) = (shared.broken.lock().clone(), queue.len(), shared.watches());
+        let log_bytes = shared.log_bytes.load(Ordering::Relaxed);
+        let state = shared.state.read();
+        Stats {
+            revision: state.revision(),
+            compacted: state.compacted(),
+            keys: state.live(),
+            history_bytes: state.history_bytes(),
+            log_bytes,
+            waiting,
+            watches,
+            broken,
+        }
     }
 
     /// Writes everything that exists now, with a checksum. Blocks on the writer, but no other user of the store.

@@ -18,7 +18,7 @@ use super::recover::Closed;
 use crate::{Error, Op, Revision, Txn};
 
 /// Most transactions waiting; further writers wait for room.
-const QUEUE: usize = 4096;
+pub(crate) const QUEUE: usize = 4096;
 /// Most bytes of values in one group.
 const GROUP_BYTES: usize = 8 << 20;
 
@@ -65,6 +65,11 @@ impl Queue {
         drop(waiting);
         self.filled.notify_one();
         Ok(())
+    }
+
+    /// Number of requests waiting.
+    pub(crate) fn len(&self) -> usize {
+        self.waiting.lock().requests.len()
     }
 
     /// Lets no request in any more; those before are still served.

@@ -5,7 +5,7 @@ use std::net::TcpListener;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use wasmk_store::{Etcd, MAX_TXN_KEYS, Store};
+use wasmk_store::{Etcd, EtcdTls, MAX_TXN_KEYS, Store};
 
 /// Longest a server may take to answer.
 const START_LIMIT: Duration = Duration::from_secs(30);
@@ -32,21 +32,50 @@ impl Server {
         Some(Self { dir, client, peer, process })
     }
 
+    /// Starts one that speaks TLS only, to clients with a certificate of the same authority.
+    pub(crate) fn start_with_tls() -> Option<(Self, EtcdTls)> {
+        let mut server = Self::start()?;
+        server.stop();
+        let pki = Pki::new();
+        let (certificate, key) = pki.issue();
+        let path = |name: &str| server.dir.path().join(name);
+        for (name, text) in [("ca.pem", pki.ca.pem()), ("tls.crt", certificate), ("tls.key", key)] {
+            std::fs::write(path(name), text).expect("a writable directory");
+        }
+        server.client = server.client.replace("http:", "https:");
+        server.process = command(&server.dir, &server.client, &server.peer)
+            .arg("--client-cert-auth")
+            .arg("--trusted-ca-file")
+            .arg(path("ca.pem"))
+            .arg("--cert-file")
+            .arg(path("tls.crt"))
+            .arg("--key-file")
+            .arg(path("tls.key"))
+            .spawn()
+            .expect("etcd starts");
+        let tls = EtcdTls { ca: pki.ca.pem(), identity: Some(pki.issue()) };
+        Some((server, tls))
+    }
+
     /// Kills it and starts it again on the same data and address.
     pub(crate) fn restart(&mut self) {
         self.stop();
         self.process = spawn(&self.dir, &self.client, &self.peer);
     }
 
-    pub(crate) async fn connect(&self) -> Etcd {
+    pub(crate) async fn connect(&self, tls: Option<EtcdTls>) -> Etcd {
         let limit = Instant::now() + START_LIMIT;
         loop {
-            match Etcd::connect(std::slice::from_ref(&self.client), None).await {
+            match Etcd::connect(&self.endpoints(), tls.clone()).await {
                 Ok(store) if store.revision().await.is_ok() => return store,
                 Err(error) if Instant::now() > limit => panic!("etcd does not answer: {error}"),
                 _ => tokio::time::sleep(Duration::from_millis(50)).await,
             }
         }
+    }
+
+    pub(crate) fn endpoints(&self) -> Vec<String> {
+        vec![self.client.clone()]
     }
 
     fn stop(&mut self) {
@@ -67,14 +96,50 @@ fn free_address() -> String {
 }
 
 fn spawn(dir: &tempfile::TempDir, client: &str, peer: &str) -> Child {
-    Command::new("etcd")
+    command(dir, client, peer).spawn().expect("etcd starts")
+}
+
+fn command(dir: &tempfile::TempDir, client: &str, peer: &str) -> Command {
+    let mut command = Command::new("etcd");
+    command
         .arg("--data-dir")
         .arg(dir.path())
         .args(["--listen-client-urls", client, "--advertise-client-urls", client])
         .args(["--listen-peer-urls", peer, "--initial-advertise-peer-urls", peer])
         .args(["--initial-cluster", &format!("default={peer}"), "--max-txn-ops", &MAX_TXN_KEYS.to_string()])
         .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .spawn()
-        .expect("etcd starts")
+        .stderr(Stdio::null());
+    command
+}
+
+/// The certificate of an authority that nobody here knows.
+pub(crate) fn authority() -> String {
+    Pki::new().ca.pem()
+}
+
+/// An authority for one test.
+struct Pki {
+    ca: rcgen::Certificate,
+    issuer: rcgen::Issuer<'static, rcgen::KeyPair>,
+}
+
+impl Pki {
+    fn new() -> Self {
+        let key = rcgen::KeyPair::generate().expect("a key");
+        let mut params = rcgen::CertificateParams::default();
+        params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+        let ca = params.self_signed(&key).expect("a certificate");
+        Self { ca, issuer: rcgen::Issuer::new(params, key) }
+    }
+
+    /// A certificate for servers on this machine and for clients, with its key, in PEM.
+    fn issue(&self) -> (String, String) {
+        let key = rcgen::KeyPair::generate().expect("a key");
+        let names = vec!["127.0.0.1".to_string()];
+        let mut params = rcgen::CertificateParams::new(names).expect("a valid name");
+        params.extended_key_usages =
+            vec![rcgen::ExtendedKeyUsagePurpose::ServerAuth, rcgen::ExtendedKeyUsagePurpose::ClientAuth];
+        let certificate = params.signed_by(&key, &self.issuer).expect("a certificate");
+        (certificate.pem(), key.serialize_pem())
+    }
 }

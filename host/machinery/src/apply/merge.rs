@@ -102,7 +102,53 @@ impl<'v> Indexed<'v> {
     }
 }
 
-/// Keeps the configuration's order; items only the live list has stay near their old neighbours.
+/// From where the next item of a merged list is taken.
+enum Turn {
+    /// The live list, at this place.
+    Live(usize),
+    /// The configuration, at this place, merged with the live item of the same name.
+    Config(usize),
+}
+
+/// The order of a merged list: the configuration's; items only the live list has stay near their old
+/// neighbours.
+fn turns(live: &Indexed<'_>, config: &Indexed<'_>) -> Vec<Turn> {
+    let mut turns = Vec::with_capacity(live.items.len().max(config.items.len()));
+    let mut merged: BTreeSet<&Element> = BTreeSet::new();
+    // The items both have, in the configuration's order; the first is the next to come.
+    let mut shared = config.elements.iter().filter(|element| live.has(element)).peekable();
+    let (mut l, mut c) = (0, 0);
+    while l < live.items.len() || c < config.items.len() {
+        let theirs = config.elements.get(c);
+        if let Some(mine) = live.elements.get(l) {
+            let shared_here = config.has(mine);
+            let waits = shared.peek().is_some_and(|next| *next != mine);
+            if theirs.is_some_and(|theirs| theirs != mine) && shared_here && waits {
+                // Not the next shared item to come: its turn is where the configuration has it.
+                l += 1;
+                continue;
+            }
+            if theirs != Some(mine) && !shared_here {
+                turns.push(Turn::Live(l));
+                l += 1;
+                continue;
+            }
+            if theirs == Some(mine) || merged.contains(mine) {
+                l += 1;
+            }
+        }
+        if let Some(theirs) = theirs {
+            merged.insert(theirs);
+            turns.push(Turn::Config(c));
+            c += 1;
+            if shared.peek() == Some(&theirs) {
+                shared.next();
+            }
+        }
+    }
+    turns
+}
+
 fn lists(
     list: ListShape<'_>,
     live: &[Value],
@@ -111,46 +157,12 @@ fn lists(
 ) -> Result<Option<Value>, String> {
     let (left, right) = (Indexed::new(list, live)?, Indexed::new(list, config)?);
     let mut out = Vec::with_capacity(live.len().max(config.len()));
-    let mut merged: BTreeSet<&Element> = BTreeSet::new();
-    // The items both have, in the configuration's order; the first is the next to come.
-    let mut shared = right.elements.iter().filter(|element| left.has(element)).peekable();
-    let mut take = |live: Option<&Value>, config: Option<&Value>| {
+    for turn in turns(&left, &right) {
+        let (live, config) = match turn {
+            Turn::Live(l) => (Some(&live[l]), None),
+            Turn::Config(c) => (left.item(&right.elements[c]), Some(&config[c])),
+        };
         out.extend(walk(list.items(), live, config, depth + 1)?);
-        Ok::<(), String>(())
-    };
-    let (mut l, mut r) = (0, 0);
-    while l < live.len() || r < config.len() {
-        if let Some(mine) = left.elements.get(l) {
-            let theirs = right.elements.get(r);
-            if theirs.is_some_and(|theirs| theirs != mine)
-                && right.has(mine)
-                && shared.peek().is_some_and(|next| *next != mine)
-            {
-                // A shared item that is not the next to come: it waits for its turn in the configuration.
-                l += 1;
-                continue;
-            }
-            if theirs != Some(mine) {
-                if !right.has(mine) {
-                    take(Some(&live[l]), None)?;
-                    l += 1;
-                    continue;
-                }
-                if merged.contains(mine) {
-                    l += 1;
-                }
-            } else {
-                l += 1;
-            }
-        }
-        if let Some(theirs) = right.elements.get(r) {
-            merged.insert(theirs);
-            take(left.item(theirs), Some(&config[r]))?;
-            r += 1;
-            if shared.peek() == Some(&theirs) {
-                shared.next();
-            }
-        }
     }
     Ok((!out.is_empty()).then_some(Value::Array(out)))
 }

@@ -22,6 +22,7 @@ mod leaves;
 mod managed;
 mod manager;
 mod merge;
+mod prune;
 mod remove;
 mod reset;
 pub mod scale;

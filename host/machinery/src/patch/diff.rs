@@ -239,16 +239,7 @@ impl Diff {
         }
         let mut changes = sort_by(changes, new, Some(merge_key))?;
         if self.deletions {
-            let mut gone: Vec<&Value> = old
-                .iter()
-                .filter(|item| !contains(new, item, Some(merge_key)))
-                .map(|i| &i[merge_key])
-                .collect();
-            gone.sort_by_cached_key(|id| gofmt::plain(id));
-            changes.extend(gone.into_iter().map(|id| {
-                let directive = [(merge_key.to_owned(), id.clone()), (DIRECTIVE.into(), "delete".into())];
-                Value::Object(directive.into_iter().collect())
-            }));
+            changes.extend(deletions(old, new, merge_key));
         }
         let ids = |list: &[Value]| list.iter().map(|item| item[merge_key].clone()).collect::<Vec<_>>();
         let reordered = self.changes && ids(old) != ids(new);
@@ -283,6 +274,18 @@ impl Diff {
             patch.insert(format!("{DELETE_PRIMITIVES}{key}"), Value::Array(gone));
         }
     }
+}
+
+/// Directives that delete what only the old list has.
+fn deletions(old: &[Value], new: &[Value], key: &str) -> Vec<Value> {
+    let gone = old.iter().filter(|item| !contains(new, item, Some(key)));
+    let mut gone: Vec<&Value> = gone.map(|item| &item[key]).collect();
+    gone.sort_by_cached_key(|id| gofmt::plain(id));
+    let directive = |id: &Value| {
+        let fields = [(key.to_owned(), id.clone()), (DIRECTIVE.to_owned(), "delete".into())];
+        Value::Object(fields.into_iter().collect())
+    };
+    gone.into_iter().map(directive).collect()
 }
 
 fn merges(field: Option<Schema<'_>>) -> bool {

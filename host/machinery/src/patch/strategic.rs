@@ -106,17 +106,15 @@ impl Merge {
         value: Value,
         schema: Option<Schema<'_>>,
     ) -> Result<(), PatchError> {
-        let (key, delete_list) = if key.starts_with("$deleteFromPrimitiveList") {
-            if self.onto_patch {
-                target.insert(key, value);
-                return Ok(());
-            }
-            match key.strip_prefix(DELETE_PRIMITIVES) {
-                Some(name) => (name.to_owned(), true),
-                None => return Err(bad_request("invalid patch format of primitive list")),
-            }
-        } else {
-            (key, false)
+        let delete_list = key.starts_with(DELETE_PRIMITIVES.trim_end_matches('/'));
+        if delete_list && self.onto_patch {
+            target.insert(key, value);
+            return Ok(());
+        }
+        let key = match key.strip_prefix(DELETE_PRIMITIVES) {
+            Some(name) => name.to_owned(),
+            None if delete_list => return Err(bad_request("invalid patch format of primitive list")),
+            None => key,
         };
         if value.is_null() {
             target.shift_remove(&key);

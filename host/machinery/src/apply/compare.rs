@@ -132,6 +132,10 @@ fn by_shape(
             if list.atomic() || empty {
                 return Ok((leaf(old, new), true));
             }
+            // Most lists do not change; telling their items apart would be the most of the work.
+            if left == right {
+                return Ok((Part::default(), false));
+            }
             let none = Vec::new();
             Ok((lists(list, left.unwrap_or(&none), right.unwrap_or(&none), depth)?, false))
         }

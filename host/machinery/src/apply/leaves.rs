@@ -72,16 +72,30 @@ pub(super) fn with_named_fields(ty: Type<'_>, set: &Set) -> Set {
     Set::from_nodes(set.nodes().iter().map(node).collect())
 }
 
+/// The type of what is below an element, as far as the schema tells.
+fn type_below<'a>(shape: Shape<'a>, element: &Element) -> Option<Type<'a>> {
+    match (shape, element) {
+        (Shape::Map(map), Element::Field(name)) if !map.untold() => map.entry(name),
+        (Shape::List(list), _) => Some(list.items()),
+        _ => None,
+    }
+}
+
+/// Whether no member is below what is atomic now.
+pub(super) fn is_reconciled(ty: Type<'_>, set: &Set) -> bool {
+    let shape = ty.shape(None);
+    let below = set.nodes().iter().filter(|node| !node.below.is_empty());
+    below
+        .filter_map(|node| Some((type_below(shape, &node.element)?, &node.below)))
+        .all(|(ty, below)| !is_atomic(ty) && is_reconciled(ty, below))
+}
+
 /// The set adapted to the schema: below what is atomic now, only the atomic place itself is owned.
 pub(super) fn reconcile(ty: Type<'_>, set: &Set) -> Set {
     let shape = ty.shape(None);
     let node = |node: &Node| {
-        let below = match (shape, &node.element) {
-            (Shape::Map(map), Element::Field(name)) if !map.untold() => map.entry(name),
-            (Shape::List(list), _) => Some(list.items()),
-            _ => None,
-        };
-        let Some(ty) = below.filter(|_| !node.below.is_empty()) else { return node.clone() };
+        let ty = type_below(shape, &node.element);
+        let Some(ty) = ty.filter(|_| !node.below.is_empty()) else { return node.clone() };
         if is_atomic(ty) {
             return Node { element: node.element.clone(), member: true, below: Set::default() };
         }
@@ -95,5 +109,29 @@ fn is_atomic(ty: Type<'_>) -> bool {
         Shape::Map(map) => !map.untold() && map.atomic(),
         Shape::List(list) => list.atomic(),
         Shape::Scalar(_) => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::schema::KindSchema;
+    use serde_json::json;
+
+    #[test]
+    fn what_became_atomic_is_owned_as_a_whole() {
+        let gvk = wasmk_api::Gvk::new("", "v1", "Service");
+        let kind = KindSchema::built_in(&gvk).unwrap();
+        let ty = Type::root(kind.schema());
+        let old = json!({"f:spec": {"f:ports": {"k:{\"port\":1,\"protocol\":\"TCP\"}": {".": {}, "f:port": {}}},
+            "f:selector": {"f:app": {}}}});
+        let set = Set::from_value(&old).unwrap();
+        assert!(!is_reconciled(ty, &set));
+        let fixed = reconcile(ty, &set);
+        let mut expect = old.clone();
+        expect["f:spec"]["f:selector"] = json!({});
+        assert_eq!(fixed.to_value(), expect);
+        assert!(is_reconciled(ty, &fixed));
+        assert_eq!(reconcile(ty, &fixed), fixed);
     }
 }

@@ -1,15 +1,15 @@
 //! Keeps `metadata.managedFields` right while objects are written, and applies configurations.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::LazyLock};
 
 use serde_json::Value;
 use wasmk_api::{Gvk, Timestamp};
 
 use super::{
-    ApplyError, Comparison, Conflict, ManagerId, Operation, Reset, Set,
+    ApplyError, Comparison, Conflict, Element, ManagerId, Operation, Reset, Set,
     compare::compare,
     last_applied,
-    leaves::{leaves, reconcile},
+    leaves::{is_reconciled, leaves, reconcile},
     managed::{self, BEFORE_FIRST_APPLY, Entry, Managers},
     merge::merge,
     prune::equal_but_owners,
@@ -20,20 +20,24 @@ use super::{
 use crate::schema::KindSchema;
 
 /// Fields nobody owns.
-const UNOWNED: &[&[&str]] = &[
-    &["apiVersion"],
-    &["kind"],
-    &["metadata"],
-    &["metadata", "name"],
-    &["metadata", "namespace"],
-    &["metadata", "creationTimestamp"],
-    &["metadata", "selfLink"],
-    &["metadata", "uid"],
-    &["metadata", "clusterName"],
-    &["metadata", "generation"],
-    &["metadata", "managedFields"],
-    &["metadata", "resourceVersion"],
-];
+static UNOWNED: LazyLock<Set> = LazyLock::new(|| {
+    let metadata = [
+        "name",
+        "namespace",
+        "creationTimestamp",
+        "selfLink",
+        "uid",
+        "clusterName",
+        "generation",
+        "managedFields",
+        "resourceVersion",
+    ];
+    let mut set = Set::of(&[&["apiVersion"], &["kind"], &["metadata"]]);
+    for field in metadata {
+        set.insert(&[Element::field("metadata"), Element::field(field)]);
+    }
+    set
+});
 
 /// Reads objects in other versions of their group, for managers that wrote in those.
 pub trait Versions: Send + Sync {
@@ -58,8 +62,23 @@ pub struct FieldManager<'a> {
     pub now: Timestamp,
 }
 
-/// Comparisons of the same two objects in every version that managers wrote in.
-type Comparisons = BTreeMap<String, Option<(Comparison, Set)>>;
+/// What a write did, in the terms of one version.
+struct Change {
+    /// Fields that came or changed.
+    gained: Set,
+    /// The same and those that went: what other managers no longer own.
+    lost: Set,
+}
+
+/// The change in every version that managers wrote in; nothing for versions not served.
+type Changes = BTreeMap<String, Option<Change>>;
+
+impl From<Comparison> for Change {
+    fn from(comparison: Comparison) -> Self {
+        let gained = comparison.modified.union(&comparison.added);
+        Self { lost: gained.union(&comparison.removed), gained }
+    }
+}
 
 impl FieldManager<'_> {
     /// Fills in `metadata.managedFields` of an object about to be written by a request other than apply.
@@ -109,20 +128,17 @@ impl FieldManager<'_> {
 
     fn updated(&self, old: &Value, new: &Value, managers: Managers, name: &str) -> Result<Managers, String> {
         let mut managers = self.reconciled(old, managers);
-        let comparison = self.reset.filter_all(compare(self.root(), old, new)?);
-        let gained = comparison.modified.union(&comparison.added);
-        let mut versions = Comparisons::from([(self.api_version(), Some((comparison, gained.clone())))]);
+        let change = Change::from(self.reset.filter_all(compare(self.root(), old, new)?));
+        let gained = change.gained.clone();
+        let mut changes = Changes::from([(self.api_version(), Some(change))]);
         for (id, entry) in std::mem::take(&mut managers) {
-            let Some((comparison, gained)) = self.versioned(&mut versions, old, new, &entry.api_version)?
-            else {
-                continue;
-            };
-            let set = entry.set.difference(&entry.set.intersection(gained)).difference(&comparison.removed);
+            let Some(change) = self.versioned(&mut changes, old, new, &entry.api_version)? else { continue };
+            let set = entry.set.difference(&change.lost);
             if !set.is_empty() {
                 managers.insert(id, Entry { set, ..entry });
             }
         }
-        let own = self.reset.filter(&gained).difference(&Set::of(UNOWNED));
+        let own = self.reset.filter(&gained).difference(&UNOWNED);
         if !own.is_empty() {
             let id = self.id(name, Operation::Update);
             let set = match managers.remove(&id) {
@@ -212,7 +228,7 @@ impl FieldManager<'_> {
 
     /// An object that is created is its configuration.
     fn created(&self, applied: &Value, manager: &str) -> Result<Value, ApplyError> {
-        let set = self.reset.filter(&leaves(self.root(), applied)).difference(&Set::of(UNOWNED));
+        let set = self.reset.filter(&leaves(self.root(), applied)).difference(&UNOWNED);
         let mut managers = Managers::new();
         if !set.is_empty() {
             let entry = Entry { set, api_version: self.api_version(), time: Some(self.now) };
@@ -249,7 +265,7 @@ impl FieldManager<'_> {
         managers = others;
         let changed = !equal_but_owners(live, &object);
         if let Some(mut entry) = managers.remove(&id) {
-            entry.set = entry.set.difference(&Set::of(UNOWNED));
+            entry.set = entry.set.difference(&UNOWNED);
             entry.time = if changed { Some(self.now) } else { time };
             if !entry.set.is_empty() {
                 managers.insert(id, entry);
@@ -268,20 +284,17 @@ impl FieldManager<'_> {
         own: &ManagerId,
         force: bool,
     ) -> Result<Managers, ApplyError> {
-        let mut versions = Comparisons::new();
+        let mut changes = Changes::new();
         let mut conflicts = Vec::new();
         let mut left = Managers::new();
         for (id, mut entry) in managers {
             if id != *own {
-                let found = self
-                    .versioned(&mut versions, live, object, &entry.api_version)
-                    .map_err(|why| self.incomparable(&why))?;
-                let Some((comparison, gained)) = found else { continue };
-                let contested = entry.set.intersection(gained);
-                contested.each(&mut |path| {
+                let found = self.versioned(&mut changes, live, object, &entry.api_version);
+                let Some(change) = found.map_err(|why| self.incomparable(&why))? else { continue };
+                entry.set.intersection(&change.gained).each(&mut |path| {
                     conflicts.push(Conflict { manager: id.clone(), path: path.to_vec() });
                 });
-                entry.set = entry.set.difference(&contested).difference(&comparison.removed);
+                entry.set = entry.set.difference(&change.lost);
             }
             if !entry.set.is_empty() {
                 left.insert(id, entry);
@@ -315,39 +328,38 @@ impl FieldManager<'_> {
         };
         let fix = |(id, entry): (ManagerId, Entry)| {
             let kind = schema(&entry.api_version)?;
-            let set = reconcile(Type::root(kind.schema()), &entry.set);
-            Some((id, Entry { set, ..entry }))
+            let ty = Type::root(kind.schema());
+            if is_reconciled(ty, &entry.set) {
+                return Some((id, entry));
+            }
+            Some((id, Entry { set: reconcile(ty, &entry.set), ..entry }))
         };
         managers.into_iter().filter_map(fix).collect()
     }
 
-    /// The comparison in a manager's version, with what changed or came; `None` when it is not served.
+    /// The change in a manager's version; `None` when that is not served.
     fn versioned<'c>(
         &self,
-        versions: &'c mut Comparisons,
+        changes: &'c mut Changes,
         old: &Value,
         new: &Value,
         version: &str,
-    ) -> Result<Option<&'c (Comparison, Set)>, String> {
-        let key = if self.versions.is_none() { self.api_version() } else { version.to_owned() };
-        if !versions.contains_key(&key) {
-            let found = match self.versions.filter(|_| key != self.api_version()) {
+    ) -> Result<Option<&'c Change>, String> {
+        let here = self.api_version();
+        let key = if self.versions.is_none() { &*here } else { version };
+        if !changes.contains_key(key) {
+            let comparison = match self.versions.filter(|_| *key != here) {
                 None => Some(compare(self.root(), old, new)?),
-                Some(other) => match (other.convert(old, &key), other.convert(new, &key)) {
+                Some(other) => match (other.convert(old, key), other.convert(new, key)) {
                     (Some((old, kind)), Some((new, _))) => {
                         Some(compare(Type::root(kind.schema()), &old, &new)?)
                     }
                     _ => None,
                 },
             };
-            let found = found.map(|comparison| {
-                let comparison = self.reset.filter_all(comparison);
-                let gained = comparison.modified.union(&comparison.added);
-                (comparison, gained)
-            });
-            versions.insert(key.clone(), found);
+            changes.insert(key.into(), comparison.map(|comparison| self.reset.filter_all(comparison).into()));
         }
-        Ok(versions.get(&key).and_then(Option::as_ref))
+        Ok(changes.get(key).and_then(Option::as_ref))
     }
 
     pub(super) fn root(&self) -> Type<'_> {

@@ -4,13 +4,12 @@
 use serde_json::{Map, Value};
 
 use super::{PatchError, gofmt};
+use crate::decode::MAX_DEPTH;
 
 /// Most operations of one patch.
 pub const MAX_OPERATIONS: usize = 10_000;
 /// Most bytes of JSON that the `copy` operations of one patch may make.
 pub const MAX_COPIED_BYTES: usize = 3 << 20;
-/// Deepest nesting a patch may produce.
-pub const MAX_DEPTH: usize = 256;
 
 /// Checks what a strict decoder of operations would.
 pub(super) fn check_operations(operations: &[Value]) -> Result<(), String> {
@@ -233,7 +232,7 @@ fn remove(target: &mut Value, path: &str) -> Result<Value, String> {
 }
 
 fn check_depth(depth: usize, value: &Value) -> Result<(), String> {
-    match depth + nesting(value) < MAX_DEPTH {
+    match depth + 1 + nesting(value) <= MAX_DEPTH {
         true => Ok(()),
         false => Err(format!("exceeded max depth of {MAX_DEPTH}")),
     }

@@ -3,7 +3,8 @@
 //!
 //! [`parse`] reads a request's body and says what is wrong with it in the words of the server;
 //! [`json()`], [`merge()`] and [`strategic()`] apply it. The result is a plain value: it still has to be
-//! decoded (which drops nulls and unknown fields), defaulted and validated. Custom resources have no
+//! decoded (which drops nulls and unknown fields), defaulted and validated. No patch nests deeper than
+//! [`decode::MAX_DEPTH`](crate::decode::MAX_DEPTH). Custom resources have no
 //! strategic merge patch: the server refuses that content type for them.
 
 mod diff;
@@ -20,7 +21,7 @@ use crate::decode::{self, Format};
 
 pub use diff::{diff, three_way_merge, three_way_strategic, two_way_strategic};
 pub use error::PatchError;
-pub use json::{MAX_COPIED_BYTES, MAX_DEPTH, MAX_OPERATIONS, json};
+pub use json::{MAX_COPIED_BYTES, MAX_OPERATIONS, json};
 pub use merge::merge;
 pub use strategic::strategic;
 

@@ -16,9 +16,12 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 pub mod base;
+mod cronjob;
+mod daemonset;
 mod deployment;
 mod endpoints;
 mod gc;
+mod history;
 mod job;
 mod namespace;
 mod node_ipam;
@@ -30,6 +33,7 @@ mod replicationcontroller;
 mod root_ca;
 pub mod scheduler;
 mod serviceaccount;
+mod statefulset;
 mod taint_eviction;
 mod ttl;
 
@@ -60,6 +64,9 @@ pub const CONTROLLERS: &[Entry] = entries![
     "deployment-controller", deployment::run, "Rolls each Deployment out over ReplicaSets.";
     "replicaset-controller", replicaset::run, "Keeps each ReplicaSet at its wanted number of pods.";
     "replicationcontroller-controller", replicationcontroller::run, "Keeps each ReplicationController at its wanted number of pods.";
+    "daemonset-controller", daemonset::run, "Keeps a pod of each DaemonSet on every fitting node.";
+    "statefulset-controller", statefulset::run, "Keeps each StatefulSet's numbered pods and their claims.";
+    "cronjob-controller", cronjob::run, "Makes a Job at each time of a CronJob's schedule.";
     "job-controller", job::run, "Runs each Job's pods until enough have succeeded.";
     "ttl-after-finished-controller", ttl::run, "Deletes Jobs some time after their end.";
     "endpoints-controller", endpoints::legacy::run, "Lists the pods behind each Service in its Endpoints.";

@@ -24,6 +24,7 @@ mod status;
 mod template;
 
 use plan::{Plan, View};
+pub(crate) use rollout::scaled;
 
 const COMPONENT: &str = "deployment-controller";
 

@@ -43,7 +43,7 @@ impl Bounds {
 }
 
 /// A number, or a percentage of `total` rounded up or down. Never negative.
-pub(super) fn scaled(value: &IntOrString, total: i32, up: bool) -> i32 {
+pub(crate) fn scaled(value: &IntOrString, total: i32, up: bool) -> i32 {
     match value {
         IntOrString::Int(n) => (*n).max(0),
         IntOrString::String(text) => {

@@ -71,6 +71,18 @@ fn taints(pod: &PodInfo, node: &NodeInfo, _: &Cycle) -> Result<(), Rejection> {
     }
 }
 
+/// Whether a daemon may start on a node, and whether it may stay.
+pub(super) fn suits_daemon(pod: &PodInfo, node: &NodeInfo) -> (bool, bool) {
+    let repels = |effect: &str| {
+        let taints = node.taints().filter(|t| t.effect == effect);
+        taints.into_iter().any(|t| !pod.tolerations().iter().any(|o| tolerates(o, t)))
+    };
+    let cycle = Cycle::default();
+    let fits = node_name(pod, node, &cycle).is_ok() && fits_affinity(pod, node);
+    let stay = fits && !repels("NoExecute");
+    (stay && !repels("NoSchedule"), stay)
+}
+
 fn node_affinity(pod: &PodInfo, node: &NodeInfo, cycle: &Cycle) -> Result<(), Rejection> {
     if fits_affinity(pod, node) && cycle.class_selector.as_ref().is_none_or(|s| selected(s, node)) {
         return Ok(());

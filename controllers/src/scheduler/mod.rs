@@ -496,5 +496,11 @@ fn choose(
     }
 }
 
+/// Whether a daemon's pod may start on a node, and whether one that runs there may stay.
+/// Resources do not count: the scheduler looks at them when it comes to that.
+pub(crate) fn suits_daemon(pod: Pod, node: Arc<Node>) -> (bool, bool) {
+    filter::suits_daemon(&PodInfo::new(Arc::new(pod)), &NodeInfo::new(node))
+}
+
 #[cfg(test)]
 mod tests;

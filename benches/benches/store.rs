@@ -1,17 +1,21 @@
 //! Promise: a durable write costs at most 1.5 times a bare fdatasync when there is one writer, and 64 writers get
 //! at least 10,000 durable writes a second.
 //!
-//! Measured side by side, in turns, on the same disk: a write and fdatasync of a record of the same size, and the
-//! embedded store with 1, 16 and 64 writers. Medians over the rounds. `cargo bench -p wasmk-store --bench store`
+//! Measured side by side, in turns, on the same disk: a write and fdatasync of a record of the same size, appended
+//! to a file and into space laid out before, as the store's log has it; the embedded store with 1, 16 and 64
+//! writers; and, where one is in PATH, an etcd with its own settings through the same interface. Medians over the
+//! rounds. `cargo bench -p wasmk-store --bench store`
 
 use std::fs::File;
 use std::io::Write;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use wasmk_store::{Durability, Embedded, Op, Settings, Store, Txn};
+use wasmk_store::{Durability, Embedded, Etcd, Op, Settings, Store, Txn};
 
 const ROUNDS: usize = 7;
 const ROUND: Duration = Duration::from_millis(700);
@@ -32,10 +36,14 @@ fn sample(mut latencies: Vec<Duration>, elapsed: Duration) -> Sample {
     Sample { per_second: latencies.len() as f64 / elapsed.as_secs_f64(), p50: at(50), p99: at(99) }
 }
 
-/// Appends records to a file, each followed by an fdatasync.
-fn bare(dir: &Path) -> std::io::Result<Sample> {
+/// Writes records to a file one after the other, each followed by an fdatasync.
+fn bare(dir: &Path, laid_out: bool) -> std::io::Result<Sample> {
     let (path, record) = (dir.join("bare"), vec![b'x'; VALUE_BYTES + 80]);
     let file = File::create(&path)?;
+    if laid_out {
+        file.write_all_at(&vec![0; 64 << 20], 0)?;
+        file.sync_all()?;
+    }
     let (started, mut latencies, mut offset) = (Instant::now(), Vec::new(), 0);
     while started.elapsed() < ROUND {
         let began = Instant::now();
@@ -50,7 +58,7 @@ fn bare(dir: &Path) -> std::io::Result<Sample> {
 }
 
 async fn write(
-    store: Embedded,
+    store: Arc<dyn Store>,
     next: &'static AtomicU64,
     durability: Durability,
     until: Instant,
@@ -68,7 +76,7 @@ async fn write(
     latencies
 }
 
-async fn store(store: &Embedded, writers: usize, durability: Durability) -> Sample {
+async fn store(store: &Arc<dyn Store>, writers: usize, durability: Durability) -> Sample {
     static NEXT: AtomicU64 = AtomicU64::new(0);
     let started = Instant::now();
     let tasks: Vec<_> = (0..writers)
@@ -99,38 +107,81 @@ fn directory() -> std::io::Result<tempfile::TempDir> {
     tempfile::tempdir_in(std::env::current_exe()?.parent().unwrap_or(Path::new(".")))
 }
 
+/// An etcd that ends with the bench.
+struct Etcds(Child);
+
+impl Drop for Etcds {
+    fn drop(&mut self) {
+        // It may have ended by itself.
+        let _ = self.0.kill().and_then(|()| self.0.wait());
+    }
+}
+
+/// Starts an etcd, if there is one.
+async fn etcd(dir: &Path) -> Option<(Etcds, Arc<dyn Store>)> {
+    let free =
+        || Some(format!("http://{}", std::net::TcpListener::bind("127.0.0.1:0").ok()?.local_addr().ok()?));
+    let (client, peer) = (free()?, free()?);
+    let process = Command::new("etcd")
+        .arg("--data-dir")
+        .arg(dir.join("etcd"))
+        .args(["--listen-client-urls", &client, "--advertise-client-urls", &client])
+        .args(["--listen-peer-urls", &peer, "--initial-advertise-peer-urls", &peer])
+        .args(["--initial-cluster", &format!("default={peer}")])
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn();
+    let process = Etcds(process.ok()?);
+    let limit = Instant::now() + Duration::from_secs(20);
+    while Instant::now() < limit {
+        if let Ok(store) = Etcd::connect(std::slice::from_ref(&client), None).await {
+            return Some((process, Arc::new(store)));
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    None
+}
+
 #[tokio::main]
 async fn main() -> std::io::Result<()> {
     let dir = directory()?;
     let opened =
         Embedded::open(dir.path().join("store"), Settings::default()).map_err(std::io::Error::other)?;
     let embedded = opened.0;
-    let contenders = [
-        ("1 writer", 1, Durability::Synced),
-        ("16 writers", 16, Durability::Synced),
-        ("64 writers", 64, Durability::Synced),
-        ("1 writer, relaxed", 1, Durability::Relaxed),
+    let etcd = etcd(dir.path()).await;
+    let own: Arc<dyn Store> = Arc::new(embedded.clone());
+    let mut contenders = vec![
+        ("1 writer", own.clone(), 1, Durability::Synced),
+        ("16 writers", own.clone(), 16, Durability::Synced),
+        ("64 writers", own.clone(), 64, Durability::Synced),
+        ("1 writer, relaxed", own, 1, Durability::Relaxed),
     ];
-    let mut bares = Vec::new();
+    if let Some((_, etcd)) = &etcd {
+        let names = [("etcd, 1 writer", 1), ("etcd, 16 writers", 16), ("etcd, 64 writers", 64)];
+        contenders.extend(names.map(|(name, writers)| (name, etcd.clone(), writers, Durability::Synced)));
+    }
+    let (mut appended, mut laid_out) = (Vec::new(), Vec::new());
     let mut samples = vec![Vec::new(); contenders.len()];
     for _ in 0..ROUNDS {
-        bares.push(bare(dir.path())?);
-        for (samples, (_, writers, durability)) in samples.iter_mut().zip(contenders) {
-            samples.push(store(&embedded, writers, durability).await);
+        appended.push(bare(dir.path(), false)?);
+        laid_out.push(bare(dir.path(), true)?);
+        for (samples, (_, contender, writers, durability)) in samples.iter_mut().zip(&contenders) {
+            samples.push(store(contender, *writers, *durability).await);
         }
     }
-    let bare = median(&bares);
+    let (appended, laid_out) = (median(&appended), median(&laid_out));
+    let mut rows = vec![("bare, appended", appended), ("bare, laid out", laid_out)];
+    rows.extend(contenders.iter().map(|(name, ..)| *name).zip(samples.iter().map(|samples| median(samples))));
     let mut out = std::io::stdout().lock();
     writeln!(
         out,
-        "{:<20} {:>10} {:>12} {:>12} {:>8}",
-        "durable 1 KiB writes", "per s", "p50", "p99", "× bare"
+        "{:<20} {:>8} {:>10} {:>10} {:>11} {:>11}",
+        "durable 1 KiB writes", "per s", "p50", "p99", "× appended", "× laid out"
     )?;
-    let all = samples.iter().map(|samples| median(samples)).zip(contenders.map(|(name, ..)| name));
-    for (sample, name) in std::iter::once((bare, "bare fdatasync")).chain(all) {
-        let Sample { per_second, p50, p99 } = sample;
-        let times = p50.as_secs_f64() / bare.p50.as_secs_f64();
-        writeln!(out, "{name:<20} {per_second:>10.0} {p50:>12.1?} {p99:>12.1?} {times:>8.2}")?;
+    for (name, Sample { per_second, p50, p99 }) in rows {
+        let times = |bare: Sample| p50.as_secs_f64() / bare.p50.as_secs_f64();
+        let (first, second) = (times(appended), times(laid_out));
+        writeln!(out, "{name:<20} {per_second:>8.0} {p50:>10.1?} {p99:>10.1?} {first:>11.2} {second:>11.2}")?;
     }
     embedded.close().await.map_err(std::io::Error::other)
 }

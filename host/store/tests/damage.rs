@@ -212,6 +212,31 @@ async fn checkpointed() -> (tempfile::TempDir, Settings) {
     (dir, settings)
 }
 
+fn remove(checkpoint: &Path) {
+    fs::remove_dir_all(checkpoint).unwrap();
+}
+
+fn truncate(checkpoint: &Path) {
+    edit(&checkpoint.join("db"), |data| data.truncate(1000));
+}
+
+fn scribble(checkpoint: &Path) {
+    edit(&checkpoint.join("db"), |data| data.iter_mut().step_by(97).for_each(|byte| *byte ^= 0x55));
+}
+
+fn copy_tree(from: &Path, to: &Path) {
+    fs::create_dir_all(to).unwrap();
+    for entry in fs::read_dir(from).unwrap() {
+        let entry = entry.unwrap();
+        let target = to.join(entry.file_name());
+        if entry.file_type().unwrap().is_dir() {
+            copy_tree(&entry.path(), &target);
+        } else {
+            fs::copy(entry.path(), target).unwrap();
+        }
+    }
+}
+
 #[tokio::test]
 async fn checkpoints_keep_the_log_short_and_may_be_lost() {
     let (dir, settings) = checkpointed().await;
@@ -224,19 +249,21 @@ async fn checkpoints_keep_the_log_short_and_may_be_lost() {
     let all = store.range(Range::default()).await.unwrap().items;
     store.close().await.unwrap();
 
-    // Whichever of the two was the newest: lose one, and the other one or the log makes up for it.
-    let mut damaged = 0;
-    for slot in ["checkpoint-0", "checkpoint-1"] {
-        let hidden = dir.path().join("hidden");
-        fs::rename(dir.path().join(slot), &hidden).unwrap();
-        let (store, recovery) = Embedded::open(dir.path(), settings).unwrap();
-        damaged += recovery.damaged_checkpoints;
-        assert_eq!(recovery.checkpoint == Some(newest), recovery.damaged_checkpoints == 0);
-        assert_eq!(store.range(Range::default()).await.unwrap().items, all);
-        store.close().await.unwrap();
-        fs::rename(&hidden, dir.path().join(slot)).unwrap();
+    // Whichever of the two was the newest: lose or spoil one, and the other one or the log makes up for it.
+    for spoil in [remove, truncate, scribble] {
+        let mut damaged = 0;
+        for slot in ["checkpoint-0", "checkpoint-1"] {
+            let copy = tempfile::tempdir().unwrap();
+            copy_tree(dir.path(), copy.path());
+            spoil(&copy.path().join(slot));
+            let (store, recovery) = Embedded::open(copy.path(), settings).unwrap();
+            damaged += recovery.damaged_checkpoints;
+            assert_eq!(recovery.checkpoint == Some(newest), recovery.damaged_checkpoints == 0);
+            assert_eq!(store.range(Range::default()).await.unwrap().items, all);
+            store.close().await.unwrap();
+        }
+        assert_eq!(damaged, 1, "one of them was the newest");
     }
-    assert_eq!(damaged, 1, "one of them was the newest");
 
     // Without both there is no way.
     for slot in ["checkpoint-0", "checkpoint-1"] {

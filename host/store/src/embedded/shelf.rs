@@ -5,6 +5,7 @@
 
 use std::fs::{self, File};
 use std::io;
+use std::panic::{self, AssertUnwindSafe};
 use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
@@ -54,8 +55,29 @@ impl SledShelf {
     }
 }
 
+/// Turns a panic into an error: sled has some for files it does not like, and a checkpoint is replaceable.
+fn contained<T>(work: impl FnOnce() -> Result<T, String>) -> Result<T, String> {
+    let result = panic::catch_unwind(AssertUnwindSafe(work));
+    result.unwrap_or_else(|_| Err("sled gave up on its files".into()))
+}
+
 impl Shelf for SledShelf {
     fn write(&self, slot: usize, full: bool, changes: &[(Bytes, Option<KeyValue>)]) -> Result<(), String> {
+        contained(|| self.write_slot(slot, full, changes))
+    }
+
+    fn load(&self, slot: usize) -> Result<Vec<KeyValue>, String> {
+        contained(|| self.load_slot(slot))
+    }
+}
+
+impl SledShelf {
+    fn write_slot(
+        &self,
+        slot: usize,
+        full: bool,
+        changes: &[(Bytes, Option<KeyValue>)],
+    ) -> Result<(), String> {
         let path = self.path(slot);
         if full && path.exists() {
             fs::remove_dir_all(&path).map_err(|error| error.to_string())?;
@@ -64,7 +86,7 @@ impl Shelf for SledShelf {
         sync_all(&path).and_then(|()| File::open(&self.dir)?.sync_all()).map_err(|error| error.to_string())
     }
 
-    fn load(&self, slot: usize) -> Result<Vec<KeyValue>, String> {
+    fn load_slot(&self, slot: usize) -> Result<Vec<KeyValue>, String> {
         if !self.path(slot).exists() {
             return Err("its directory is missing".into());
         }

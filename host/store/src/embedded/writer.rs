@@ -98,7 +98,7 @@ impl Queue {
     }
 }
 
-/// The thread's own things.
+/// The thread's own things. Dropping them, even in a panic, leaves nobody waiting.
 pub(crate) struct Writer {
     pub(crate) engine: Engine,
     pub(crate) queue: Arc<Queue>,
@@ -126,9 +126,7 @@ impl Writer {
             // It reports through the queue, which nobody reads any more; its files are complete either way.
             let _ = running.join();
         }
-        let closed = self.engine.finish();
-        self.engine.shared.close();
-        closed
+        self.engine.finish()
     }
 
     /// Serves requests in order, neighbouring transactions as groups; true when asked to close.
@@ -173,6 +171,15 @@ impl Writer {
                 self.engine.checkpointed(slot, Err(error));
             }
         }
+    }
+}
+
+impl Drop for Writer {
+    fn drop(&mut self) {
+        self.queue.close();
+        // Whoever still waits hears that the store is closed.
+        self.queue.waiting.lock().requests.clear();
+        self.engine.shared.close();
     }
 }
 

@@ -5,26 +5,37 @@
 //! or knows the request. The order of a write is: decode and structural defaults (elsewhere), then
 //! [`Kind::default`], then one of the `prepare_…`, then one of the `validate…`.
 
+mod admission;
+mod autoscaling;
 mod columns;
 mod core;
+mod crd;
+mod devices;
 mod domain_path;
 mod errors;
+mod expression;
 mod fields;
+mod flow_control;
 mod int_or_percent;
 mod internal;
 mod kind;
 mod meta;
 mod net;
+mod networking;
 mod normalize;
 mod pod;
 mod pod_warnings;
+mod policy;
 mod ports;
 mod quantity;
+mod rbac;
 mod registry;
 mod resource_names;
 mod resources;
 mod selector;
+mod small;
 mod status;
+mod storage;
 mod table;
 mod types;
 mod value;

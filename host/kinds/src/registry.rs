@@ -3,10 +3,11 @@
 use std::collections::HashMap;
 use std::sync::LazyLock;
 
-use crate::Kind;
+use crate::admission::{Policy, PolicyBinding, Webhooks};
 use crate::core::{config, endpoints, event, namespace, node, quota, service, service_account};
+use crate::storage::{claim, class, csi, volume};
 use crate::workloads::{cron_job, daemon_set, deployment, job, replica_set, revision, stateful_set};
-use crate::pod;
+use crate::{Kind, autoscaling, crd, devices, flow_control, networking, pod, policy, rbac, small};
 
 /// A kind with nothing special.
 struct Neutral;
@@ -14,6 +15,11 @@ struct Neutral;
 impl Kind for Neutral {}
 
 type Row = (&'static str, &'static str, &'static dyn Kind);
+
+const ADMISSION: &str = "admissionregistration.k8s.io";
+const AUTHORIZATION: &str = "authorization.k8s.io";
+const FLOW_CONTROL: &str = "flowcontrol.apiserver.k8s.io";
+const RBAC: &str = "rbac.authorization.k8s.io";
 
 const ROWS: &[Row] = &[
     ("", "ComponentStatus", &service_account::ComponentStatus),
@@ -23,6 +29,8 @@ const ROWS: &[Row] = &[
     ("", "LimitRange", &quota::LimitRange),
     ("", "Namespace", &namespace::Namespace),
     ("", "Node", &node::Node),
+    ("", "PersistentVolume", &volume::PersistentVolume),
+    ("", "PersistentVolumeClaim", &claim::PersistentVolumeClaim),
     ("", "Pod", &pod::Pod),
     ("", "PodTemplate", &pod::PodTemplate),
     ("", "ReplicationController", &replica_set::ReplicationController),
@@ -30,15 +38,72 @@ const ROWS: &[Row] = &[
     ("", "Secret", &config::Secret),
     ("", "Service", &service::Service),
     ("", "ServiceAccount", &service_account::ServiceAccount),
+    (
+        ADMISSION,
+        "MutatingWebhookConfiguration",
+        &Webhooks { columns: "admissionregistration.k8s.io/MutatingWebhookConfiguration" },
+    ),
+    (
+        ADMISSION,
+        "ValidatingWebhookConfiguration",
+        &Webhooks { columns: "admissionregistration.k8s.io/ValidatingWebhookConfiguration" },
+    ),
+    (ADMISSION, "MutatingAdmissionPolicy", &Policy { mutating: true }),
+    (ADMISSION, "MutatingAdmissionPolicyBinding", &PolicyBinding { mutating: true }),
+    (ADMISSION, "ValidatingAdmissionPolicy", &Policy { mutating: false }),
+    (ADMISSION, "ValidatingAdmissionPolicyBinding", &PolicyBinding { mutating: false }),
+    ("apiextensions.k8s.io", "CustomResourceDefinition", &crd::CustomResourceDefinition),
+    ("apiregistration.k8s.io", "APIService", &small::ApiService),
     ("apps", "ControllerRevision", &revision::ControllerRevision),
     ("apps", "DaemonSet", &daemon_set::DaemonSet),
     ("apps", "Deployment", &deployment::Deployment),
     ("apps", "ReplicaSet", &replica_set::ReplicaSet),
     ("apps", "StatefulSet", &stateful_set::StatefulSet),
+    ("authentication.k8s.io", "SelfSubjectReview", &small::Review),
+    ("authentication.k8s.io", "TokenRequest", &small::Review),
+    ("authentication.k8s.io", "TokenReview", &small::Review),
+    (AUTHORIZATION, "LocalSubjectAccessReview", &small::Review),
+    (AUTHORIZATION, "SelfSubjectAccessReview", &small::Review),
+    (AUTHORIZATION, "SelfSubjectRulesReview", &small::Review),
+    (AUTHORIZATION, "SubjectAccessReview", &small::Review),
+    ("autoscaling", "HorizontalPodAutoscaler", &autoscaling::HorizontalPodAutoscaler),
+    ("autoscaling", "Scale", &autoscaling::ScaleKind),
     ("batch", "CronJob", &cron_job::CronJob),
     ("batch", "Job", &job::Job),
+    ("certificates.k8s.io", "CertificateSigningRequest", &small::CertificateSigningRequest),
+    ("certificates.k8s.io", "ClusterTrustBundle", &small::ClusterTrustBundle),
+    ("certificates.k8s.io", "PodCertificateRequest", &small::PodCertificateRequest),
+    ("coordination.k8s.io", "Lease", &small::Lease),
+    ("coordination.k8s.io", "LeaseCandidate", &small::LeaseCandidate),
     ("discovery.k8s.io", "EndpointSlice", &endpoints::EndpointSlice),
     ("events.k8s.io", "Event", &event::NewEvent),
+    (FLOW_CONTROL, "FlowSchema", &flow_control::FlowSchema),
+    (FLOW_CONTROL, "PriorityLevelConfiguration", &flow_control::PriorityLevel),
+    ("networking.k8s.io", "IPAddress", &networking::IpAddress),
+    ("networking.k8s.io", "Ingress", &networking::Ingress),
+    ("networking.k8s.io", "IngressClass", &networking::IngressClass),
+    ("networking.k8s.io", "NetworkPolicy", &networking::NetworkPolicy),
+    ("networking.k8s.io", "ServiceCIDR", &networking::ServiceCidr),
+    ("node.k8s.io", "RuntimeClass", &small::RuntimeClass),
+    ("policy", "Eviction", &policy::Eviction),
+    ("policy", "PodDisruptionBudget", &policy::PodDisruptionBudget),
+    (RBAC, "ClusterRole", &rbac::Role),
+    (RBAC, "ClusterRoleBinding", &rbac::ClusterBinding),
+    (RBAC, "Role", &rbac::Role),
+    (RBAC, "RoleBinding", &rbac::Binding),
+    ("resource.k8s.io", "DeviceClass", &devices::DeviceClass),
+    ("resource.k8s.io", "DeviceTaintRule", &devices::DeviceTaintRule),
+    ("resource.k8s.io", "ResourceClaim", &devices::ResourceClaim),
+    ("resource.k8s.io", "ResourceClaimTemplate", &devices::ResourceClaimTemplate),
+    ("resource.k8s.io", "ResourceSlice", &devices::ResourceSlice),
+    ("scheduling.k8s.io", "PriorityClass", &small::PriorityClass),
+    ("storage.k8s.io", "CSIDriver", &csi::CsiDriver),
+    ("storage.k8s.io", "CSINode", &csi::CsiNode),
+    ("storage.k8s.io", "CSIStorageCapacity", &csi::CsiStorageCapacity),
+    ("storage.k8s.io", "StorageClass", &class::StorageClass),
+    ("storage.k8s.io", "VolumeAttachment", &class::VolumeAttachment),
+    ("storage.k8s.io", "VolumeAttributesClass", &class::VolumeAttributesClass),
+    ("storagemigration.k8s.io", "StorageVersionMigration", &small::StorageVersionMigration),
 ];
 
 static TABLE: LazyLock<HashMap<(&'static str, &'static str), &'static dyn Kind>> =

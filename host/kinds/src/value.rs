@@ -60,9 +60,9 @@ pub(crate) fn or_null<'a>(value: &'a Value, key: &str) -> &'a Value {
     value.get(key).unwrap_or(&NULL)
 }
 
-/// Sets a field of a map unless it is there (null counts as absent).
+/// Sets a field of a map unless it is there; null and empty text count as absent.
 pub(crate) fn set_default(map: &mut Map<String, Value>, key: &str, value: impl Into<Value>) {
-    if map.get(key).is_none_or(Value::is_null) {
+    if map.get(key).is_none_or(|v| v.is_null() || v.as_str() == Some("")) {
         map.insert(key.into(), value.into());
     }
 }

@@ -11,7 +11,7 @@ fn comparable(obj: Object) -> Value {
     let mut value = obj.into_value();
     if let Some(meta) = value["metadata"].as_object_mut() {
         let generated = meta.contains_key("generateName");
-        meta.retain(|key, _| !matches!(key.as_str(), "uid" | "generation") && !(generated && key == "name"));
+        meta.retain(|key, _| !matches!(key.as_str(), "uid" | "namespace" | "generation") && !(generated && key == "name"));
     }
     value
 }

@@ -223,12 +223,11 @@ const SOURCE_DEFAULTS: &[(&str, &str, &str)] = &[
     ("scaleIO", "fsType", "xfs"),
 ];
 
+/// Sources behind features that are off are dropped.
 fn projection(source: &mut Map<String, Value>) {
+    source.retain(|key, _| !matches!(key.as_str(), "clusterTrustBundle" | "podCertificate"));
     if let Some(token) = some_map(source, "serviceAccountToken") {
         set_default(token, "expirationSeconds", 3600);
-    }
-    if let Some(request) = some_map(source, "podCertificate") {
-        set_default(request, "maxExpirationSeconds", 86_400);
     }
     if let Some(downward) = some_map(source, "downwardAPI") {
         maps_mut(downward, "items").for_each(field_ref);

@@ -19,15 +19,13 @@ impl Kind for Job {
             job_spec(spec);
             defaults::template(spec, "template");
         }
-        let labels = in_spec(obj, &["template", "metadata", "labels"]).clone();
-        if labels.is_object() && obj.labels().next().is_none() {
-            obj.set_meta("labels", labels);
-        }
+        label_like_pods(obj);
     }
 
     fn prepare_create(&self, obj: &mut Object) {
         statuses::reset(obj);
         generate_selector(obj);
+        label_like_pods(obj);
     }
 
     fn check(&self, obj: &Object, errors: &mut Errors) {
@@ -98,6 +96,14 @@ fn job_spec(spec: &mut Map<String, Value>) {
         for rule in maps_mut(policy, "rules") {
             maps_mut(rule, "onPodConditions").for_each(|pattern| set_default(pattern, "status", "True"));
         }
+    }
+}
+
+/// A job without labels takes those of its pods.
+fn label_like_pods(obj: &mut Object) {
+    let labels = in_spec(obj, &["template", "metadata", "labels"]).clone();
+    if labels.is_object() && obj.labels().next().is_none() {
+        obj.set_meta("labels", labels);
     }
 }
 

@@ -1,10 +1,23 @@
 //! What is wrong with pods and pod templates.
 
+pub(crate) mod affinity;
+mod containers;
+mod env;
+mod fields;
+mod parts;
+mod probes;
+mod security;
+mod update;
+pub(crate) mod volumes;
+
 use serde_json::Value;
 use wasmk_api::Object;
 
+pub(crate) use parts::tolerations;
+pub(crate) use update::{pod_status, pod_update};
+
 use crate::errors::{At, Errors};
-use crate::fields::{spec, top};
+use crate::fields::spec;
 use crate::meta;
 use crate::value::{list, or_null, text};
 
@@ -13,36 +26,42 @@ pub(crate) fn template(template: &Value, at: &At<'_>, errors: &mut Errors) {
     let meta = or_null(template, "metadata");
     meta::labels(meta, &at.field("labels"), errors);
     meta::annotations(meta, &at.field("annotations"), errors);
-    pod_spec(or_null(template, "spec"), &at.field("spec"), errors);
+    let at = at.field("spec");
+    pod_spec(or_null(template, "spec"), &at, errors);
+    no_ephemeral(or_null(template, "spec"), &at, "ephemeral containers not allowed in pod template", errors);
 }
 
 /// Checks a new pod.
 pub(crate) fn pod(obj: &Object, errors: &mut Errors) {
-    let at = At::new("spec");
-    pod_spec(spec(obj), &at, errors);
-    let _ = top;
+    let (spec, at) = (spec(obj), At::new("spec"));
+    pod_spec(spec, &at, errors);
+    no_ephemeral(spec, &at, "cannot be set on create", errors);
+    if !list(spec, "schedulingGates").is_empty() && !text(spec, "nodeName").is_empty() {
+        let why = "cannot be set until all schedulingGates have been cleared";
+        errors.forbidden(&at.field("nodeName"), why);
+    }
 }
 
+fn no_ephemeral(spec: &Value, at: &At<'_>, why: &str, errors: &mut Errors) {
+    if !list(spec, "ephemeralContainers").is_empty() {
+        errors.forbidden(&at.field("ephemeralContainers"), why);
+    }
+}
+
+/// Checks a pod spec, in the order that messages list what is wrong.
 fn pod_spec(spec: &Value, at: &At<'_>, errors: &mut Errors) {
-    let containers = list(spec, "containers");
-    let at = at.field("containers");
-    if containers.is_empty() {
-        errors.required(&at, "");
-    }
-    for (i, container) in containers.iter().enumerate() {
-        if text(container, "name").is_empty() {
-            errors.required(&at.index(i).field("name"), "");
-        }
-        if text(container, "image").is_empty() {
-            errors.required(&at.index(i).field("image"), "");
-        }
-    }
+    let volumes = volumes::all(spec, &at.field("volumes"), errors);
+    parts::resource_claims(spec, &at.field("resourceClaims"), errors);
+    containers::all(spec, &volumes, at, errors);
+    parts::policies(spec, at, errors);
+    security::pod(spec, at, errors);
+    affinity::affinity(or_null(spec, "affinity"), &at.field("affinity"), errors);
+    parts::dns(spec, &at.field("dnsConfig"), errors);
+    parts::gates(spec, at, errors);
+    affinity::spread(list(spec, "topologySpreadConstraints"), &at.field("topologySpreadConstraints"), errors);
+    security::windows_host_process(spec, at, errors);
+    security::host_users(spec, at, errors);
+    parts::names(spec, at, errors);
+    tolerations(list(spec, "tolerations"), &at.field("tolerations"), errors);
+    parts::rest(spec, at, errors);
 }
-
-/// Checks the replacement of a pod.
-pub(crate) fn pod_update(new: &Object, _old: &Object, errors: &mut Errors) {
-    pod(new, errors);
-}
-
-/// Checks the replacement of a pod's status.
-pub(crate) fn pod_status(_new: &Object, _old: &Object, _errors: &mut Errors) {}

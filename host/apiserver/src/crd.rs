@@ -7,19 +7,23 @@ use std::sync::Arc;
 
 use serde_json::{Value, json};
 use wasmk_api::{Cause, GroupVersion, Gvk, Object, Timestamp};
-use wasmk_machinery::schema::KindSchema;
+use wasmk_machinery::{
+    resources::{self, Subresource},
+    schema::KindSchema,
+};
 
 use crate::{
     cache::Filter,
     call::Call,
     http::{Query, RequestInfo, Wanted},
-    rows,
     server::Core,
-    table::{Nature, Resource, Subresource, Table},
+    table::{Addition, Resource, Table},
     write::{DeleteOptions, Mode, Work, delete_object, update_object},
 };
 
 const DEFINITIONS: &str = "apiextensions.k8s.io/customresourcedefinitions";
+/// What can be done with custom resources.
+const VERBS: [&str; 8] = ["delete", "deletecollection", "get", "list", "patch", "create", "update", "watch"];
 /// The finalizer that keeps a definition until its objects are gone.
 pub(crate) const CLEANUP: &str = "customresourcecleanup.apiextensions.k8s.io";
 
@@ -200,14 +204,10 @@ impl Column {
 
 /// Makes the table anew from the built-in rows and the established definitions.
 pub(crate) fn refresh(core: &Core) {
-    let mut table = rows::table(&core.caches);
-    for entry in core.caches.of(DEFINITIONS).list(&Filter::default()) {
-        let definition = entry.object();
-        if is_true(&definition, "Established") {
-            add(core, &mut table, &definition);
-        }
-    }
-    core.table.store(Arc::new(table));
+    let definitions = core.caches.of(DEFINITIONS).list(&Filter::default());
+    let established = definitions.iter().map(|e| e.object()).filter(|d| is_true(d, "Established"));
+    let additions = established.flat_map(|definition| additions(&definition)).collect();
+    core.table.store(Arc::new(Table::new(&core.caches, additions)));
 }
 
 fn is_true(definition: &Object, condition: &str) -> bool {
@@ -215,58 +215,60 @@ fn is_true(definition: &Object, condition: &str) -> bool {
     conditions.into_iter().flatten().any(|c| text(c, "/type") == condition && text(c, "/status") == "True")
 }
 
-fn add(core: &Core, table: &mut Table, definition: &Object) {
-    let Some(spec) = definition.0.get("spec") else { return };
+/// The rows of a definition: one for each version that is served.
+fn additions(definition: &Object) -> Vec<Addition> {
+    let Some(spec) = definition.0.get("spec") else { return Vec::new() };
     let names =
         definition.at(&["status", "acceptedNames"]).filter(|n| n.is_object()).unwrap_or(&spec["names"]);
     let versions: Vec<&Value> =
         spec.get("versions").and_then(Value::as_array).into_iter().flatten().collect();
     let flag = |v: &Value, key: &str| v.get(key) == Some(&Value::Bool(true));
     let stored = versions.iter().find(|v| flag(v, "storage")).map_or("", |v| text(v, "/name"));
-    let group = text(spec, "/group");
-    let storage = format!("{group}/{}", text(names, "/plural"));
-    for version in versions.iter().filter(|v| flag(v, "served")) {
-        let Some(custom) = CustomVersion::read(definition, version) else { continue };
-        let list = |key: &str| -> Vec<String> {
-            let items = names.get(key).and_then(Value::as_array);
-            items.into_iter().flatten().filter_map(Value::as_str).map(Into::into).collect()
-        };
-        let verbs = ["delete", "deletecollection", "get", "list", "patch", "create", "update", "watch"];
-        let deprecated = flag(version, "deprecated").then(|| match text(version, "/deprecationWarning") {
-            "" => format!("{group}/{} {} is deprecated", text(version, "/name"), text(names, "/kind")),
-            given => given.to_owned(),
-        });
-        table.add(Resource {
-            gvk: Gvk::new(group, text(version, "/name"), text(names, "/kind")),
-            plural: text(names, "/plural").into(),
-            singular: text(names, "/singular").into(),
-            short_names: list("shortNames"),
-            categories: list("categories"),
-            namespaced: custom.namespaced,
-            verbs: verbs.iter().map(|v| (*v).into()).collect(),
-            subresources: subresources(&custom),
-            list_kind: match text(names, "/listKind") {
-                "" => format!("{}List", text(names, "/kind")),
-                given => given.into(),
-            },
-            stored: GroupVersion::new(group, stored),
-            cache: core.caches.of(&storage),
-            storage: storage.clone(),
-            nature: Nature::Custom(Arc::new(custom)),
-            deprecation: deprecated,
-        });
-    }
+    let served = versions.iter().filter(|v| flag(v, "served"));
+    served.filter_map(|version| addition(definition, names, version, stored)).collect()
+}
+
+fn addition(definition: &Object, names: &Value, version: &Value, stored: &str) -> Option<Addition> {
+    let custom = CustomVersion::read(definition, version)?;
+    let gvk = custom.gvk.clone();
+    let list = |key: &str| -> Vec<String> {
+        let items = names.get(key).and_then(Value::as_array);
+        items.into_iter().flatten().filter_map(Value::as_str).map(Into::into).collect()
+    };
+    let deprecated = version.get("deprecated") == Some(&Value::Bool(true));
+    let deprecation = deprecated.then(|| match text(version, "/deprecationWarning") {
+        "" => format!("{}/{} {} is deprecated", gvk.group, gvk.version, gvk.kind),
+        given => given.to_owned(),
+    });
+    let mut row = resources::Resource::default();
+    row.group.clone_from(&gvk.group);
+    row.version = gvk.version;
+    row.plural = text(names, "/plural").into();
+    row.singular = text(names, "/singular").into();
+    row.list_kind = match text(names, "/listKind") {
+        "" => format!("{}List", gvk.kind),
+        given => given.into(),
+    };
+    row.kind = gvk.kind;
+    row.namespaced = custom.namespaced;
+    row.short_names = list("shortNames");
+    row.categories = list("categories");
+    row.verbs = VERBS.map(Into::into).to_vec();
+    row.storage = GroupVersion::new(gvk.group, stored);
+    row.subresources = subresources(&custom);
+    row.custom = Some(custom.schema.clone());
+    Some(Addition { row, version: custom, deprecation })
 }
 
 fn subresources(custom: &CustomVersion) -> Vec<Subresource> {
     let verbs = || ["get", "patch", "update"].map(Into::into).to_vec();
     let mut all = Vec::new();
     if custom.has_status {
-        all.push(Subresource { name: "status".into(), gvk: custom.gvk.clone(), verbs: verbs() });
+        all.push(Subresource { name: "status".into(), kind: custom.gvk.clone(), verbs: verbs() });
     }
     if custom.scale.is_some() {
         let gvk = Gvk::new("autoscaling", "v1", "Scale");
-        all.push(Subresource { name: "scale".into(), gvk, verbs: verbs() });
+        all.push(Subresource { name: "scale".into(), kind: gvk, verbs: verbs() });
     }
     all
 }
@@ -325,11 +327,9 @@ fn conflict(core: &Core, definition: &Object) -> Option<String> {
     let kind = text(spec, "/names/kind");
     let table = core.table.load();
     let mine = format!("{plural}.{group}");
-    let taken = table.all().find(|r| {
-        r.gvk.group == group
-            && format!("{}.{group}", r.plural) != mine
-            && (r.gvk.kind == kind || r.singular == plural)
-    })?;
+    let taken = table
+        .all()
+        .find(|r| r.gvk.group == group && format!("{}.{group}", r.plural) != mine && (r.gvk.kind == kind))?;
     Some(format!("{:?} is already in use", taken.gvk.kind))
 }
 

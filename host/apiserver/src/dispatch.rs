@@ -175,7 +175,11 @@ async fn route(core: &Arc<Core>, call: &Arc<Call>, request: Request) -> Result<A
     if resource.namespaced && info.namespace.is_empty() && !matches!(info.verb, "list" | "watch") {
         return create_elsewhere(core, call, &resource, request).await;
     }
-    if !resource.verbs.iter().any(|v| v == info.verb) {
+    let collection = matches!(info.verb, "create" | "list" | "deletecollection" | "watch");
+    if !resource.has_verb(info.verb)
+        || (info.name.is_empty() && !collection)
+        || (info.verb == "create" && !info.name.is_empty())
+    {
         return Err(Status::method_not_allowed());
     }
     object_verb(core, call, &resource, request).await

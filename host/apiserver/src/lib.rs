@@ -5,7 +5,7 @@
 //! (`write`) that ends in a transaction of the store. Custom resources add rows to the table (`crd`).
 //!
 //! Nothing here starts a workload, and no code path lists kinds: what is particular about one is a row
-//! (`rows`, `special`) or a behaviour of `wasmk-kinds`.
+//! (`special`, `wasmk-machinery`'s table) or a behaviour of `wasmk-kinds`.
 #![allow(dead_code)]
 
 mod admission;
@@ -17,7 +17,6 @@ mod cache;
 mod call;
 mod client;
 mod config;
-mod convert;
 mod crd;
 mod discovery;
 mod dispatch;
@@ -28,7 +27,6 @@ mod machine;
 mod metrics;
 mod openapi;
 mod read;
-mod rows;
 mod server;
 mod special;
 mod sub;

@@ -16,8 +16,7 @@ use crate::{
     cache::Caches,
     client, crd, dispatch,
     metrics::Metrics,
-    rows,
-    table::Table,
+    table::{self, Table},
 };
 
 /// Requests that only read, at the same time.
@@ -80,10 +79,10 @@ impl ApiServer {
     /// When the store cannot be read or written, or a key is unusable.
     pub async fn start(config: Config) -> Result<Self, StartError> {
         let signer = Arc::new(Signer::new(&config.service_account_key, &config.issuer)?);
-        let caches = Caches::load(config.store.clone(), rows::reader).await?;
+        let caches = Caches::load(config.store.clone(), table::readers()).await?;
         let follower = tokio::spawn(caches.clone().follow());
         let core = Arc::new(Core {
-            table: ArcSwap::from_pointee(rows::table(&caches)),
+            table: ArcSwap::from_pointee(Table::new(&caches, Vec::new())),
             authenticator: Authenticator::new(
                 &caches,
                 signer.clone(),

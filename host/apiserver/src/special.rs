@@ -14,9 +14,6 @@ const RETURN_DELETED: [&str; 8] = [
     "core/namespaces",
 ];
 
-/// Resources whose objects are stored as those of another group, in that form: where, and the stored version.
-const STORED_ELSEWHERE: [(&str, &str, &str, &str); 1] = [("events.k8s.io", "events", "", "v1")];
-
 /// Versions that are deprecated, with the text clients are warned with.
 const DEPRECATED: [(&str, &str, &str, &str); 2] = [
     ("", "v1", "endpoints", "v1 Endpoints is deprecated in v1.33+; use discovery.k8s.io/v1 EndpointSlice"),
@@ -54,12 +51,6 @@ pub(crate) fn is_namespace(resource: &Resource) -> bool {
 /// Whether a delete that waits for finalizers leaves out the grace period.
 pub(crate) fn keeps_no_grace(resource: &Resource) -> bool {
     resource.storage == "apiextensions.k8s.io/customresourcedefinitions"
-}
-
-/// The group and version a resource is stored in, when it is another than its own.
-pub(crate) fn stored_elsewhere(group: &str, plural: &str) -> Option<(&'static str, &'static str)> {
-    let row = STORED_ELSEWHERE.iter().find(|(g, p, _, _)| *g == group && *p == plural)?;
-    Some((row.2, row.3))
 }
 
 /// The warning a deprecated resource is answered with.

@@ -5,21 +5,15 @@
 
 use std::{collections::HashMap, sync::Arc};
 
-use wasmk_api::{GroupKind, GroupResource, GroupVersion, Gvk};
+use wasmk_api::{GroupKind, GroupResource, GroupVersion, Gvk, Gvr, Object};
 use wasmk_kinds::Kind;
+use wasmk_machinery::resources::{self, Registry, Subresource};
 
-use crate::{cache::Cache, crd::CustomVersion};
-
-/// A subresource of a resource.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Subresource {
-    /// Its name, for instance `status`.
-    pub(crate) name: String,
-    /// The kind of its bodies.
-    pub(crate) gvk: Gvk,
-    /// Its verbs.
-    pub(crate) verbs: Vec<String>,
-}
+use crate::{
+    cache::{Cache, Caches, Entry, Reader},
+    crd::CustomVersion,
+    special,
+};
 
 /// Where the behaviour of a kind comes from.
 #[derive(Clone)]
@@ -31,29 +25,18 @@ pub(crate) enum Nature {
 }
 
 /// A resource in one version.
-#[derive(Clone)]
 pub(crate) struct Resource {
     /// The kind of its objects, in the version that is served.
     pub(crate) gvk: Gvk,
     /// The plural name.
     pub(crate) plural: String,
-    /// The name of one, in lower case.
-    pub(crate) singular: String,
-    /// Abbreviations.
-    pub(crate) short_names: Vec<String>,
-    /// Groups of resources it belongs to, for instance `all`.
-    pub(crate) categories: Vec<String>,
     /// Whether objects live in namespaces.
     pub(crate) namespaced: bool,
-    /// Its verbs.
-    pub(crate) verbs: Vec<String>,
-    /// Its subresources.
-    pub(crate) subresources: Vec<Subresource>,
-    /// Whether it has more than subresources: `false` for the bare owner of some.
+    /// The kind of its lists.
     pub(crate) list_kind: String,
-    /// The version objects are stored in.
+    /// The group and version objects are stored in.
     pub(crate) stored: GroupVersion,
-    /// The group under which objects are stored; differs from that of the kind for events.
+    /// Its objects.
     pub(crate) cache: Arc<Cache>,
     /// `<group or core>/<plural>` in the store.
     pub(crate) storage: String,
@@ -61,9 +44,33 @@ pub(crate) struct Resource {
     pub(crate) nature: Nature,
     /// The text of the `Warning` every use of it is answered with.
     pub(crate) deprecation: Option<String>,
+    api_version: String,
+    row: Arc<resources::Resource>,
 }
 
 impl Resource {
+    fn new(
+        caches: &Caches,
+        row: &Arc<resources::Resource>,
+        nature: Nature,
+        deprecation: Option<String>,
+    ) -> Self {
+        let storage = storage(&row.storage.group, &row.plural);
+        Self {
+            gvk: row.gvk(),
+            api_version: row.gvk().api_version(),
+            plural: row.plural.clone(),
+            namespaced: row.namespaced,
+            list_kind: row.list_kind.clone(),
+            stored: row.storage.clone(),
+            cache: caches.of(&storage),
+            storage,
+            nature,
+            deprecation,
+            row: row.clone(),
+        }
+    }
+
     /// Group and plural name.
     pub(crate) fn group_resource(&self) -> GroupResource {
         GroupResource::new(self.gvk.group.clone(), self.plural.clone())
@@ -79,9 +86,14 @@ impl Resource {
         format!("{}{}/{}", crate::cache::ROOT, self.storage, crate::cache::key(namespace, name))
     }
 
+    /// Whether it has that verb.
+    pub(crate) fn has_verb(&self, verb: &str) -> bool {
+        self.row.has_verb(verb)
+    }
+
     /// A subresource.
     pub(crate) fn subresource(&self, name: &str) -> Option<&Subresource> {
-        self.subresources.iter().find(|s| s.name == name)
+        self.row.subresource(name)
     }
 
     /// The custom resource's version, if it is one.
@@ -100,61 +112,105 @@ impl Resource {
         }
     }
 
-    /// Whether objects are served in the version they are stored in.
-    pub(crate) fn is_stored_version(&self) -> bool {
-        self.stored.version == self.gvk.version && self.stored.group == self.gvk.group
+    /// Whether an object is stored just as it is served here.
+    pub(crate) fn serves(&self, entry: &Entry) -> bool {
+        entry.is_version(&self.api_version)
+    }
+
+    /// A stored object in the version that is served.
+    pub(crate) fn served(&self, object: Object) -> Object {
+        self.in_version(object, &self.gvk)
+    }
+
+    /// A served object in the version that is stored.
+    pub(crate) fn stored(&self, object: Object) -> Object {
+        self.in_version(object, &self.stored.kind(self.gvk.kind.clone()))
+    }
+
+    fn in_version(&self, mut object: Object, gvk: &Gvk) -> Object {
+        match &self.nature {
+            Nature::Builtin(_) => resources::convert::convert(&mut object, gvk),
+            Nature::Custom(_) => object.set_gvk(gvk),
+        }
+        object
     }
 }
 
-/// All resources, by group, version and plural name.
-#[derive(Clone, Default)]
+/// A row that a definition adds.
+pub(crate) struct Addition {
+    pub(crate) row: resources::Resource,
+    pub(crate) version: CustomVersion,
+    pub(crate) deprecation: Option<String>,
+}
+
+/// All resources.
 pub(crate) struct Table {
-    rows: HashMap<(String, String), HashMap<String, Arc<Resource>>>,
-    /// In the order of discovery.
-    order: Vec<(GroupVersion, Vec<Arc<Resource>>)>,
+    /// What discovery shows.
+    pub(crate) registry: Registry,
+    rows: HashMap<Gvr, Arc<Resource>>,
 }
 
 impl Table {
-    /// Adds a row, after those of its group and version.
-    pub(crate) fn add(&mut self, resource: Resource) {
-        let gv = resource.gvk.group_version();
-        let resource = Arc::new(resource);
-        let key = (gv.group.clone(), gv.version.clone());
-        self.rows.entry(key).or_default().insert(resource.plural.clone(), resource.clone());
-        match self.order.iter_mut().find(|(known, _)| *known == gv) {
-            Some((_, rows)) => rows.push(resource),
-            None => self.order.push((gv, vec![resource])),
+    /// The built-in resources with those that definitions add. A definition cannot replace a built-in resource.
+    pub(crate) fn new(caches: &Caches, additions: Vec<Addition>) -> Self {
+        let builtin = Registry::built_in();
+        let mut rows = HashMap::new();
+        for row in builtin.all() {
+            let nature = Nature::Builtin(wasmk_kinds::kind(&row.group, &row.kind));
+            let deprecation = special::deprecation(&row.group, &row.version, &row.plural).map(Into::into);
+            rows.insert(row.gvr(), Arc::new(Resource::new(caches, row, nature, deprecation)));
         }
+        let mut custom = Vec::new();
+        for addition in additions {
+            let row = Arc::new(addition.row);
+            if builtin.resource(&row.gvr()).is_some() {
+                continue;
+            }
+            let nature = Nature::Custom(Arc::new(addition.version));
+            rows.insert(row.gvr(), Arc::new(Resource::new(caches, &row, nature, addition.deprecation)));
+            custom.push(row);
+        }
+        let registry = if custom.is_empty() { builtin } else { builtin.with(custom) };
+        Self { registry, rows }
     }
 
     /// A resource.
     pub(crate) fn get(&self, group: &str, version: &str, plural: &str) -> Option<&Arc<Resource>> {
-        self.rows.get(&(group.to_owned(), version.to_owned()))?.get(plural)
+        self.rows.get(&Gvr::new(group, version, plural))
     }
 
     /// Whether anything is served in that group and version.
     pub(crate) fn has_version(&self, group: &str, version: &str) -> bool {
-        self.rows.contains_key(&(group.to_owned(), version.to_owned()))
+        self.registry.group_version(group, version).is_some()
     }
 
     /// The resource of a kind.
     pub(crate) fn by_kind(&self, gvk: &Gvk) -> Option<&Arc<Resource>> {
-        let rows = self.rows.get(&(gvk.group.clone(), gvk.version.clone()))?;
-        rows.values().find(|r| r.gvk.kind == gvk.kind)
+        self.rows.get(&self.registry.kind(gvk)?.gvr())
     }
 
-    /// Any version of a group's resource.
+    /// The preferred version of a resource.
     pub(crate) fn any_version(&self, group: &str, plural: &str) -> Option<&Arc<Resource>> {
-        self.all().find(|r| r.gvk.group == group && r.plural == plural)
-    }
-
-    /// All groups and versions with their rows, in the order of discovery.
-    pub(crate) fn versions(&self) -> &[(GroupVersion, Vec<Arc<Resource>>)] {
-        &self.order
+        self.rows.get(&self.registry.preferred(group, plural)?.gvr())
     }
 
     /// All rows.
     pub(crate) fn all(&self) -> impl Iterator<Item = &Arc<Resource>> {
-        self.order.iter().flat_map(|(_, rows)| rows)
+        self.registry.all().filter_map(|row| self.rows.get(&row.gvr()))
     }
+}
+
+/// The key of a resource's cache and of its objects in the store.
+fn storage(group: &str, plural: &str) -> String {
+    format!("{}/{plural}", if group.is_empty() { "core" } else { group })
+}
+
+/// How objects of each stored resource are read into the cache.
+pub(crate) fn readers() -> impl Fn(&str) -> Reader + Send + Sync + 'static {
+    let builtin = Registry::built_in();
+    let rows = builtin.all().filter(|row| row.storage == row.group_version());
+    let known: HashMap<String, &'static dyn Kind> = rows
+        .map(|row| (storage(&row.group, &row.plural), wasmk_kinds::kind(&row.group, &row.kind)))
+        .collect();
+    move |name| known.get(name).map_or(Reader::Plain, |kind| Reader::Kind(*kind))
 }

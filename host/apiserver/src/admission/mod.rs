@@ -1,34 +1,88 @@
 //! Admission: what may enter the cluster, and what is added to it on the way in.
 //!
 //! Mutating steps run before an object is prepared and validated, validating ones after. Each is a row with the
-//! resources it looks at, one file per step.
+//! resources it looks at; one file per concern. What they need to know they read from the caches.
 
+mod amounts;
+mod defaults;
 mod lifecycle;
+mod limits;
+mod node;
+mod pod;
+mod pod_security;
+mod quota;
+mod service_account;
+mod subjects;
 
 use wasmk_api::{Object, Status};
 
-use crate::write::Work;
+use crate::write::{Mode, Work};
+
+/// The pods of the core group.
+pub(crate) const PODS: &str = "core/pods";
+
+type Mutate = fn(&Work<'_>, &mut Object, Option<&Object>) -> Result<(), Status>;
+type Validate = fn(&Work<'_>, &Object, Option<&Object>, Mode) -> Result<(), Status>;
+
+/// The steps that change objects, with the resources they look at (none: all), in order.
+const MUTATE: [(&[&str], Mutate); 11] = [
+    (&[], lifecycle::check),
+    (&[PODS], service_account::mutate),
+    (&[PODS], limits::mutate),
+    (&["core/nodes"], defaults::taint_node),
+    (&[PODS], pod::priority),
+    (&[PODS], pod::tolerations),
+    (&[PODS], pod::runtime_class),
+    (&["core/persistentvolumeclaims"], defaults::claim),
+    (&["core/persistentvolumes"], defaults::volume),
+    (&["networking.k8s.io/ingresses"], defaults::ingress),
+    (&["scheduling.k8s.io/priorityclasses"], pod::priority_class),
+];
+
+/// The steps that only refuse.
+const VALIDATE: [(&[&str], Validate); 6] = [
+    (&[PODS, "core/persistentvolumeclaims"], limits::validate),
+    (&[PODS, "core/nodes"], node::validate),
+    (&[PODS], pod_security::validate),
+    (&["core/namespaces"], pod_security::validate_namespace),
+    (&["core/persistentvolumeclaims"], defaults::resize),
+    (&[], subjects::validate),
+];
+
+fn applies(resources: &[&str], work: &Work<'_>) -> bool {
+    resources.is_empty() || resources.contains(&&*work.resource.storage)
+}
 
 /// Lets every step change an object that is created (`old` absent) or updated.
 ///
 /// # Errors
 /// When a step refuses it.
 pub(crate) async fn mutate(work: &Work<'_>, object: &mut Object, old: Option<&Object>) -> Result<(), Status> {
-    lifecycle::check(work, object, old)?;
-    Ok(())
+    MUTATE.iter().filter(|(r, _)| applies(r, work)).try_for_each(|(_, step)| step(work, object, old))
 }
 
-/// Lets every step refuse an object that is created, updated, or deleted (`new` absent).
+/// Lets every step refuse an object that is created or updated.
 ///
 /// # Errors
 /// When a step refuses it.
 pub(crate) async fn validate(
     work: &Work<'_>,
-    new: Option<&Object>,
+    new: &Object,
     old: Option<&Object>,
+    mode: Mode,
 ) -> Result<(), Status> {
-    if let (None, Some(old)) = (new, old) {
-        lifecycle::protect(work, old)?;
+    VALIDATE.iter().filter(|(r, _)| applies(r, work)).try_for_each(|(_, step)| step(work, new, old, mode))?;
+    if mode == Mode::Main {
+        quota::charge(work, new, old).await?;
     }
     Ok(())
+}
+
+/// Lets every step refuse a deletion.
+///
+/// # Errors
+/// When a step refuses it.
+pub(crate) fn validate_delete(work: &Work<'_>, old: &Object) -> Result<(), Status> {
+    lifecycle::protect(work, old)?;
+    node::validate_delete(work, old)
 }

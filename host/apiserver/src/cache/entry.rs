@@ -118,6 +118,13 @@ impl Entry {
         &self.body[self.item_at as usize..]
     }
 
+    /// Whether it is stored in that `apiVersion`.
+    pub(crate) fn is_version(&self, api_version: &str) -> bool {
+        let head = &self.body[..self.item_at as usize];
+        let head = head.strip_suffix(b"\",").unwrap_or(head);
+        head.strip_suffix(api_version.as_bytes()).is_some_and(|rest| rest.ends_with(b"\"apiVersion\":\""))
+    }
+
     /// The object, parsed anew.
     pub(crate) fn object(&self) -> Object {
         serde_json::from_slice(&self.body).map(Object).unwrap_or_default()
@@ -288,6 +295,7 @@ mod tests {
         );
         assert_eq!((&*entry.namespace, &*entry.name, entry.label("k")), ("ns", "x", Some("v\"")));
         assert!(entry.item().starts_with(b"\"metadata\""));
+        assert!(entry.is_version("v1") && !entry.is_version("1"));
         assert_eq!(entry.tombstone(9).unwrap().object().resource_version(), "9");
     }
 

@@ -2,7 +2,8 @@
 
 use std::borrow::Cow;
 
-use wasmk_api::{Cause, FieldSelector, GroupKind, LabelSelector, Status};
+use wasmk_api::{Cause, FieldSelector, GroupKind, LabelSelector, Operator, Status};
+use wasmk_machinery::names;
 
 use super::request::decode;
 
@@ -104,8 +105,7 @@ impl ListOptions {
     pub(crate) fn parse(query: &Query, watch: bool) -> Result<Self, Status> {
         let limit = query.number("limit")?.unwrap_or(0);
         let options = Self {
-            labels: LabelSelector::parse(query.text("labelSelector"))
-                .map_err(|e| Status::bad_request(e.to_string()))?,
+            labels: labels(query.text("labelSelector"))?,
             fields: FieldSelector::parse(query.text("fieldSelector"))
                 .map_err(|e| Status::bad_request(e.to_string()))?,
             limit: usize::try_from(limit).unwrap_or(0),
@@ -191,6 +191,42 @@ impl ListOptions {
             (_, version) => Match::NotOlderThan(version),
         })
     }
+}
+
+/// Reads a label selector and checks its keys and values.
+///
+/// # Errors
+/// In Kubernetes' words.
+pub(crate) fn labels(text: &str) -> Result<LabelSelector, Status> {
+    let selector = LabelSelector::parse(text).map_err(|error| {
+        let message = error.to_string();
+        let bare = message.strip_prefix("unable to parse requirement: ").unwrap_or(&message);
+        // At the very start there may also be nothing at all.
+        let start = text.trim_start().starts_with([',', '=', '(', ')']);
+        Status::bad_request(match start {
+            true => bare.replace("expected: identifier", "expected: !, identifier, or 'end of string'"),
+            false => bare.to_owned(),
+        })
+    })?;
+    for requirement in &selector.requirements {
+        let refuse = |field: &str, value: &str, why: &[String]| {
+            let why: Vec<String> =
+                why.iter().map(|w| format!("{field}: Invalid value: {value:?}: {w}")).collect();
+            Status::bad_request(format!("unable to parse requirement: {}", why.join(", ")))
+        };
+        let wrong = names::qualified_name(&requirement.key);
+        if !wrong.is_empty() {
+            return Err(refuse("<nil>", &requirement.key, &wrong));
+        }
+        let (Operator::In(values) | Operator::NotIn(values)) = &requirement.operator else { continue };
+        for (i, value) in values.iter().enumerate() {
+            let wrong = names::label_value(value);
+            if !wrong.is_empty() {
+                return Err(refuse(&format!("values[{i}][{}]", requirement.key), value, &wrong));
+            }
+        }
+    }
+    Ok(selector)
 }
 
 /// Reads a resource version.

@@ -6,12 +6,15 @@ use axum::body::Body;
 use bytes::Bytes;
 use http::{HeaderValue, Response, StatusCode, header};
 use serde_json::{Map, Value};
-use wasmk_api::Status;
+use wasmk_api::{Reason, Status};
 
 use super::negotiate::{Format, Wanted};
 
 /// Replies at least this long are compressed for clients that welcome it.
 const GZIP_FROM: usize = 128 << 10;
+
+/// Refusals made before a handler is found carry empty details.
+const GENERIC: [&str; 2] = ["406: ", "415: "];
 
 /// An HTTP answer.
 pub(crate) type Answer = Response<Body>;
@@ -96,15 +99,14 @@ pub(crate) fn status(status: &Status) -> Answer {
 pub(crate) fn status_as(wanted: Wanted, status: &Status) -> Answer {
     let code = StatusCode::from_u16(status.code).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
     let mut value = status.to_value();
-    if status.reason == wasmk_api::Reason::NotAcceptable && status.details.is_empty() {
+    let generic = status.reason == Reason::MethodNotAllowed
+        || GENERIC.iter().any(|start| status.message.starts_with(start));
+    if generic && status.details.is_empty() {
         value["details"] = serde_json::json!({});
     }
     let mut response = value_as(code, wanted, &value);
     if let Some(seconds) = status.details.get("retryAfterSeconds").and_then(Value::as_u64) {
         response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(seconds));
-    }
-    if status.code == 401 {
-        response.headers_mut().insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
     }
     response
 }

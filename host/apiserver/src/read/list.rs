@@ -66,15 +66,10 @@ pub(crate) async fn list(core: &Core, call: &Call, resource: &Resource) -> Resul
         .as_deref()
         .map(|start| Continue { v: VERSION.into(), rv: shown.revision, start: start.into() }.encode());
     if call.wanted.form == Form::Whole {
-        let body = concatenate(core, resource, &shown, cont.as_deref())?;
+        let body = concatenate(resource, &shown, cont.as_deref())?;
         return Ok(respond::encoded(StatusCode::OK, call.wanted, body));
     }
-    let objects = shown
-        .page
-        .entries
-        .iter()
-        .map(|e| crate::convert::to_served(resource, e.object()))
-        .collect::<Result<Vec<_>, _>>()?;
+    let objects = shown.page.entries.iter().map(|e| resource.served(e.object())).collect::<Vec<_>>();
     let value = formed(core, call, resource, &objects, &shown, cont.as_deref());
     Ok(respond::value_as(StatusCode::OK, call.wanted, &value))
 }
@@ -159,12 +154,7 @@ fn head(out: &mut BytesMut, resource: &Resource, shown: &Shown, cont: Option<&st
     );
 }
 
-fn concatenate(
-    core: &Core,
-    resource: &Resource,
-    shown: &Shown,
-    cont: Option<&str>,
-) -> Result<bytes::Bytes, Status> {
+fn concatenate(resource: &Resource, shown: &Shown, cont: Option<&str>) -> Result<bytes::Bytes, Status> {
     let size: usize = shown.page.entries.iter().map(|e| e.body.len() + 2).sum();
     let mut out = BytesMut::with_capacity(size + 256);
     head(&mut out, resource, shown, cont);
@@ -173,28 +163,22 @@ fn concatenate(
         if i > 0 {
             out.put_u8(b',');
         }
-        item(&mut out, core, resource, entry, custom)?;
+        item(&mut out, resource, entry, custom)?;
     }
     out.put_slice(b"]}");
     Ok(out.freeze())
 }
 
 /// Items of built-in kinds carry no kind and apiVersion, those of custom resources do.
-fn item(
-    out: &mut BytesMut,
-    core: &Core,
-    resource: &Resource,
-    entry: &Arc<Entry>,
-    custom: bool,
-) -> Result<(), Status> {
-    match (resource.is_stored_version(), custom) {
+fn item(out: &mut BytesMut, resource: &Resource, entry: &Arc<Entry>, custom: bool) -> Result<(), Status> {
+    match (resource.serves(entry), custom) {
         (true, true) => out.put_slice(&entry.body),
         (true, false) => {
             out.put_u8(b'{');
             out.put_slice(entry.item());
         }
         (false, _) => {
-            let mut object = crate::convert::to_served(resource, entry.object())?;
+            let mut object = resource.served(entry.object());
             if !custom {
                 object.0.shift_remove("kind");
                 object.0.shift_remove("apiVersion");
@@ -232,7 +216,7 @@ fn formed(
                 "kind": "PartialObjectMetadataList",
                 "apiVersion": format!("meta.k8s.io/{version}"),
                 "metadata": metadata,
-                "items": items,
+                "items": if items.is_empty() { Value::Null } else { items.into() },
             })
         }
         Form::Whole => Value::Null,

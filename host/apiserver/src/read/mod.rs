@@ -4,7 +4,6 @@ mod form;
 mod list;
 mod watch;
 
-use bytes::Bytes;
 use http::StatusCode;
 use wasmk_api::{Object, Status};
 
@@ -46,27 +45,11 @@ pub(crate) fn namespace_of<'a>(call: &'a Call, resource: &Resource) -> &'a str {
 pub(crate) async fn get(core: &Core, call: &Call, resource: &Resource) -> Result<Answer, Status> {
     let entry = current(core, call, resource).await?;
     match call.wanted.form {
-        Form::Whole if resource.is_stored_version() => {
+        Form::Whole if resource.serves(&entry) => {
             Ok(respond::encoded(StatusCode::OK, call.wanted, entry.body.clone()))
         }
-        Form::Whole => Ok(respond::encoded(StatusCode::OK, call.wanted, served(core, resource, &entry)?)),
-        _ => object(
-            core,
-            call,
-            resource,
-            StatusCode::OK,
-            &crate::convert::to_served(resource, entry.object())?,
-        ),
+        _ => object(core, call, resource, StatusCode::OK, &resource.served(entry.object())),
     }
-}
-
-/// The object in the version that is served, as JSON.
-pub(crate) fn served(core: &Core, resource: &Resource, entry: &Entry) -> Result<Bytes, Status> {
-    if resource.is_stored_version() {
-        return Ok(entry.body.clone());
-    }
-    let object = crate::convert::to_served(resource, entry.object())?;
-    serde_json::to_vec(&object).map(Bytes::from).map_err(Status::internal)
 }
 
 /// Answers with one object, in the form the client wants.

@@ -232,13 +232,10 @@ impl Watcher {
     }
 
     fn write(&mut self, out: &mut BytesMut, word: &str, entry: &Entry) {
-        if self.call.wanted.form == Form::Whole && self.resource.is_stored_version() {
+        if self.call.wanted.form == Form::Whole && self.resource.serves(entry) {
             return frame(out, word, &entry.body);
         }
-        let object = match crate::convert::to_served(&self.resource, entry.object()) {
-            Ok(object) => object,
-            Err(status) => return self.fail(&status),
-        };
+        let object = self.resource.served(entry.object());
         let value = match self.call.wanted.form {
             Form::Whole => object.into_value(),
             Form::Partial(version) => partial(&object, version),

@@ -58,7 +58,7 @@ pub(crate) async fn review(
     resource: &Arc<Resource>,
     body: &Bytes,
 ) -> Result<Option<Answer>, Status> {
-    if call.info.verb != "create" || resource.verbs.iter().any(|v| v == "get") {
+    if call.info.verb != "create" || resource.has_verb("get") {
         return Ok(None);
     }
     let work = Work::new(core, call, resource)?;

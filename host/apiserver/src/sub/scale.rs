@@ -8,7 +8,6 @@ use wasmk_kinds::ScaleSelector;
 use wasmk_machinery::apply::scale::{self as owners, ReplicaPaths};
 
 use crate::{
-    convert,
     http::{Answer, negotiate, respond},
     machine, read,
     table::{Nature, Resource},
@@ -105,7 +104,7 @@ pub(crate) async fn serve(work: &Work<'_>, body: &Bytes, verb: &str) -> Result<A
     let paths = paths(work.resource).ok_or_else(Status::no_such_path)?;
     if verb == "get" {
         let entry = read::current(work.core, work.call, work.resource).await?;
-        let object = convert::to_served(work.resource, entry.object())?;
+        let object = work.resource.served(entry.object());
         return Ok(answer(work, &with_owners(work, &object, &paths)));
     }
     let gvk = Gvk::new("autoscaling", "v1", "Scale");

@@ -7,7 +7,6 @@ use wasmk_store::{Compare, Durability, Op, Txn, TxnOutcome};
 use super::Work;
 use crate::{
     cache::{encode, unavailable},
-    convert,
     table::Resource,
 };
 
@@ -45,7 +44,7 @@ pub(crate) async fn put(
     claims: Vec<Claim>,
 ) -> Result<Written, Status> {
     super::meta::order(object);
-    let stored = convert::to_stored(work.resource, object.clone())?;
+    let stored = work.resource.stored(object.clone());
     let key = work.resource.store_key(object.namespace(), object.name());
     let txn = Txn::put(key, encode(&stored), expected);
     let written = transact(work, txn, claims).await?;

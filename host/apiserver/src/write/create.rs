@@ -5,7 +5,7 @@ use http::StatusCode;
 use serde_json::Value;
 use wasmk_api::{Object, Status};
 
-use super::{Work, Written, meta, put};
+use super::{Mode, Work, Written, meta, put};
 use crate::{admission, alloc, http::Answer, machine, read, table::Nature};
 
 /// How often a generated name or address that was taken is tried anew.
@@ -28,24 +28,21 @@ pub(crate) async fn create(work: &Work<'_>, body: &Bytes) -> Result<Answer, Stat
 pub(crate) async fn create_object(work: &Work<'_>, mut object: Object) -> Result<Object, Status> {
     work.place(&mut object, "")?;
     work.core.caches.catch_up().await?;
-    admission::mutate(work, &mut object, None).await?;
-    prepare(work, &mut object);
+    machine::manage_create(work, &mut object)?;
+    if !work.trusted {
+        admission::mutate(work, &mut object, None).await?;
+    }
     let generate = object.name().is_empty() && !object.meta("generateName").is_empty();
-    for attempt in 0..ATTEMPTS {
+    for _ in 0..ATTEMPTS {
         let mut object = object.clone();
-        if generate && attempt > 0 {
-            object.set_meta("name", Value::Null);
-        }
         meta::stamp(&mut object, work.now);
+        prepare(work, &mut object);
         for warning in machine::warnings(work.resource, &object, None) {
             work.call.warn(warning);
         }
         if !work.trusted {
             machine::validate_create(work.resource, &object)?;
-        }
-        machine::manage_create(work, &mut object)?;
-        if !work.trusted {
-            admission::validate(work, Some(&object), None).await?;
+            admission::validate(work, &object, None, Mode::Main).await?;
         }
         let claims = alloc::claims(work, &mut object, None)?;
         match put(work, &mut object, 0, claims).await? {

@@ -11,7 +11,6 @@ use crate::{
     admission, alloc,
     cache::Entry,
     call::bad_dry_run,
-    convert,
     http::{Answer, ListOptions, respond},
     read, special,
     table::Nature,
@@ -177,9 +176,9 @@ async fn attempt(
     entry: &Entry,
     options: &DeleteOptions,
 ) -> Result<Option<(Object, bool)>, Status> {
-    let old = convert::to_served(work.resource, entry.object())?;
+    let old = work.resource.served(entry.object());
     preconditions(work, &old, options)?;
-    admission::validate(work, None, Some(&old)).await?;
+    admission::validate_delete(work, &old)?;
     let mut new = old.clone();
     let finalizers = options.finalizers(&old, work);
     new.set_meta("finalizers", if finalizers.is_empty() { Value::Null } else { json!(finalizers) });
@@ -324,7 +323,7 @@ pub(crate) async fn delete_collection(work: &mut Work<'_>, body: &Bytes) -> Resu
     for entry in work.resource.cache.list(&filter) {
         match delete_object(work, &entry.namespace, &entry.name, &options).await {
             Ok(_) => {
-                let mut object = convert::to_served(work.resource, entry.object())?;
+                let mut object = work.resource.served(entry.object());
                 if work.resource.custom().is_none() {
                     object.0.shift_remove("kind");
                     object.0.shift_remove("apiVersion");

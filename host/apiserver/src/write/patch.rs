@@ -47,7 +47,15 @@ pub(crate) fn read_patch(work: &Work<'_>, body: &Bytes) -> Result<Sent, Status> 
             "force",
         ));
     }
-    Ok(Sent::Changes(kind, patch::parse(kind, body)?))
+    let parsed = patch::parse(kind, body)?;
+    match machine::validation(work.call)? {
+        FieldValidation::Strict if !parsed.strict.is_empty() => {
+            return Err(Status::bad_request(format!("strict decoding error: {}", parsed.strict.join(", "))));
+        }
+        FieldValidation::Warn => parsed.strict.into_iter().for_each(|warning| work.call.warn(warning)),
+        _ => {}
+    }
+    Ok(Sent::Changes(kind, parsed.patch))
 }
 
 fn options_invalid(reason: &str, message: &str, field: &str) -> Status {

@@ -6,7 +6,7 @@ use serde_json::Value;
 use wasmk_api::{Cause, Object, Status};
 
 use super::{Work, Written, meta, put, remove};
-use crate::{admission, alloc, convert, http::Answer, machine, read, table::Nature};
+use crate::{admission, alloc, http::Answer, machine, read, table::Nature};
 
 /// How often a change is tried anew after somebody else was faster.
 const ATTEMPTS: usize = 128;
@@ -123,7 +123,7 @@ pub(crate) async fn update_object(
             let object = change(&Object::default())?;
             return Box::pin(super::create_object(work, object)).await.map(Done::Created);
         };
-        let old = convert::to_served(work.resource, entry.object())?;
+        let old = work.resource.served(entry.object());
         let mut new = change(&old)?;
         let wanted = new.resource_version();
         if !wanted.is_empty() && wanted != old.resource_version() {
@@ -158,7 +158,8 @@ async fn finish(
     if new.namespace().is_empty() && !old.namespace().is_empty() {
         new.set_meta("namespace", old.namespace());
     }
-    if matches!(mode, Mode::Main | Mode::Scale) {
+    machine::manage_update(work, new, old, mode)?;
+    if matches!(mode, Mode::Main | Mode::Scale) && !work.trusted {
         admission::mutate(work, new, Some(old)).await?;
     }
     meta::carry(new, old, &resource.group_resource(), work.patch)?;
@@ -170,8 +171,9 @@ async fn finish(
     if !work.trusted {
         machine::validate_update(resource, new, old, mode)?;
     }
-    machine::manage_update(work, new, old, mode)?;
-    admission::validate(work, Some(new), Some(old)).await?;
+    if !work.trusted {
+        admission::validate(work, new, Some(old), mode).await?;
+    }
     meta::order(new);
     if is_released(new) && mode != Mode::Status {
         let claims = alloc::releases(work, old);
@@ -202,6 +204,12 @@ pub(crate) fn is_released(object: &Object) -> bool {
 }
 
 fn prepare(work: &Work<'_>, new: &mut Object, old: &Object, mode: Mode) {
+    let owners = new.metadata().and_then(|m| m.get("managedFields")).cloned();
+    prepare_fields(work, new, old, mode);
+    new.set_meta("managedFields", owners.unwrap_or(Value::Null));
+}
+
+fn prepare_fields(work: &Work<'_>, new: &mut Object, old: &Object, mode: Mode) {
     match (&work.resource.nature, mode) {
         (_, Mode::Free(_)) => {}
         (Nature::Builtin(kind), Mode::Status) => kind.prepare_status(new, old),
@@ -213,9 +221,7 @@ fn prepare(work: &Work<'_>, new: &mut Object, old: &Object, mode: Mode) {
         }
         (Nature::Custom(_), Mode::Status) => {
             let status = new.0.get("status").cloned();
-            let managed = new.metadata().and_then(|m| m.get("managedFields")).cloned();
             *new = old.clone();
-            new.set_meta("managedFields", managed.unwrap_or(Value::Null));
             set(new, "status", status);
         }
         (Nature::Custom(version), Mode::Main | Mode::Scale) => {

@@ -3,6 +3,7 @@
 //! - [`AddressPool`] gives each pod an address of its own out of 127.0.0.0/8.
 //! - [`proxy`] listens on service addresses and passes connections on to ready endpoints;
 //!   [`plan`] says, without any I/O, which listeners and backends there should be.
+//! - [`tunnel`] carries streams to an agent over the one connection that the agent opened.
 //! - [`View`] keeps Services and EndpointSlices at hand; [`names`] resolves cluster names with it.
 
 pub mod bind;
@@ -10,6 +11,7 @@ pub mod names;
 pub mod plan;
 mod pool;
 pub mod proxy;
+pub mod tunnel;
 mod view;
 
 pub use pool::{AddressPool, PoolError};

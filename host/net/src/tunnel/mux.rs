@@ -1,0 +1,288 @@
+//! Many streams over one link of frames, the same on both ends.
+
+use std::{
+    collections::HashMap,
+    io,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+};
+
+use bytes::Bytes;
+use futures::{Stream, StreamExt};
+use parking_lot::Mutex;
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt, ReadHalf, WriteHalf},
+    sync::{Semaphore, mpsc},
+};
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    TunnelStream,
+    proto::{Finish, Frame, Open, frame::Kind},
+};
+
+/// Streams of one link at a time.
+pub const STREAMS: usize = 1024;
+/// Bytes a receiver grants ahead, per stream and direction.
+pub const WINDOW: usize = 256 * 1024;
+/// Most bytes in one frame.
+pub const FRAME_BYTES: usize = 32 * 1024;
+/// Frames that wait for the link.
+pub const QUEUE: usize = 64;
+
+/// One end of a link. Clones are the same end.
+#[derive(Clone)]
+pub(super) struct Mux {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    out: mpsc::Sender<Frame>,
+    streams: Mutex<HashMap<u64, Entry>>,
+    next: AtomicU64,
+    closed: CancellationToken,
+}
+
+struct Entry {
+    /// Bounded by the window: more bytes than granted end the stream.
+    input: mpsc::UnboundedSender<Input>,
+    /// Bytes the peer may still send.
+    granted: usize,
+    /// Bytes this side may still send.
+    credit: Arc<Semaphore>,
+}
+
+enum Input {
+    Data(Bytes),
+    Finish,
+}
+
+/// What one stream's pumps need.
+struct Pump {
+    mux: Mux,
+    id: u64,
+    input: mpsc::UnboundedReceiver<Input>,
+    credit: Arc<Semaphore>,
+}
+
+impl Mux {
+    /// An end that sends its frames to `out`.
+    pub(super) fn new(out: mpsc::Sender<Frame>) -> Self {
+        let inner = Inner {
+            out,
+            streams: Mutex::default(),
+            next: AtomicU64::new(1),
+            closed: CancellationToken::new(),
+        };
+        Self { inner: Arc::new(inner) }
+    }
+
+    /// Ends the link with all its streams.
+    pub(super) fn close(&self) {
+        self.inner.closed.cancel();
+        self.inner.streams.lock().clear();
+    }
+
+    pub(super) fn is_closed(&self) -> bool {
+        self.inner.closed.is_cancelled()
+    }
+
+    /// Resolves when the link is over.
+    pub(super) async fn closed(&self) {
+        self.inner.closed.cancelled().await;
+    }
+
+    /// Opens a stream to the other end.
+    pub(super) async fn open(&self) -> io::Result<TunnelStream> {
+        let id = self.inner.next.fetch_add(1, Ordering::Relaxed);
+        let stream = self.add(id)?;
+        self.send(id, Kind::Open(Open {})).await?;
+        Ok(stream)
+    }
+
+    /// Makes the stream `id` known and starts its pumps.
+    fn add(&self, id: u64) -> io::Result<TunnelStream> {
+        if self.is_closed() {
+            return Err(gone());
+        }
+        let (input, inputs) = mpsc::unbounded_channel();
+        let credit = Arc::new(Semaphore::new(WINDOW));
+        {
+            let mut streams = self.inner.streams.lock();
+            if streams.len() >= STREAMS {
+                let text = format!("the tunnel already carries {STREAMS} streams");
+                return Err(io::Error::new(io::ErrorKind::QuotaExceeded, text));
+            }
+            streams.insert(id, Entry { input, granted: WINDOW, credit: credit.clone() });
+        }
+        let (theirs, ours) = tokio::io::duplex(FRAME_BYTES);
+        let pump = Pump { mux: self.clone(), id, input: inputs, credit };
+        tokio::spawn(pump.run(ours));
+        Ok(theirs)
+    }
+
+    async fn send(&self, stream: u64, kind: Kind) -> io::Result<()> {
+        let frame = Frame { stream, kind: Some(kind) };
+        tokio::select! {
+            () = self.closed() => Err(gone()),
+            sent = self.inner.out.send(frame) => sent.map_err(|_| gone()),
+        }
+    }
+
+    /// Handles the peer's frames until it is gone. `opened` takes the streams it opens.
+    pub(super) async fn receive<E>(
+        &self,
+        frames: impl Stream<Item = Result<Frame, E>>,
+        opened: impl Fn(TunnelStream),
+    ) {
+        futures::pin_mut!(frames);
+        loop {
+            let frame = tokio::select! {
+                () = self.closed() => break,
+                frame = frames.next() => frame,
+            };
+            let Some(Ok(frame)) = frame else { break };
+            let Some(kind) = frame.kind else { continue };
+            self.handle(frame.stream, kind, &opened);
+        }
+        self.close();
+    }
+
+    /// One frame. Never waits: a stream that is not read must not hold up the others.
+    fn handle(&self, id: u64, kind: Kind, opened: &impl Fn(TunnelStream)) {
+        match kind {
+            Kind::Open(_) => match self.add(id) {
+                Ok(stream) => opened(stream),
+                Err(error) => self.reset(id, &error.to_string()),
+            },
+            Kind::Data(bytes) => self.data(id, bytes.into()),
+            Kind::Window(bytes) => self.credit(id, bytes as usize),
+            Kind::Finish(_) => self.input(id, Input::Finish),
+            Kind::Reset(reason) => {
+                tracing::debug!(stream = id, reason, "the other end gave a stream up");
+                self.inner.streams.lock().remove(&id);
+            }
+            Kind::Hello(_) => {}
+        }
+    }
+
+    fn data(&self, id: u64, bytes: Bytes) {
+        let within = {
+            let mut streams = self.inner.streams.lock();
+            // A stream that is over here: what was under way is dropped.
+            let Some(entry) = streams.get_mut(&id) else { return };
+            let within = bytes.len() <= entry.granted;
+            entry.granted -= bytes.len().min(entry.granted);
+            within
+        };
+        if within {
+            self.input(id, Input::Data(bytes));
+        } else {
+            self.inner.streams.lock().remove(&id);
+            self.reset(id, "more bytes than granted");
+        }
+    }
+
+    fn input(&self, id: u64, input: Input) {
+        if let Some(entry) = self.inner.streams.lock().get(&id) {
+            // A pump that is over no longer listens.
+            let _ = entry.input.send(input);
+        }
+    }
+
+    fn credit(&self, id: u64, bytes: usize) {
+        if let Some(entry) = self.inner.streams.lock().get(&id) {
+            // A peer that grants without end gains nothing.
+            let room = WINDOW.saturating_sub(entry.credit.available_permits());
+            entry.credit.add_permits(bytes.min(room));
+        }
+    }
+
+    /// Tells the peer that a stream is over, if the link has room right now; if it has not,
+    /// the peer learns it from the answer to its next frame.
+    fn reset(&self, id: u64, reason: &str) {
+        let _ = self.inner.out.try_send(Frame { stream: id, kind: Some(Kind::Reset(reason.into())) });
+    }
+}
+
+fn gone() -> io::Error {
+    io::Error::new(io::ErrorKind::NotConnected, "the tunnel is closed")
+}
+
+impl Pump {
+    async fn run(self, ours: TunnelStream) {
+        let (reader, writer) = tokio::io::split(ours);
+        let Self { mux, id, input, credit } = self;
+        let both =
+            async { tokio::join!(outward(&mux, id, reader, &credit), inward(&mux, id, writer, input)) };
+        let outcome = tokio::select! {
+            () = mux.closed() => return,
+            (outward, inward) = both => outward.and(inward),
+        };
+        mux.inner.streams.lock().remove(&id);
+        if let Err(error) = outcome {
+            // The link is gone if this fails, and with it the stream.
+            let _ = mux.send(id, Kind::Reset(error.to_string())).await;
+        }
+    }
+}
+
+/// From the user of the stream to the link, no more than the peer granted.
+async fn outward(
+    mux: &Mux,
+    id: u64,
+    mut reader: ReadHalf<TunnelStream>,
+    credit: &Semaphore,
+) -> io::Result<()> {
+    let mut buffer = vec![0; FRAME_BYTES];
+    loop {
+        let length = reader.read(&mut buffer).await?;
+        if length == 0 {
+            return mux.send(id, Kind::Finish(Finish {})).await;
+        }
+        let mut rest = &buffer[..length];
+        while !rest.is_empty() {
+            // At least one byte, then as many as are granted by now.
+            credit.acquire().await.map_err(io::Error::other)?.forget();
+            let more = credit.available_permits().min(rest.len() - 1);
+            let taken = credit.try_acquire_many(more as u32).map_or(0, |p| {
+                p.forget();
+                more
+            });
+            let (now, later) = rest.split_at(1 + taken);
+            mux.send(id, Kind::Data(now.to_vec())).await?;
+            rest = later;
+        }
+    }
+}
+
+/// From the link to the user of the stream; grants as much again as the user took.
+async fn inward(
+    mux: &Mux,
+    id: u64,
+    mut writer: WriteHalf<TunnelStream>,
+    mut input: mpsc::UnboundedReceiver<Input>,
+) -> io::Result<()> {
+    let mut taken = 0;
+    loop {
+        match input.recv().await {
+            Some(Input::Data(bytes)) => {
+                writer.write_all(&bytes).await?;
+                taken += bytes.len();
+            }
+            Some(Input::Finish) => return writer.shutdown().await,
+            // Removed: reset by the peer or by this end.
+            None => return Err(io::Error::new(io::ErrorKind::ConnectionReset, "the stream was reset")),
+        }
+        // Not for every frame: a grant costs a frame too.
+        if taken >= WINDOW / 4 {
+            if let Some(entry) = mux.inner.streams.lock().get_mut(&id) {
+                entry.granted += taken;
+            }
+            mux.send(id, Kind::Window(taken as u32)).await?;
+            taken = 0;
+        }
+    }
+}

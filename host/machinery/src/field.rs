@@ -109,6 +109,11 @@ pub fn type_invalid(path: &Path, value: &Value, detail: &str) -> Cause {
     cause("FieldValueTypeInvalid", path, with_detail(&format!("Invalid value: {}", shown(value)), detail))
 }
 
+/// A cause whose message is given whole, for values that are not shown.
+pub fn without_value(reason: &str, path: &Path, message: &str) -> Cause {
+    cause(reason, path, message.into())
+}
+
 /// A value not among those allowed, which are listed in the order given.
 pub fn not_supported<S: AsRef<str>>(path: &Path, value: &Value, allowed: &[S]) -> Cause {
     let allowed: Vec<String> = allowed.iter().map(|text| quoted(text.as_ref())).collect();

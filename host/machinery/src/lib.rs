@@ -12,3 +12,4 @@ pub mod patch;
 pub mod prune;
 pub mod resources;
 pub mod schema;
+pub mod validate;

@@ -1,5 +1,7 @@
 //! Reads the schemas of custom resource definitions.
 
+use std::sync::OnceLock;
+
 use serde_json::{Map, Value};
 use thiserror::Error;
 
@@ -143,6 +145,8 @@ fn rules(map: &Map<String, Value>, declared: Option<Box<str>>, depth: usize) -> 
         max_properties: count("maxProperties"),
         closed: map.get("additionalProperties") == Some(&Value::Bool(false)),
         validations: validations(map),
+        regex: OnceLock::new(),
+        programs: OnceLock::new(),
         all_of: schemas("allOf")?,
         any_of: schemas("anyOf")?,
         one_of: schemas("oneOf")?,

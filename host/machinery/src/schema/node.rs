@@ -1,11 +1,16 @@
 //! One place of a schema, as stored.
 
-use std::borrow::Cow;
+use std::{
+    borrow::Cow,
+    sync::{Arc, OnceLock},
+};
 
 use indexmap::IndexMap;
+use regex::Regex;
 use serde_json::Value;
 
 use super::builtin;
+use crate::validate::Programs;
 
 /// What values a place holds.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -123,6 +128,10 @@ pub struct Rules {
     /// `additionalProperties: false`.
     pub closed: bool,
     pub validations: Vec<Rule>,
+    /// `pattern`, compiled when first needed.
+    pub(crate) regex: OnceLock<Option<Regex>>,
+    /// `validations`, parsed when first needed.
+    pub(crate) programs: OnceLock<Arc<Programs>>,
     pub(crate) all_of: Vec<Node>,
     pub(crate) any_of: Vec<Node>,
     pub(crate) one_of: Vec<Node>,
@@ -130,6 +139,12 @@ pub struct Rules {
 }
 
 impl Rules {
+    /// The compiled pattern; `None` without one, and for one that is no regular expression.
+    pub(crate) fn regex(&self) -> Option<&Regex> {
+        let compile = || self.pattern.as_deref().and_then(|pattern| Regex::new(pattern).ok());
+        self.regex.get_or_init(compile).as_ref()
+    }
+
     /// The schemas of `allOf`, all of which must hold.
     pub fn all_of(&self) -> impl ExactSizeIterator<Item = super::Schema<'_>> {
         self.all_of.iter().map(super::Schema::at)

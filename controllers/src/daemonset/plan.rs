@@ -94,7 +94,8 @@ pub(super) fn plan(view: &View) -> Plan {
 
 /// Exactly one pod where one belongs, none elsewhere. Finished ones make way for new ones.
 fn on_node(view: &View, node: &str, fit: Fit, pods: &[&Arc<Pod>], plan: &mut Plan) {
-    let live: Vec<&Arc<Pod>> = pods.iter().copied().filter(|p| !is_deleting(&***p) && !is_finished(p)).collect();
+    let live: Vec<&Arc<Pod>> =
+        pods.iter().copied().filter(|p| !is_deleting(&***p) && !is_finished(p)).collect();
     let ended = pods.iter().filter(|p| !is_deleting(&****p) && is_finished(p));
     if !fit.stay {
         plan.delete.extend(pods.iter().filter(|p| !is_deleting(&****p)).map(|p| (*p).clone()));

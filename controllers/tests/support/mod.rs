@@ -203,13 +203,16 @@ pub fn images(pods: &[Pod]) -> BTreeMap<String, usize> {
 /// `ok` and `fail` end so; pods being deleted go at once; nodes not labelled `dead` renew
 /// their leases.
 async fn hollow_kubelet(client: Client, clock: Clock) {
-    let pods: Api<Pod> = Api::all(client.clone());
-    let watching = watcher(pods, watcher::Config::default()).for_each(|event| async {
-        if let Ok(watcher::Event::Apply(pod) | watcher::Event::InitApply(pod)) = event {
-            // Anything that fails here has been overtaken by a newer state of the pod.
-            let _ = play(&client, clock, pod).await;
+    let watching = async {
+        let pods: Api<Pod> = Api::all(client.clone());
+        let mut events = std::pin::pin!(watcher(pods, watcher::Config::default()));
+        while let Some(event) = events.next().await {
+            if let Ok(watcher::Event::Apply(pod) | watcher::Event::InitApply(pod)) = event {
+                // Anything that fails here has been overtaken by a newer state of the pod.
+                let _ = play(&client, clock, pod).await;
+            }
         }
-    });
+    };
     let renewing = async {
         loop {
             let nodes: Api<Node> = Api::all(client.clone());

@@ -18,12 +18,14 @@
 //! fresh every time. Files, arguments, time and random numbers are those of `std`.
 
 mod body;
+mod fetch;
 mod headers;
 mod request;
 mod response;
 mod serve;
 
 pub use body::{BodyReader, BodyWriter};
+pub use fetch::{Fetched, fetch};
 pub use headers::Headers;
 pub use request::Request;
 pub use response::{IntoResponse, Response};

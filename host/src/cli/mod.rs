@@ -113,7 +113,20 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     }
 }
 
+/// Logs of the servers: to standard error, at `info` unless `WASMK_LOG` says otherwise.
+fn start_logging(default: &str) {
+    let filter = tracing_subscriber::EnvFilter::try_from_env("WASMK_LOG").unwrap_or_else(|_| default.into());
+    let is_terminal = std::io::IsTerminal::is_terminal(&std::io::stderr());
+    let _ = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(is_terminal)
+        .try_init();
+}
+
 fn run(cli: Cli) -> Result<Exit> {
+    let serves = matches!(cli.command, Command::Up(_) | Command::Agent(_));
+    start_logging(if serves { "info" } else { "error" });
     let cx = Context::new(cli.global);
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     let result = runtime.block_on(async {

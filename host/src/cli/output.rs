@@ -63,12 +63,27 @@ pub fn aligned(rows: &[Vec<String>]) -> String {
 
 /// Prints an error with its chain and hint to standard error.
 pub(super) fn report(error: &anyhow::Error) {
-    eprintln!("error: {error}");
-    for cause in error.chain().skip(1) {
-        eprintln!("  caused by: {cause}");
+    let mut said: Vec<String> = Vec::new();
+    for cause in error.chain() {
+        let text = worded(cause);
+        // A link that says what one above it has said adds nothing.
+        if said.iter().any(|before| before.contains(&text)) {
+            continue;
+        }
+        let lead = if said.is_empty() { "error" } else { "  caused by" };
+        eprintln!("{lead}: {text}");
+        said.push(text);
     }
     if let Some(hint) = error.chain().find_map(|e| e.downcast_ref::<Hint>()) {
         eprintln!("hint: {}", hint.text());
+    }
+}
+
+/// An error's own words; of the API's refusals their message.
+fn worded(error: &(dyn std::error::Error + 'static)) -> String {
+    match error.downcast_ref::<kube::Error>() {
+        Some(kube::Error::Api(status)) => status.message.clone(),
+        _ => error.to_string(),
     }
 }
 

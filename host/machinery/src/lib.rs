@@ -2,6 +2,7 @@
 //! validate, discover, describe. Nothing here does I/O.
 
 pub mod apply;
+pub mod cel;
 pub mod decode;
 pub mod default;
 pub mod field;

@@ -11,7 +11,7 @@ use crate::{
     field::{Path, duplicate, forbidden, invalid, invalid_str, not_supported, required, too_many},
     names,
     schema::KindSchema,
-    validate::{cel, structural::list},
+    validate::{rules, structural::list},
 };
 
 /// Most selectable fields of a version.
@@ -335,7 +335,7 @@ fn selected_type(kind: &KindSchema, path: &str) -> Result<String, &'static str> 
     if path == ".metadata" || path.starts_with(".metadata.") || !path.starts_with('.') {
         return Err(NOT_FOUND);
     }
-    cel::below(&Path::root(), path, kind.schema()).ok_or(NOT_FOUND)?;
+    rules::below(&Path::root(), path, kind.schema()).ok_or(NOT_FOUND)?;
     let mut schema = kind.schema();
     for name in path.split('.').skip(1) {
         let name = name.split('[').next().unwrap_or(name);

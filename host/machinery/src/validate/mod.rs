@@ -2,10 +2,10 @@
 //!
 //! An update is ratcheted: what was already stored and did not change is not held against the object.
 
-mod cel;
 pub mod definition;
 mod formats;
 mod lists;
+mod rules;
 mod structural;
 mod typecheck;
 mod values;
@@ -19,7 +19,7 @@ use crate::{
     schema::{KindSchema, Schema},
 };
 
-pub(crate) use cel::Programs;
+pub(crate) use rules::Programs;
 pub use values::validate_value;
 
 /// What validation found.
@@ -46,7 +46,7 @@ pub fn resource(object: &Object, old: Option<&Object>, kind: &KindSchema, before
     if stored_lists_are_valid {
         causes.extend(lists::validate(&new, schema));
     }
-    if !cel::has_rules(schema) {
+    if !rules::has_rules(schema) {
         return outcome;
     }
     if causes.iter().any(|cause| BLOCKING.contains(&&*cause.reason)) {
@@ -55,9 +55,9 @@ pub fn resource(object: &Object, old: Option<&Object>, kind: &KindSchema, before
         causes.push(invalid(&Path::root(), &Value::Null, says));
         return outcome;
     }
-    let rules = cel::validate(&new, old.as_ref(), schema);
-    outcome.causes.extend(rules.causes);
-    outcome.warnings.extend(rules.warnings);
+    let found = rules::validate(&new, old.as_ref(), schema);
+    outcome.causes.extend(found.causes);
+    outcome.warnings.extend(found.warnings);
     outcome
 }
 

@@ -1,10 +1,16 @@
 //! A first look at the types of a rule, when it is defined: fields that do not exist, operands that do not
 //! fit, results that are no boolean. What cannot be known without running it counts as fitting.
 
-use kube_cel::cel::common::ast::{Expr, IdedExpr, LiteralValue};
+use kube_cel::cel::{
+    IdedExpr,
+    common::ast::{Expr, LiteralValue},
+};
 
-use super::cel::{Checked, escaped};
-use crate::schema::{Kind, Schema};
+use super::rules::escaped;
+use crate::{
+    cel::Expression,
+    schema::{Kind, Schema},
+};
 
 #[derive(Clone)]
 enum Type<'s> {
@@ -23,9 +29,9 @@ struct Problem {
 }
 
 /// What is wrong with a rule for values of that schema, in the words of Kubernetes' compiler.
-pub(super) fn check(rule: &str, checked: &Checked, schema: Schema<'_>, root: bool) -> Option<String> {
+pub(super) fn check(rule: &str, checked: &Expression, schema: Schema<'_>, root: bool) -> Option<String> {
     let scope = vec![("self", Type::Place(schema, root)), ("oldSelf", Type::Any)];
-    match infer(checked.expression(), &scope) {
+    match infer(checked.root(), &scope) {
         Err(problem) => Some(pointed(rule, &problem)),
         Ok(result) => match result.name() {
             Some("bool") | None => None,
@@ -200,7 +206,7 @@ mod tests {
     use serde_json::{Value, json};
 
     use super::*;
-    use crate::{schema::KindSchema, validate::cel::compile};
+    use crate::{cel::compile, schema::KindSchema};
 
     fn problem(place: Value, rule: &str) -> Option<String> {
         let kind = KindSchema::custom(&json!({"type": "object", "properties": {"x": place}})).unwrap();

@@ -5,10 +5,11 @@ use serde_json::{Value, json};
 use wasmk_api::Cause;
 
 use crate::{
+    cel,
     field::{Path, forbidden, invalid, invalid_str, not_supported, required},
     schema::{KindSchema, Schema},
     validate::{
-        cel,
+        rules::below,
         structural::{self, entries, flag, list, object, text},
         typecheck, values,
     },
@@ -120,8 +121,8 @@ fn walk(schema: &Value, path: &Path, causes: &mut Vec<Cause>) {
     lists(schema, path, causes);
     list_keys(schema, path, causes);
     rule_texts(schema, path, causes);
-    for (below, path) in children(schema, path) {
-        walk(below, &path, causes);
+    for (inner, path) in children(schema, path) {
+        walk(inner, &path, causes);
     }
 }
 
@@ -289,8 +290,8 @@ fn rule_texts(schema: &Value, path: &Path, causes: &mut Vec<Cause>) {
         if field.is_empty() {
             continue;
         }
-        let known = KindSchema::custom(schema)
-            .is_ok_and(|kind| cel::below(&Path::root(), field, kind.schema()).is_some());
+        let known =
+            KindSchema::custom(schema).is_ok_and(|kind| below(&Path::root(), field, kind.schema()).is_some());
         if !known {
             causes.push(invalid_str(&path.child("fieldPath"), field, "must be a valid path"));
         }
@@ -370,7 +371,7 @@ fn compile(
             if let Some(problem) = typecheck::check(source, &checked, place, root) {
                 causes.push(invalid(&place_of, &shown, &problem));
             }
-            match (checked.uses_old, loose, rule.get("optionalOldSelf")) {
+            match (checked.mentions("oldSelf"), loose, rule.get("optionalOldSelf")) {
                 (true, Some(above), _) => {
                     let says = format!(
                         "oldSelf cannot be used on the uncorrelatable portion of the schema within {above}"

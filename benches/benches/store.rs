@@ -15,7 +15,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use wasmk_store::{Durability, Embedded, Etcd, Op, Settings, Store, Txn};
+use wasmk_store::{Durability, Embedded, Etcd, Op, Recovery, Settings, Store, Txn};
 
 const ROUNDS: usize = 7;
 const ROUND: Duration = Duration::from_millis(700);
@@ -36,25 +36,37 @@ fn sample(mut latencies: Vec<Duration>, elapsed: Duration) -> Sample {
     Sample { per_second: latencies.len() as f64 / elapsed.as_secs_f64(), p50: at(50), p99: at(99) }
 }
 
-/// Writes records to a file one after the other, each followed by an fdatasync.
-fn bare(dir: &Path, laid_out: bool) -> std::io::Result<Sample> {
-    let (path, record) = (dir.join("bare"), vec![b'x'; VALUE_BYTES + 80]);
-    let file = File::create(&path)?;
-    if laid_out {
-        file.write_all_at(&vec![0; 64 << 20], 0)?;
+/// A file for records written one after the other, each followed by an fdatasync.
+struct Bare {
+    file: File,
+    offset: u64,
+    /// Space laid out with zeros, used over and over; 0 to append.
+    laid_out: u64,
+}
+
+impl Bare {
+    fn new(path: &Path, laid_out: u64) -> std::io::Result<Self> {
+        let file = File::create(path)?;
+        file.write_all_at(&vec![0; laid_out as usize], 0)?;
         file.sync_all()?;
+        Ok(Self { file, offset: 0, laid_out })
     }
-    let (started, mut latencies, mut offset) = (Instant::now(), Vec::new(), 0);
-    while started.elapsed() < ROUND {
-        let began = Instant::now();
-        file.write_all_at(&record, offset)?;
-        file.sync_data()?;
-        latencies.push(began.elapsed());
-        offset += record.len() as u64;
+
+    fn round(&mut self) -> std::io::Result<Sample> {
+        let record = vec![b'x'; VALUE_BYTES + 80];
+        let (started, mut latencies) = (Instant::now(), Vec::new());
+        while started.elapsed() < ROUND {
+            let began = Instant::now();
+            self.file.write_all_at(&record, self.offset)?;
+            self.file.sync_data()?;
+            latencies.push(began.elapsed());
+            self.offset += record.len() as u64;
+            if self.laid_out > 0 && self.offset + record.len() as u64 > self.laid_out {
+                self.offset = 0;
+            }
+        }
+        Ok(sample(latencies, started.elapsed()))
     }
-    let sample = sample(latencies, started.elapsed());
-    std::fs::remove_file(path)?;
-    Ok(sample)
 }
 
 async fn write(
@@ -161,10 +173,12 @@ async fn main() -> std::io::Result<()> {
         contenders.extend(names.map(|(name, writers)| (name, etcd.clone(), writers, Durability::Synced)));
     }
     let (mut appended, mut laid_out) = (Vec::new(), Vec::new());
+    let mut append = Bare::new(&dir.path().join("appended"), 0)?;
+    let mut overwrite = Bare::new(&dir.path().join("laid-out"), 4 << 20)?;
     let mut samples = vec![Vec::new(); contenders.len()];
     for _ in 0..ROUNDS {
-        appended.push(bare(dir.path(), false)?);
-        laid_out.push(bare(dir.path(), true)?);
+        appended.push(append.round()?);
+        laid_out.push(overwrite.round()?);
         for (samples, (_, contender, writers, durability)) in samples.iter_mut().zip(&contenders) {
             samples.push(store(contender, *writers, *durability).await);
         }
@@ -183,5 +197,8 @@ async fn main() -> std::io::Result<()> {
         let (first, second) = (times(appended), times(laid_out));
         writeln!(out, "{name:<20} {per_second:>8.0} {p50:>10.1?} {p99:>10.1?} {first:>11.2} {second:>11.2}")?;
     }
-    embedded.close().await.map_err(std::io::Error::other)
+    embedded.close().await.map_err(std::io::Error::other)?;
+    let reopened = Embedded::open(embedded.path(), Settings::default()).map_err(std::io::Error::other)?.1;
+    let Recovery { keys, replayed, elapsed, .. } = reopened;
+    writeln!(out, "opened again: {keys} keys, {replayed} transactions replayed in {elapsed:.1?}")
 }

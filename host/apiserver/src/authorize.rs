@@ -64,6 +64,7 @@ pub(crate) fn impersonate(core: &Core, real: &User, mut wanted: User) -> Result<
             name,
             path: "",
             is_resource: true,
+            on_node: "",
         };
         require(core, real, &asked)
     };
@@ -100,7 +101,10 @@ fn node(core: &Core, user: &User, asked: &Attributes<'_>) -> Option<Decision> {
     let allowed = match (asked.group, asked.resource) {
         ("", "nodes") => asked.verb == "create" || read || asked.name == name,
         ("", "pods") => match asked.verb {
-            "create" | "get" | "list" | "watch" => true,
+            // What a node may do with single pods is looked at again when they are admitted.
+            "create" | "delete" => true,
+            "update" | "patch" => asked.subresource == "status",
+            "list" | "watch" => asked.on_node == name,
             _ => bound_to(core, asked, name),
         },
         ("", "events") | ("events.k8s.io", "events") => matches!(asked.verb, "create" | "update" | "patch"),

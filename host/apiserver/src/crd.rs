@@ -6,7 +6,7 @@
 use std::sync::Arc;
 
 use serde_json::{Value, json};
-use wasmk_api::{Cause, GroupVersion, Gvk, Object, Timestamp};
+use wasmk_api::{GroupVersion, Gvk, Object, Timestamp};
 use wasmk_machinery::{
     resources::{self, Subresource},
     schema::KindSchema,
@@ -143,11 +143,6 @@ impl CustomVersion {
     /// Fills in the defaults of an object.
     pub(crate) fn default(&self, object: &mut Object) {
         crate::machine::default_custom(self, object);
-    }
-
-    /// What is wrong with an object.
-    pub(crate) fn validate(&self, object: &Object, old: Option<&Object>) -> Vec<Cause> {
-        crate::machine::validate_custom(self, object, old, self.namespaced)
     }
 }
 
@@ -309,7 +304,9 @@ async fn settle(core: &Arc<Core>, definition: &Object) -> Result<(), wasmk_api::
     let call = own_call(core, &resource, definition.name());
     let work = Work::new(core, &call, &resource)?;
     update_object(&work, definition.name(), Mode::Free("status"), false, |old| {
-        Ok(settled(old, conflict.as_deref(), work.now))
+        let mut new = settled(old, conflict.as_deref(), work.now);
+        crate::machine::manage_as(&work, &resource.gvk, &mut new, Some(old), "status")?;
+        Ok(new)
     })
     .await
     .map(|_| ())
@@ -369,6 +366,23 @@ fn settled(old: &Object, conflict: Option<&str>, now: Timestamp) -> Object {
     );
     status.insert("storedVersions".into(), versions.into());
     new
+}
+
+/// Begins the deletion of a definition: its objects go first.
+pub(crate) fn mark(definition: &mut Object, now: Timestamp) {
+    definition.set_meta("deletionTimestamp", now.to_string());
+    if !definition.finalizers().any(|f| f == CLEANUP) {
+        let mut all: Vec<String> = definition.finalizers().map(Into::into).collect();
+        all.push(CLEANUP.into());
+        definition.set_meta("finalizers", all);
+    }
+    let Some(status) = definition.0.entry("status").or_insert_with(|| json!({})).as_object_mut() else {
+        return;
+    };
+    let mut conditions = status.get("conditions").and_then(Value::as_array).cloned().unwrap_or_default();
+    let message = "CustomResourceDefinition marked for deletion; CustomResource deletion will begin soon";
+    set(&mut conditions, "Terminating", "True", "InstanceDeletionPending", message, now);
+    status.insert("conditions".into(), conditions.into());
 }
 
 fn set(conditions: &mut Vec<Value>, kind: &str, status: &str, reason: &str, message: &str, now: Timestamp) {

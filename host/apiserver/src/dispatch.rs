@@ -58,7 +58,8 @@ async fn admit(
     let real = core.authenticator.authenticate(request.headers(), request.extensions())?;
     let user = impersonate(core, real, request.headers())?;
     let permit = limit(core, &info, &query, &user)?;
-    let asked = attributes(&info);
+    let selector = wasmk_api::FieldSelector::parse(query.text("fieldSelector")).unwrap_or_default();
+    let asked = Attributes { on_node: selector.required("spec.nodeName").unwrap_or(""), ..attributes(&info) };
     if info.is_resource || info.path != "/" {
         authorize::require(core, &user, &asked)?;
     } else {
@@ -142,6 +143,7 @@ pub(crate) fn attributes(info: &RequestInfo) -> Attributes<'_> {
         name: &info.name,
         path: &info.path,
         is_resource: info.is_resource,
+        on_node: "",
     }
 }
 

@@ -2,17 +2,21 @@
 
 use bytes::Bytes;
 use serde_json::{Map, Value};
-use wasmk_api::{Cause, GroupKind, Gvk, Object, Status};
+use wasmk_api::{Cause, GroupKind, GroupVersion, Gvk, Object, Status};
+use wasmk_kinds::{Errors, NameRule};
 use wasmk_machinery::{
-    apply::{FieldManager, Reset},
+    apply::{FieldManager, Reset, Versions},
     decode::{self, FieldValidation, Format},
     prune,
     schema::KindSchema,
+    validate,
 };
 
 use crate::{
     call::Call,
+    crd::CustomVersion,
     http::negotiate::BodyType,
+    special,
     table::{Nature, Resource},
     write::{DeleteOptions, Mode, Work},
 };
@@ -139,7 +143,9 @@ pub(crate) fn convert(work: &Work<'_>, gvk: &Gvk, value: Value) -> Result<Object
 
 /// The value with its version and kind first, as messages show objects.
 fn first_identity(value: &Value) -> Value {
-    let Value::Object(map) = value else { return value.clone() };
+    let Some(mut object) = Object::from_value(value.clone()) else { return value.clone() };
+    crate::write::order_metadata(&mut object);
+    let map = &object.0;
     let mut out = Map::new();
     for key in ["apiVersion", "kind"] {
         if let Some(value) = map.get(key) {
@@ -164,7 +170,13 @@ pub(crate) fn decode_options(call: &Call, body: &Bytes) -> Result<DeleteOptions,
     };
     let schema = KindSchema::of_type("io.k8s.apimachinery.pkg.apis.meta.v1.DeleteOptions")
         .ok_or_else(|| Status::internal("no schema of DeleteOptions"))?;
-    let object = decode::decode_options(body, format, &schema).map_err(Status::bad_request)?;
+    let object = decode::decode_options(body, format, &schema).map_err(|error| {
+        let broken = format == Format::Json && serde_json::from_slice::<serde::de::IgnoredAny>(body).is_err();
+        Status::bad_request(match broken {
+            true => format!("couldn't get version/kind; json parse error: {error}"),
+            false => error,
+        })
+    })?;
     object.typed().map_err(|e| Status::bad_request(e.to_string()))
 }
 
@@ -185,34 +197,69 @@ fn verdict(resource: &Resource, object: &Object, causes: &[Cause]) -> Result<(),
     if causes.is_empty() {
         return Ok(());
     }
-    Err(Status::invalid(&resource.group_kind(), object.name(), causes))
+    Err(Status::invalid(&resource.invalid_kind(), object.name(), causes))
 }
 
 /// # Errors
 /// 422 with everything that is wrong with a new object.
-pub(crate) fn validate_create(resource: &Resource, object: &Object) -> Result<(), Status> {
-    let causes = match &resource.nature {
-        Nature::Builtin(kind) => kind.validate(object),
-        Nature::Custom(version) => version.validate(object, None),
+pub(crate) fn validate_create(work: &Work<'_>, object: &Object) -> Result<(), Status> {
+    let causes = match &work.resource.nature {
+        Nature::Builtin(kind) => {
+            let mut causes = kind.validate(object);
+            if special::is_definition(work.resource) {
+                causes.extend(validate::definition::validate(object, None));
+            }
+            causes
+        }
+        Nature::Custom(version) => {
+            let mut errors = Errors::default();
+            wasmk_kinds::check_metadata(object, NameRule::Subdomain, &mut errors);
+            custom_causes(work, version, object, None, errors.done())
+        }
     };
-    verdict(resource, object, &causes)
+    verdict(work.resource, object, &causes)
+}
+
+fn custom_causes(
+    work: &Work<'_>,
+    version: &CustomVersion,
+    object: &Object,
+    old: Option<&Object>,
+    before: Vec<Cause>,
+) -> Vec<Cause> {
+    let outcome = validate::resource(object, old, &version.schema, before);
+    outcome.warnings.into_iter().for_each(|warning| work.call.warn(warning));
+    outcome.causes
+}
+
+fn metadata_causes(new: &Object, old: &Object) -> Vec<Cause> {
+    let mut errors = Errors::default();
+    wasmk_kinds::check_metadata_update(new, old, &mut errors);
+    errors.done()
 }
 
 /// # Errors
 /// 422 with everything that is wrong with a changed object.
-pub(crate) fn validate_update(
-    resource: &Resource,
-    new: &Object,
-    old: &Object,
-    mode: Mode,
-) -> Result<(), Status> {
-    let causes = match (&resource.nature, mode) {
-        (_, Mode::Free(_)) => Vec::new(),
-        (Nature::Builtin(kind), Mode::Main | Mode::Scale) => kind.validate_update(new, old),
+pub(crate) fn validate_update(work: &Work<'_>, new: &Object, old: &Object, mode: Mode) -> Result<(), Status> {
+    let causes = match (&work.resource.nature, mode) {
+        (Nature::Builtin(_), Mode::Free(_)) => Vec::new(),
+        (Nature::Builtin(kind), Mode::Main | Mode::Scale) => {
+            // Kubernetes checks the metadata of an update twice, and says so twice.
+            let mut causes = metadata_causes(new, old);
+            causes.extend(kind.validate_update(new, old));
+            if special::is_definition(work.resource) {
+                causes.extend(validate::definition::validate(new, Some(old)));
+            }
+            causes
+        }
         (Nature::Builtin(kind), Mode::Status) => kind.validate_status(new, old),
-        (Nature::Custom(version), _) => version.validate(new, Some(old)),
+        (Nature::Custom(version), _) => {
+            let mut causes = metadata_causes(new, old);
+            causes.extend(metadata_causes(new, old));
+            custom_causes(work, version, new, Some(old), causes)
+        }
     };
-    verdict(resource, new, &causes)
+    verdict(work.resource, new, &causes)
 }
 
 /// Gives `use_it` the field manager of a kind and subresource.
@@ -224,8 +271,16 @@ pub(crate) fn field_manager<T>(
     use_it: impl FnOnce(FieldManager<'_>) -> T,
 ) -> T {
     let has_status = work.resource.subresource("status").is_some();
+    let others = Others(work);
     let reset = Reset::of(&gvk.group_kind(), subresource, has_status);
-    use_it(FieldManager { gvk, kind: schema, subresource, reset: &reset, versions: None, now: work.now })
+    use_it(FieldManager {
+        gvk,
+        kind: schema,
+        subresource,
+        reset: &reset,
+        versions: Some(&others),
+        now: work.now,
+    })
 }
 
 /// Records who set the fields of a new object.
@@ -236,7 +291,7 @@ pub(crate) fn manage_create(work: &Work<'_>, object: &mut Object) -> Result<(), 
     if work.owned {
         return Ok(());
     }
-    manage(work, object, None, "")
+    manage(work, &work.resource.gvk, object, None, "")
 }
 
 /// Records who changed the fields of an object.
@@ -249,30 +304,57 @@ pub(crate) fn manage_update(
     old: &Object,
     mode: Mode,
 ) -> Result<(), Status> {
-    // The scale keeps account of its owners itself.
-    if work.owned || mode == Mode::Scale {
+    // Other subresources keep account of owners themselves, before they leave out what they do not change.
+    if work.owned || !matches!(mode, Mode::Main | Mode::Status) {
         return Ok(());
     }
-    manage(work, new, Some(old), mode.subresource())
+    manage(work, &work.resource.gvk, new, Some(old), mode.subresource())
 }
 
-fn manage(
+/// Records who changed an object through a subresource, or made one of another kind than the resource's.
+///
+/// # Errors
+/// When the kind has no schema.
+pub(crate) fn manage_as(
     work: &Work<'_>,
+    gvk: &Gvk,
     object: &mut Object,
     old: Option<&Object>,
     subresource: &str,
 ) -> Result<(), Status> {
-    let gvk = &work.resource.gvk;
+    manage(work, gvk, object, old, subresource)
+}
+
+fn manage(
+    work: &Work<'_>,
+    gvk: &Gvk,
+    object: &mut Object,
+    old: Option<&Object>,
+    subresource: &str,
+) -> Result<(), Status> {
     let schema = schema(work.resource, gvk)?;
     let mut value = Value::Object(std::mem::take(&mut object.0));
     let live = old.map(|o| Value::Object(o.0.clone()));
     field_manager(work, gvk, &schema, subresource, |fields| {
-        fields.update(live.as_ref(), &mut value, &work.manager)
+        fields.update(live.as_ref(), &mut value, &work.manager);
     });
     if let Value::Object(map) = value {
         object.0 = map;
     }
     Ok(())
+}
+
+/// Other versions of a resource, for managers that wrote in those.
+struct Others<'a>(&'a Work<'a>);
+
+impl Versions for Others<'_> {
+    fn convert(&self, object: &Value, api_version: &str) -> Option<(Value, KindSchema)> {
+        let gvk = GroupVersion::parse(api_version)?.kind(object.get("kind")?.as_str()?);
+        let table = self.0.core.table.load();
+        let other = table.by_kind(&gvk)?;
+        let object = other.served(Object::from_value(object.clone())?);
+        Some((object.into_value(), schema(other, &gvk).ok()?))
+    }
 }
 
 /// Whether a change changes nothing but times in the managed fields.
@@ -293,7 +375,7 @@ pub(crate) fn same(new: &Object, old: &Object) -> bool {
 }
 
 /// Fills in the defaults of a custom resource.
-pub(crate) fn default_custom(version: &crate::crd::CustomVersion, object: &mut Object) {
+pub(crate) fn default_custom(version: &CustomVersion, object: &mut Object) {
     let schema = version.schema.schema();
     let mut value = Value::Object(std::mem::take(&mut object.0));
     wasmk_machinery::default::apply(&mut value, schema);
@@ -301,14 +383,4 @@ pub(crate) fn default_custom(version: &crate::crd::CustomVersion, object: &mut O
     if let Value::Object(map) = value {
         object.0 = map;
     }
-}
-
-/// What is wrong with a custom resource.
-pub(crate) fn validate_custom(
-    _version: &crate::crd::CustomVersion,
-    _object: &Object,
-    _old: Option<&Object>,
-    _namespaced: bool,
-) -> Vec<Cause> {
-    Vec::new()
 }

@@ -2,19 +2,65 @@
 
 use std::sync::Arc;
 
-use wasmk_api::Status;
+use http::{HeaderValue, StatusCode, header};
+use wasmk_api::{Reason, Status};
+use wasmk_machinery::openapi;
 
-use crate::{call::Call, dispatch::not_found_page, http::Answer, server::Core, table::Table};
+use crate::{call::Call, discovery, dispatch::not_found_page, http::Answer, server::Core, table::Table};
+
+/// What clients of version 2 may ask for instead of JSON; not offered.
+const V2_BINARY: &str = "application/com.github.proto-openapi.spec.v2";
 
 /// Answers `/openapi/…`.
 ///
 /// # Errors
-/// Never yet.
+/// 406 for the binary form of version 2.
 pub(crate) fn serve(
-    _core: &Arc<Core>,
-    _call: &Call,
-    _table: &Arc<Table>,
-    _parts: &[&str],
+    core: &Arc<Core>,
+    call: &Call,
+    table: &Arc<Table>,
+    parts: &[&str],
 ) -> Result<Answer, Status> {
-    Ok(not_found_page())
+    let document = match parts {
+        ["v3"] => core
+            .documents
+            .get(table, "openapi-v3", || serde_json::to_vec(&openapi::index(&table.registry)).ok()),
+        ["v3", "api", version] => v3(core, table, "", version),
+        ["v3", "apis", group, version] => v3(core, table, group, version),
+        ["v2"] => {
+            refuse_binary(call)?;
+            core.documents
+                .get(table, "openapi-v2", || serde_json::to_vec(&openapi::document_v2(&table.registry)).ok())
+        }
+        _ => return Ok(not_found_page()),
+    };
+    let Some(document) = document else { return Ok(nothing()) };
+    let mut answer = discovery::tagged(call, document);
+    if call.query.get("hash").is_some() {
+        // The hash is part of the address: the document behind it never changes.
+        let forever = HeaderValue::from_static("public, immutable");
+        answer.headers_mut().insert(header::CACHE_CONTROL, forever);
+    }
+    Ok(answer)
+}
+
+fn v3(core: &Core, table: &Arc<Table>, group: &str, version: &str) -> Option<bytes::Bytes> {
+    core.documents.get(table, &format!("openapi-v3/{group}/{version}"), || {
+        serde_json::to_vec(&openapi::document_v3(&table.registry, group, version)?).ok()
+    })
+}
+
+fn nothing() -> Answer {
+    let mut answer = Answer::new(axum::body::Body::empty());
+    *answer.status_mut() = StatusCode::NOT_FOUND;
+    answer
+}
+
+fn refuse_binary(call: &Call) -> Result<(), Status> {
+    let accept = call.headers.get(header::ACCEPT).and_then(|v| v.to_str().ok()).unwrap_or("");
+    let json = accept.is_empty() || accept.split(',').any(|range| !range.trim().starts_with(V2_BINARY));
+    if json {
+        return Ok(());
+    }
+    Err(Status::new(Reason::NotAcceptable, "only the following media types are accepted: application/json"))
 }

@@ -48,8 +48,8 @@ pub(crate) fn is_namespace(resource: &Resource) -> bool {
     resource.storage == "core/namespaces"
 }
 
-/// Whether a delete that waits for finalizers leaves out the grace period.
-pub(crate) fn keeps_no_grace(resource: &Resource) -> bool {
+/// Whether it is the resource of custom resource definitions, whose objects take custom resources along.
+pub(crate) fn is_definition(resource: &Resource) -> bool {
     resource.storage == "apiextensions.k8s.io/customresourcedefinitions"
 }
 

@@ -127,9 +127,19 @@ impl Resource {
         self.in_version(object, &self.stored.kind(self.gvk.kind.clone()))
     }
 
+    /// Group and kind as validation names them: events are events of the core group everywhere.
+    pub(crate) fn invalid_kind(&self) -> GroupKind {
+        GroupKind { group: self.stored.group.clone(), kind: self.gvk.kind.clone() }
+    }
+
     fn in_version(&self, mut object: Object, gvk: &Gvk) -> Object {
         match &self.nature {
-            Nature::Builtin(_) => resources::convert::convert(&mut object, gvk),
+            Nature::Builtin(kind) => {
+                if object.gvk().as_ref() != Some(gvk) {
+                    resources::convert::convert(&mut object, gvk);
+                    kind.default(&mut object);
+                }
+            }
             Nature::Custom(_) => object.set_gvk(gvk),
         }
         object

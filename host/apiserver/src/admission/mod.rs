@@ -61,6 +61,25 @@ pub(crate) async fn mutate(work: &Work<'_>, object: &mut Object, old: Option<&Ob
     MUTATE.iter().filter(|(r, _)| applies(r, work)).try_for_each(|(_, step)| step(work, object, old))
 }
 
+/// Notes who asks for a certificate in the request for it.
+pub(crate) fn identify(work: &Work<'_>, object: &mut Object) {
+    if work.resource.storage != "certificates.k8s.io/certificatesigningrequests" {
+        return;
+    }
+    let user = work.call.user.to_value();
+    let Some(spec) = object.0.get_mut("spec").and_then(serde_json::Value::as_object_mut) else { return };
+    for key in ["username", "uid", "groups", "extra"] {
+        match user.get(key) {
+            Some(value) => {
+                spec.insert(key.into(), value.clone());
+            }
+            None => {
+                spec.shift_remove(key);
+            }
+        }
+    }
+}
+
 /// Lets every step refuse an object that is created or updated.
 ///
 /// # Errors

@@ -24,10 +24,25 @@ pub(crate) fn validate(
     if work.resource.gvk.group != GROUP || mode != Mode::Main || work.call.user.is_in("system:masters") {
         return Ok(());
     }
-    match &*work.resource.plural {
-        "roles" | "clusterroles" => role(work, new, old),
-        _ => binding(work, new, old),
+    if old.is_some_and(|old| only_for_collection(new, old)) {
+        return Ok(());
     }
+    match &*work.resource.plural {
+        "roles" | "clusterroles" => role(work, new),
+        _ => binding(work, new),
+    }
+}
+
+/// Whether nothing changed but what the collection of garbage changes.
+fn only_for_collection(new: &Object, old: &Object) -> bool {
+    let rest = |object: &Object| {
+        let mut object = object.clone();
+        for key in ["ownerReferences", "finalizers", "managedFields", "resourceVersion"] {
+            object.set_meta(key, serde_json::Value::Null);
+        }
+        object
+    };
+    rest(new) == rest(old)
 }
 
 fn may(work: &Work<'_>, verb: &str, resource: &str, name: &str) -> bool {
@@ -48,11 +63,8 @@ fn rules(object: &Object) -> Vec<Rule> {
     object.0.get("rules").and_then(|r| serde_json::from_value(r.clone()).ok()).unwrap_or_default()
 }
 
-fn role(work: &Work<'_>, new: &Object, old: Option<&Object>) -> Result<(), Status> {
-    let unchanged = old.is_some_and(|o| {
-        o.0.get("rules") == new.0.get("rules") && o.0.get("aggregationRule") == new.0.get("aggregationRule")
-    });
-    if unchanged || may(work, "escalate", &work.resource.plural, new.name()) {
+fn role(work: &Work<'_>, new: &Object) -> Result<(), Status> {
+    if may(work, "escalate", &work.resource.plural, new.name()) {
         return Ok(());
     }
     let mut wanted = rules(new);
@@ -65,12 +77,7 @@ fn role(work: &Work<'_>, new: &Object, old: Option<&Object>) -> Result<(), Statu
     covered(work, new, &wanted)
 }
 
-fn binding(work: &Work<'_>, new: &Object, old: Option<&Object>) -> Result<(), Status> {
-    if old.is_some_and(|o| {
-        o.0.get("roleRef") == new.0.get("roleRef") && o.0.get("subjects") == new.0.get("subjects")
-    }) {
-        return Ok(());
-    }
+fn binding(work: &Work<'_>, new: &Object) -> Result<(), Status> {
     let reference: RoleRef =
         new.0.get("roleRef").and_then(|r| serde_json::from_value(r.clone()).ok()).unwrap_or_default();
     let plural = if reference.kind == "ClusterRole" { "clusterroles" } else { "roles" };
@@ -89,10 +96,7 @@ fn binding(work: &Work<'_>, new: &Object, old: Option<&Object>) -> Result<(), St
     }
     match work.core.rbac.role_rules(scope, &reference) {
         Some(wanted) => covered(work, new, &wanted),
-        None => {
-            let resource = wasmk_api::GroupResource::new(GROUP, plural);
-            Err(Status::not_found(&resource, &reference.name))
-        }
+        None => Err(Status::not_found(&work.resource.group_resource(), &reference.name)),
     }
 }
 

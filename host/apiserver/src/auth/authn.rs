@@ -114,6 +114,11 @@ impl Authenticator {
         self.account(&claims).map(|user| (Arc::new(user), shared))
     }
 
+    /// The audiences of a token of a service account, if it is a good one.
+    pub(crate) fn audiences(&self, token: &str) -> Option<Vec<String>> {
+        self.claims(token, digest(token.as_bytes())).map(|claims| claims.aud.clone())
+    }
+
     fn claims(&self, token: &str, hash: [u8; 32]) -> Option<Arc<Claims>> {
         let now = (self.clock)().0.as_second();
         if let Some(claims) = self.verified.read().get(&hash) {
@@ -282,11 +287,24 @@ pub(crate) fn impersonated(headers: &HeaderMap) -> Result<Option<User>, Status> 
     }
     if user.name.is_empty() {
         let bare = user.groups.is_empty() && user.extra.is_empty() && user.uid.is_empty();
-        return if bare {
-            Ok(None)
-        } else {
-            Err(Status::internal(format!("requested {:?} without impersonating a user", user.groups)))
-        };
+        return if bare { Ok(None) } else { Err(Status::bad_request(without_user(&user))) };
     }
     Ok(Some(user))
+}
+
+/// In the words of Kubernetes, which prints the user as Go does.
+fn without_user(user: &User) -> String {
+    let list = |items: &[String]| match items {
+        [] => "[]string(nil)".to_owned(),
+        items => {
+            format!("[]string{{{}}}", items.iter().map(|i| format!("{i:?}")).collect::<Vec<_>>().join(", "))
+        }
+    };
+    let extra: Vec<String> = user.extra.iter().map(|(k, v)| format!("{k:?}:{}", list(v))).collect();
+    let extra = if extra.is_empty() { "(nil)".into() } else { format!("{{{}}}", extra.join(", ")) };
+    format!(
+        "requested &user.DefaultInfo{{Name:\"\", UID:{:?}, Groups:{}, Extra:map[string][]string{extra}}} without impersonating a user name",
+        user.uid,
+        list(&user.groups)
+    )
 }

@@ -22,6 +22,8 @@ pub(crate) struct Attributes<'a> {
     pub(crate) path: &'a str,
     /// Whether a resource is asked for.
     pub(crate) is_resource: bool,
+    /// The node that a list's or watch's field selector is limited to, or empty.
+    pub(crate) on_node: &'a str,
 }
 
 /// One rule of a role.

@@ -200,7 +200,10 @@ impl ListOptions {
 pub(crate) fn labels(text: &str) -> Result<LabelSelector, Status> {
     let selector = LabelSelector::parse(text).map_err(|error| {
         let message = error.to_string();
-        let bare = message.strip_prefix("unable to parse requirement: ").unwrap_or(&message);
+        let bare = match message.contains(", expected: identifier") {
+            true => message.strip_prefix("unable to parse requirement: ").unwrap_or(&message),
+            false => &message,
+        };
         // At the very start there may also be nothing at all.
         let start = text.trim_start().starts_with([',', '=', '(', ')']);
         Status::bad_request(match start {

@@ -14,7 +14,7 @@ use super::negotiate::{Format, Wanted};
 const GZIP_FROM: usize = 128 << 10;
 
 /// Refusals made before a handler is found carry empty details.
-const GENERIC: [&str; 2] = ["406: ", "415: "];
+const GENERIC: [&str; 3] = ["406: ", "415: ", "forbidden: "];
 
 /// An HTTP answer.
 pub(crate) type Answer = Response<Body>;

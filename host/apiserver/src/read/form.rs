@@ -11,23 +11,32 @@ use crate::{
 
 /// Makes tables of a resource's objects.
 pub(crate) struct Former<'a> {
-    resource: &'a Resource,
+    nature: Nature,
     now: wasmk_api::Timestamp,
     include: &'a str,
 }
 
 impl<'a> Former<'a> {
+    /// For an object of a kind with nothing special.
+    pub(crate) fn plain(core: &Core, call: &'a Call) -> Self {
+        Self::of(core, call, Nature::Builtin(wasmk_kinds::kind("", "")))
+    }
+
     /// For the objects of a call.
-    pub(crate) fn new(core: &Core, call: &'a Call, resource: &'a Resource) -> Self {
+    pub(crate) fn new(core: &Core, call: &'a Call, resource: &Resource) -> Self {
+        Self::of(core, call, resource.nature.clone())
+    }
+
+    fn of(core: &Core, call: &'a Call, nature: Nature) -> Self {
         let include = match call.query.text("includeObject") {
             "" => "Metadata",
             given => given,
         };
-        Self { resource, now: (core.config.clock)(), include }
+        Self { nature, now: (core.config.clock)(), include }
     }
 
     fn columns(&self) -> Vec<Value> {
-        match &self.resource.nature {
+        match &self.nature {
             Nature::Builtin(kind) => kind
                 .columns()
                 .iter()
@@ -40,7 +49,7 @@ impl<'a> Former<'a> {
     }
 
     fn row(&self, object: &Object, version: &str) -> Value {
-        let (cells, conditions) = match &self.resource.nature {
+        let (cells, conditions) = match &self.nature {
             Nature::Builtin(kind) => (kind.row(object, self.now), kind.row_conditions(object)),
             Nature::Custom(custom) => (custom.row(object, self.now), Vec::new()),
         };

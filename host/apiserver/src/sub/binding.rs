@@ -19,10 +19,7 @@ pub(crate) async fn create(work: &Work<'_>, body: &Bytes) -> Result<Answer, Stat
     let binding = work.decode_as(body, body_type, &Gvk::new("", "v1", "Binding"))?;
     let name = if work.call.info.name.is_empty() { binding.name() } else { &work.call.info.name };
     if !binding.name().is_empty() && binding.name() != name {
-        return Err(Status::bad_request(format!(
-            "the name in the Binding ({}) does not match the name in the URL ({name})",
-            binding.name()
-        )));
+        return Err(Status::bad_request("name in URL does not match name in Binding object"));
     }
     let node = binding.at(&["target", "name"]).and_then(Value::as_str).unwrap_or("").to_owned();
     if node.is_empty() {
@@ -64,10 +61,14 @@ fn bind(work: &Work<'_>, pod: &Object, binding: &Object, node: &str) -> Result<O
     if let Some(spec) = new.0.get_mut("spec").and_then(Value::as_object_mut) {
         spec.insert("nodeName".into(), node.into());
     }
-    for (key, value) in binding.annotations() {
-        let all = new.metadata_mut().entry("annotations").or_insert_with(|| json!({}));
-        if let Some(all) = all.as_object_mut() {
-            all.insert(key.into(), value.into());
+    let copied: [(&str, Vec<(&str, &str)>); 2] =
+        [("annotations", binding.annotations().collect()), ("labels", binding.labels().collect())];
+    for (field, pairs) in copied {
+        for (key, value) in pairs {
+            let all = new.metadata_mut().entry(field).or_insert_with(|| json!({}));
+            if let Some(all) = all.as_object_mut() {
+                all.insert(key.into(), value.into());
+            }
         }
     }
     set_scheduled(&mut new, work.now);

@@ -8,7 +8,7 @@ use wasmk_api::Status;
 use super::Body;
 use crate::{
     http::Answer,
-    read,
+    machine, read,
     write::{Mode, Work, update_object},
 };
 
@@ -37,6 +37,7 @@ pub(crate) async fn approve(work: &Work<'_>, body: &Bytes, verb: &str) -> Result
         if let Some(status) = new.0.entry("status").or_insert_with(|| json!({})).as_object_mut() {
             status.insert("conditions".into(), conditions);
         }
+        machine::manage_as(work, &work.resource.gvk, &mut new, Some(old), "approval")?;
         Ok(new)
     })
     .await?;

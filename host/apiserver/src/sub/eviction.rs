@@ -8,6 +8,7 @@ use wasmk_api::{Cause, Gvk, LabelSelector, Object, Reason, Status};
 use crate::{
     cache::{Entry, Filter},
     http::{Answer, negotiate, respond},
+    machine,
     write::{DeleteOptions, Mode, Work, delete_object, update_object},
 };
 
@@ -22,7 +23,7 @@ pub(crate) async fn create(work: &Work<'_>, body: &Bytes) -> Result<Answer, Stat
     let eviction = work.decode_as(body, body_type, &Gvk::new("policy", "v1", "Eviction"))?;
     let name = &work.call.info.name;
     if eviction.name() != name.as_str() {
-        return Err(Status::bad_request(format!("name in URL does not match name in Eviction object")));
+        return Err(Status::bad_request("name in URL does not match name in Eviction object"));
     }
     work.core.caches.catch_up().await?;
     let key = crate::cache::key(work.namespace(), name);
@@ -73,7 +74,8 @@ async fn spend_budget(work: &Work<'_>, pod: &Entry) -> Result<(), Status> {
         [] => return Ok(()),
         [one] => one,
         _ => {
-            return Err(Status::internal(
+            return Err(Status::new(
+                Reason::Unknown,
                 "This pod has more than one PodDisruptionBudget, which the eviction subresource does not support.",
             ));
         }
@@ -93,7 +95,7 @@ async fn spend_budget(work: &Work<'_>, pod: &Entry) -> Result<(), Status> {
     let table = work.core.table.load();
     let Some(resource) = table.get("policy", "v1", "poddisruptionbudgets").cloned() else { return Ok(()) };
     drop(table);
-    let inner = Work { resource: &resource, manager: work.manager.clone(), ..*work };
+    let inner = Work { resource: &resource, manager: "kube-apiserver".into(), ..*work };
     let name = object.name().to_owned();
     let spent = update_object(&inner, budget.name(), Mode::Free("status"), false, |budget| {
         let left = allowed(budget)?;
@@ -104,10 +106,28 @@ async fn spend_budget(work: &Work<'_>, pod: &Entry) -> Result<(), Status> {
             if let Some(disrupted) = disrupted.as_object_mut() {
                 disrupted.insert(name.clone(), work.now.to_string().into());
             }
+            if left == 1 {
+                exhaust(status, budget.generation(), work.now);
+            }
         }
+        machine::manage_as(&inner, &resource.gvk, &mut new, Some(budget), "status")?;
         Ok(new)
     });
     Box::pin(spent).await.map(|_| ())
+}
+
+/// Says that no disruption is left.
+fn exhaust(status: &mut serde_json::Map<String, Value>, generation: i64, now: wasmk_api::Timestamp) {
+    let conditions = status.entry("conditions").or_insert_with(|| json!([]));
+    if !conditions.is_array() {
+        *conditions = json!([]);
+    }
+    let Some(list) = conditions.as_array_mut() else { return };
+    list.retain(|c| c.get("type").and_then(Value::as_str) != Some("DisruptionAllowed"));
+    list.push(json!({
+        "type": "DisruptionAllowed", "status": "False", "observedGeneration": generation,
+        "lastTransitionTime": now.to_string(), "reason": "InsufficientPods", "message": "",
+    }));
 }
 
 /// How many disruptions a budget has left.

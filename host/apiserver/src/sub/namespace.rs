@@ -7,7 +7,7 @@ use wasmk_api::{Object, Status};
 
 use crate::{
     http::Answer,
-    read,
+    machine, read,
     write::{Mode, Work, update_object},
 };
 
@@ -38,6 +38,7 @@ pub(crate) async fn finalize(work: &Work<'_>, body: &Bytes) -> Result<Answer, St
                 }
             }
         }
+        machine::manage_as(work, &work.resource.gvk, &mut new, Some(old), "finalize")?;
         Ok(new)
     })
     .await?;

@@ -8,7 +8,7 @@ use wasmk_api::{Cause, Object, Status};
 use super::Body;
 use crate::{
     http::Answer,
-    read,
+    machine, read,
     write::{Mode, Work, update_object},
 };
 
@@ -29,7 +29,7 @@ pub(crate) async fn ephemeral(work: &Work<'_>, body: &Bytes, verb: &str) -> Resu
                 message: "Forbidden: existing ephemeral containers may not be changed or removed".into(),
                 field: "spec.ephemeralContainers".into(),
             };
-            return Err(cause);
+            return Err(vec![cause]);
         }
         if let Some(spec) = new.0.get_mut("spec").and_then(Value::as_object_mut) {
             spec.insert("ephemeralContainers".into(), after.into());
@@ -44,7 +44,7 @@ pub(crate) async fn ephemeral(work: &Work<'_>, body: &Bytes, verb: &str) -> Resu
 /// # Errors
 /// When the containers are not the same.
 pub(crate) async fn resize(work: &Work<'_>, body: &Bytes, verb: &str) -> Result<Answer, Status> {
-    change(work, body, verb, "resize", |new, _, sent| {
+    change(work, body, verb, "resize", |new, old, sent| {
         for list in ["containers", "initContainers"] {
             let wanted = sent.at(&["spec", list]).and_then(Value::as_array).cloned().unwrap_or_default();
             let present = new.0.get_mut("spec").and_then(|s| s.get_mut(list)).and_then(Value::as_array_mut);
@@ -57,9 +57,38 @@ pub(crate) async fn resize(work: &Work<'_>, body: &Bytes, verb: &str) -> Result<
                 }
             }
         }
-        Ok(())
+        resizable(work, new, old)
     })
     .await
+}
+
+/// Only processor time and memory of running containers can change.
+fn resizable(work: &Work<'_>, new: &Object, old: &Object) -> Result<(), Vec<Cause>> {
+    let fixed = |pod: &Object| -> Vec<Value> {
+        let lists = ["containers", "initContainers"].into_iter();
+        let containers =
+            lists.flat_map(|list| pod.at(&["spec", list]).and_then(Value::as_array).into_iter().flatten());
+        let kinds = containers
+            .flat_map(|c| ["requests", "limits"].map(|kind| c.pointer(&format!("/resources/{kind}"))));
+        let others = kinds.map(|map| {
+            let pairs = map.and_then(Value::as_object).into_iter().flatten();
+            pairs
+                .filter(|(name, _)| !matches!(&***name, "cpu" | "memory"))
+                .map(|(k, v)| (k.clone(), v.clone()))
+                .collect()
+        });
+        others.map(Value::Object).collect()
+    };
+    if fixed(new) == fixed(old) {
+        return Ok(());
+    }
+    let mut causes = work.resource.kind().validate(new);
+    causes.push(Cause {
+        reason: "FieldValueForbidden".into(),
+        message: "Forbidden: only cpu and memory resources are mutable".into(),
+        field: "spec".into(),
+    });
+    Err(causes)
 }
 
 async fn change(
@@ -67,20 +96,26 @@ async fn change(
     body: &Bytes,
     verb: &str,
     sub: &'static str,
-    take: impl Fn(&mut Object, &Object, &Object) -> Result<(), Cause>,
+    take: impl Fn(&mut Object, &Object, &Object) -> Result<(), Vec<Cause>>,
 ) -> Result<Answer, Status> {
     let name = work.call.info.name.clone();
     let sent = Body::read(work, body, verb)?;
     let done = update_object(work, &name, Mode::Free(sub), false, |old| {
-        let sent = sent.on(work, old, Mode::Free(sub))?;
+        let mut sent = sent.on(work, old, Mode::Free(sub))?;
+        machine::manage_as(work, &work.resource.gvk, &mut sent, Some(old), sub)?;
         let mut new = old.clone();
         if !sent.resource_version().is_empty() {
             new.set_meta("resourceVersion", sent.resource_version());
         }
         take(&mut new, old, &sent)
-            .map_err(|cause| Status::invalid(&work.resource.group_kind(), &name, &[cause]))?;
-        if new.at(&["spec"]) != old.at(&["spec"]) && old.generation() > 0 {
-            new.set_meta("generation", old.generation() + 1);
+            .map_err(|causes| Status::invalid(&work.resource.group_kind(), &name, &causes))?;
+        new.set_meta(
+            "managedFields",
+            sent.metadata().and_then(|m| m.get("managedFields")).cloned().unwrap_or(Value::Null),
+        );
+        let causes = work.resource.kind().validate(&new);
+        if !causes.is_empty() {
+            return Err(Status::invalid(&work.resource.group_kind(), &name, &causes));
         }
         Ok(new)
     })

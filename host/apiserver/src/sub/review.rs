@@ -14,6 +14,7 @@ use crate::{
     authorize,
     call::Call,
     http::{Answer, respond},
+    machine,
     server::Core,
     table::Resource,
     write::Work,
@@ -67,13 +68,21 @@ pub(crate) async fn review(
     }
     let mut object = work.decode(body)?;
     object.set_gvk(&resource.gvk);
+    machine::manage_create(&work, &mut object)?;
     let status = match &*resource.gvk.kind {
-        "SelfSubjectReview" => json!({ "userInfo": call.user.to_value() }),
+        "SelfSubjectReview" => {
+            object.set_meta("creationTimestamp", work.now.to_string());
+            json!({ "userInfo": call.user.to_value() })
+        }
         "TokenReview" => token(core, &object),
         "SubjectAccessReview" => access(core, &object, None, None)?,
         "LocalSubjectAccessReview" => access(core, &object, None, Some(&call.info.namespace))?,
         "SelfSubjectAccessReview" => access(core, &object, Some(&call.user), None)?,
-        "SelfSubjectRulesReview" => rules(core, &object, &call.user),
+        "SelfSubjectRulesReview" => {
+            let status = rules(core, &object, &call.user);
+            object.0.insert("spec".into(), json!({}));
+            status
+        }
         _ => return Ok(None),
     };
     object.0.insert("status".into(), status);
@@ -99,11 +108,24 @@ fn token(core: &Core, object: &Object) -> Value {
         .collect();
     let audiences = if asked.is_empty() { vec![core.signer.issuer()] } else { asked };
     match core.authenticator.token(text, &audiences) {
+        None if core.authenticator.audiences(text).is_some() => {
+            let own = core.authenticator.audiences(text).unwrap_or_default();
+            json!({ "user": {}, "error": format!(
+                "[invalid bearer token, token audiences {} is invalid for the target audiences {}]",
+                go_list(&own), go_list(&audiences)
+            ) })
+        }
         Some((user, shared)) => {
             json!({ "authenticated": true, "user": user.to_value(), "audiences": shared })
         }
         None => json!({ "user": {}, "error": "[invalid bearer token, token lookup failed]" }),
     }
+}
+
+/// A list as Go prints it.
+fn go_list<T: AsRef<str>>(items: &[T]) -> String {
+    let quoted: Vec<String> = items.iter().map(|i| format!("{:?}", i.as_ref())).collect();
+    format!("[{}]", quoted.join(" "))
 }
 
 fn access(core: &Core, object: &Object, own: Option<&User>, local: Option<&str>) -> Result<Value, Status> {
@@ -129,6 +151,7 @@ fn access(core: &Core, object: &Object, own: Option<&User>, local: Option<&str>)
                 name: &r.name,
                 path: "",
                 is_resource: true,
+                on_node: "",
             },
         ),
         (None, Some(p)) => authorize::decide(
@@ -151,18 +174,19 @@ fn check(object: &Object, spec: &AccessSpec, own: bool, local: Option<&str>) -> 
     let mut wrong = |reason: &str, field: &str, message: &str| {
         causes.push(wasmk_api::Cause { reason: reason.into(), message: message.into(), field: field.into() });
     };
-    if spec.resource_attributes.is_some() && spec.non_resource_attributes.is_some() {
+    if let (Some(_), Some(path)) = (&spec.resource_attributes, &spec.non_resource_attributes) {
+        let shown = json!({ "Path": path.path, "Verb": path.verb });
         wrong(
             "FieldValueInvalid",
             "spec.nonResourceAttributes",
-            "Invalid value: \"spec.nonResourceAttributes\": cannot be specified in combination with resourceAttributes",
+            &format!("Invalid value: {shown}: cannot be specified in combination with resourceAttributes"),
         );
     }
     if spec.resource_attributes.is_none() && spec.non_resource_attributes.is_none() {
         wrong(
             "FieldValueInvalid",
             "spec.resourceAttributes",
-            "Invalid value: \"spec.resourceAttributes\": exactly one of nonResourceAttributes or resourceAttributes must be specified",
+            "Invalid value: null: exactly one of nonResourceAttributes or resourceAttributes must be specified",
         );
     }
     if !own && spec.user.is_empty() && spec.groups.is_empty() {
@@ -182,8 +206,9 @@ fn check(object: &Object, spec: &AccessSpec, own: bool, local: Option<&str>) -> 
     if causes.is_empty() {
         return Ok(());
     }
-    let kind = object.gvk().map(|g| g.group_kind());
-    let kind = kind.unwrap_or(wasmk_api::GroupKind { group: String::new(), kind: object.kind().into() });
+    // The kind is left out, as Kubernetes leaves it out.
+    let group = object.gvk().map(|g| g.group).unwrap_or_default();
+    let kind = wasmk_api::GroupKind { group, kind: String::new() };
     Err(Status::invalid(&kind, object.name(), &causes))
 }
 

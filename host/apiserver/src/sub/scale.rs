@@ -105,7 +105,7 @@ pub(crate) async fn serve(work: &Work<'_>, body: &Bytes, verb: &str) -> Result<A
     if verb == "get" {
         let entry = read::current(work.core, work.call, work.resource).await?;
         let object = work.resource.served(entry.object());
-        return Ok(answer(work, &with_owners(work, &object, &paths)));
+        return Ok(answer(work, &scale_of(&object, &paths)));
     }
     let gvk = Gvk::new("autoscaling", "v1", "Scale");
     let name = work.call.info.name.clone();
@@ -131,12 +131,7 @@ pub(crate) async fn serve(work: &Work<'_>, body: &Bytes, verb: &str) -> Result<A
         }
         let wanted = scale.at(&["spec", "replicas"]).and_then(Value::as_i64).unwrap_or(0);
         if wanted < 0 {
-            let cause = wasmk_api::Cause {
-                reason: "FieldValueInvalid".into(),
-                message: format!("Invalid value: {wanted}: must be greater than or equal to 0"),
-                field: "spec.replicas".into(),
-            };
-            return Err(Status::invalid(&gvk.group_kind(), &name, &[cause]));
+            return Err(negative(work, &name, wanted));
         }
         let mut new = old.clone();
         new.set_meta("resourceVersion", scale.resource_version());
@@ -145,14 +140,7 @@ pub(crate) async fn serve(work: &Work<'_>, body: &Bytes, verb: &str) -> Result<A
         Ok(new)
     })
     .await?;
-    Ok(answer(work, &with_owners(work, &done.into_object(), &paths)))
-}
-
-/// The `Scale` of an object, with those of the object's owners that own its replicas.
-fn with_owners(work: &Work<'_>, object: &Object, paths: &Paths) -> Object {
-    let mut scale = scale_of(object, paths);
-    Owners::new(work, paths).to_scale(object, &mut scale);
-    scale
+    Ok(answer(work, &scale_of(&done.into_object(), &paths)))
 }
 
 /// Keeps the owners of the scale in its parent.
@@ -210,6 +198,26 @@ impl Owners {
     }
 }
 
+/// The refusal of a negative number, which custom resources word in another way.
+fn negative(work: &Work<'_>, name: &str, wanted: i64) -> Status {
+    let custom = work.resource.custom().is_some();
+    let (kind, field, why) = if custom {
+        (work.resource.group_kind(), ".spec.replicas", "should be a non-negative integer")
+    } else {
+        (
+            Gvk::new("autoscaling", "v1", "Scale").group_kind(),
+            "spec.replicas",
+            "must be greater than or equal to 0",
+        )
+    };
+    let cause = wasmk_api::Cause {
+        reason: "FieldValueInvalid".into(),
+        message: format!("Invalid value: {wanted}: {why}"),
+        field: field.into(),
+    };
+    Status::invalid(&kind, name, &[cause])
+}
+
 fn set(map: &mut Map<String, Value>, path: &[String], value: Value) {
     match path {
         [] => {}
@@ -226,6 +234,6 @@ fn set(map: &mut Map<String, Value>, path: &[String], value: Value) {
 }
 
 fn answer(work: &Work<'_>, scale: &Object) -> Answer {
-    let wanted = crate::http::Wanted { form: crate::http::Form::Whole, ..work.call.wanted };
-    respond::value_as(StatusCode::OK, wanted, &Value::Object(scale.0.clone()))
+    let value = read::plain_form(work.core, work.call, scale);
+    respond::value_as(StatusCode::OK, work.call.wanted, &value)
 }

@@ -8,6 +8,7 @@ use wasmk_api::{Cause, Gvk, Object, Status, Timestamp};
 use crate::{
     auth::tokens::{Bound, Claims, Private},
     http::{Answer, negotiate, respond},
+    machine,
     write::Work,
 };
 
@@ -29,6 +30,7 @@ pub(crate) async fn create(work: &Work<'_>, body: &Bytes) -> Result<Answer, Stat
     let gvk = Gvk::new("authentication.k8s.io", "v1", "TokenRequest");
     let mut request = work.decode_as(body, negotiate::body_type(&work.call.headers)?, &gvk)?;
     request.set_gvk(&gvk);
+    machine::manage_as(work, &gvk, &mut request, None, "token")?;
     work.core.caches.catch_up().await?;
     let (namespace, name) = (work.namespace(), work.call.info.name.as_str());
     let account = work
@@ -71,6 +73,8 @@ fn answer(
     token: String,
     expires: i64,
 ) -> Answer {
+    // The request is an object of its own for a moment, with an identity.
+    request.set_meta("uid", uuid::Uuid::new_v4().to_string());
     request.set_meta("name", account.name());
     request.set_meta("namespace", account.namespace());
     request.set_meta("creationTimestamp", work.now.to_string());
@@ -120,8 +124,8 @@ fn bind(work: &Work<'_>, request: &Object, private: &mut Private) -> Result<(), 
         "Node" => ("nodes", name.to_owned()),
         other => {
             return Err(Status::bad_request(format!(
-                "cannot bind token for serviceaccount {:?} to object of kind {other:?}",
-                work.call.info.name
+                "cannot bind token to object of type {}, Kind={other}",
+                text("apiVersion")
             )));
         }
     };

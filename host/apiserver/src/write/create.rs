@@ -37,11 +37,12 @@ pub(crate) async fn create_object(work: &Work<'_>, mut object: Object) -> Result
         let mut object = object.clone();
         meta::stamp(&mut object, work.now);
         prepare(work, &mut object);
+        admission::identify(work, &mut object);
         for warning in machine::warnings(work.resource, &object, None) {
             work.call.warn(warning);
         }
         if !work.trusted {
-            machine::validate_create(work.resource, &object)?;
+            machine::validate_create(work, &object)?;
             admission::validate(work, &object, None, Mode::Main).await?;
         }
         let claims = alloc::claims(work, &mut object, None)?;

@@ -185,12 +185,27 @@ async fn attempt(
     if special::is_namespace(work.resource) {
         return namespace(work, new, &old, entry.revision).await;
     }
+    if special::is_definition(work.resource) && !old.is_deleting() {
+        crate::crd::mark(&mut new, work.now);
+        return store(work, new, &old, entry.revision).await;
+    }
     let grace = grace(work, &old, options);
+    let mut revision = entry.revision;
+    if matches!(grace, Grace::Now) && work.resource.kind().default_grace(&old).is_some() {
+        // Who watches sees that there is nothing left to wait for before the object is gone.
+        mark(work, &mut new, 0, true);
+        if finalizers.is_empty() && new != old {
+            match put(work, &mut new, revision, Vec::new()).await? {
+                Written::Done(written) => revision = written,
+                _ => return Ok(None),
+            }
+        }
+    }
     match grace {
         Grace::Waiting => return Ok(Some((old, false))),
         Grace::Now if finalizers.is_empty() => {
             let claims = alloc::releases(work, &old);
-            return Ok(match remove(work, &old, entry.revision, claims).await? {
+            return Ok(match remove(work, &old, revision, claims).await? {
                 Written::Done(revision) => {
                     if !work.dry_run {
                         new.set_meta("resourceVersion", revision.to_string());
@@ -201,7 +216,7 @@ async fn attempt(
                 _ => None,
             });
         }
-        Grace::Now => mark(work, &mut new, 0, !special::keeps_no_grace(work.resource)),
+        Grace::Now => mark(work, &mut new, 0, true),
         Grace::Seconds(seconds) => mark(work, &mut new, seconds, true),
     }
     store(work, new, &old, entry.revision).await

@@ -26,7 +26,7 @@ use crate::{
 pub(crate) use commit::{Claim, Written, put, remove};
 pub(crate) use create::{create, create_object};
 pub(crate) use delete::{DeleteOptions, delete, delete_collection, delete_object};
-pub(crate) use meta::generated as generated_name;
+pub(crate) use meta::{generated as generated_name, order as order_metadata};
 pub(crate) use patch::{Sent, patch, patched, patched_as, read_patch};
 pub(crate) use update::{Done, Mode, update, update_object};
 

@@ -97,7 +97,7 @@ pub(crate) async fn patch(work: &mut Work<'_>, body: &Bytes, mode: Mode) -> Resu
     let creates = work.owned && mode == Mode::Main;
     let done = update_object(work, &name, mode, creates, |current| {
         let mut object = patched(work, current, &sent, mode)?;
-        work.place(&mut object, "")?;
+        work.place(&mut object, &name)?;
         Ok(object)
     })
     .await?;
@@ -148,19 +148,16 @@ fn applied(
     schema: &wasmk_machinery::schema::KindSchema,
     subresource: &str,
 ) -> Result<Object, Status> {
-    let mut config = config.clone();
     let given = config.get("metadata").and_then(|m| m.get("name")).and_then(Value::as_str).unwrap_or("");
-    if live.is_none()
-        && given.is_empty()
-        && let Some(map) = config.as_object_mut()
-    {
-        // An object that is created by applying has the name of the path.
-        let metadata = map.entry("metadata").or_insert_with(|| serde_json::json!({}));
-        metadata["name"] = work.call.info.name.clone().into();
+    if live.is_none() && given.is_empty() {
+        return Err(Status::bad_request(format!(
+            "the name of the object ({} based on URL) was undeterminable: name must be provided",
+            work.call.info.name
+        )));
     }
     let force = work.call.query.flag("force");
     let value = machine::field_manager(work, gvk, schema, subresource, |manager| {
-        manager.apply(live, &config, &work.manager, force)
+        manager.apply(live, config, &work.manager, force)
     })?;
     machine::convert(work, gvk, value)
 }

@@ -98,7 +98,9 @@ fn must_name_version(work: &Work<'_>, name: &str) -> Status {
         message: "Invalid value: 0: must be specified for an update".into(),
         field: "metadata.resourceVersion".into(),
     };
-    Status::invalid(&work.resource.group_kind(), name, &[cause])
+    let resource = work.resource.group_resource();
+    let kind = wasmk_api::GroupKind { group: resource.group, kind: resource.resource };
+    Status::invalid(&kind, name, &[cause])
 }
 
 /// Changes an object: `change` makes the new one from the present one and is called again when somebody else was
@@ -169,7 +171,7 @@ async fn finish(
         work.call.warn(warning);
     }
     if !work.trusted {
-        machine::validate_update(resource, new, old, mode)?;
+        machine::validate_update(work, new, old, mode)?;
     }
     if !work.trusted {
         admission::validate(work, new, Some(old), mode).await?;
@@ -211,6 +213,11 @@ fn prepare(work: &Work<'_>, new: &mut Object, old: &Object, mode: Mode) {
 
 fn prepare_fields(work: &Work<'_>, new: &mut Object, old: &Object, mode: Mode) {
     match (&work.resource.nature, mode) {
+        (Nature::Builtin(kind), Mode::Free("resize" | "ephemeralcontainers")) => {
+            if kind.has_generation() && kind.spec_changed(new, old) {
+                meta::set_generation(new, old.generation() + 1);
+            }
+        }
         (_, Mode::Free(_)) => {}
         (Nature::Builtin(kind), Mode::Status) => kind.prepare_status(new, old),
         (Nature::Builtin(kind), Mode::Main | Mode::Scale) => {

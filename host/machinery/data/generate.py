@@ -270,7 +270,8 @@ def described(file):
     found, pending, inside = {}, [], False
     for line in map(str.strip, text.splitlines()):
         if line.startswith("///"):
-            pending.append(line[3:].removeprefix(" "))
+            # Doc comments escape what Markdown would take for markup.
+            pending.append(re.sub(r"\\([\\\[\]<>])", r"\1", line[3:].removeprefix(" ")))
         elif line.startswith("pub struct ") and not inside:
             found[""] = "\n".join(pending).strip()
             pending, inside = [], True

@@ -52,7 +52,12 @@ pub(super) fn of_type(name: &str) -> Option<&'static str> {
 
 /// The description of a field of a built-in type.
 pub(super) fn of_field(name: &str, field: &str) -> Option<&'static str> {
-    TEXTS.get(name)?.fields.iter().find(|(f, _)| *f == field).map(|(_, text)| *text)
+    let found = TEXTS.get(name)?.fields.iter().find(|(f, _)| *f == field).map(|(_, text)| *text);
+    found.or(match field {
+        "apiVersion" => Some("The group and version of the API that the object is written in."),
+        "kind" => Some("What the object is, in CamelCase; it cannot change."),
+        _ => None,
+    })
 }
 
 #[cfg(test)]

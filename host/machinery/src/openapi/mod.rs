@@ -5,6 +5,7 @@
 
 mod descriptions;
 mod paths;
+mod protobuf;
 mod schemas;
 
 use std::{collections::BTreeSet, sync::LazyLock};
@@ -111,6 +112,14 @@ pub fn document_v2(registry: &Registry) -> Value {
         "paths": paths,
         "definitions": definitions,
     })
+}
+
+/// The media type of [`document_v2_protobuf`], which clients ask for with an `@` for the first dot of the version.
+pub const V2_PROTOBUF: &str = "application/com.github.proto-openapi.spec.v2.v1.0+protobuf";
+
+/// `/openapi/v2` in protobuf.
+pub fn document_v2_protobuf(registry: &Registry) -> Vec<u8> {
+    protobuf::encode(&document_v2(registry))
 }
 
 #[cfg(test)]

@@ -5,12 +5,12 @@ use wasmk_api::{Object, Timestamp};
 use wasmk_machinery::names;
 
 use crate::errors::{At, Errors};
-use crate::fields::{spec, status, top};
+use crate::fields::{in_spec, spec, status, top};
 use crate::resource_names::read;
 use crate::table::age;
 use crate::value::{get, int, list, map_mut, or_null, set_default, some_map, text, text_at};
 use crate::workloads::not_negative;
-use crate::{Column, Kind, NameRule, columns, selector};
+use crate::{Column, Kind, NameRule, columns, normalize, selector};
 
 /// How many metrics a table shows.
 const SHOWN: usize = 2;
@@ -22,6 +22,25 @@ const MAX_WINDOW: i64 = 3600;
 pub(crate) struct HorizontalPodAutoscaler;
 
 impl Kind for HorizontalPodAutoscaler {
+    fn default(&self, obj: &mut Object) {
+        // An empty list of policies is refused, an absent one has defaults.
+        let emptied: Vec<&str> = ["scaleUp", "scaleDown"]
+            .into_iter()
+            .filter(|rules| {
+                let policies = in_spec(obj, &["behavior", rules, "policies"]);
+                policies.as_array().is_some_and(Vec::is_empty)
+            })
+            .collect();
+        normalize::normalize(obj);
+        let behavior = some_map(&mut obj.0, "spec").and_then(|spec| some_map(spec, "behavior"));
+        if let Some(behavior) = behavior {
+            for rules in emptied {
+                map_mut(behavior, rules).insert("policies".into(), json!([]));
+            }
+        }
+        self.set_defaults(obj);
+    }
+
     fn set_defaults(&self, obj: &mut Object) {
         let newer = obj.api_version() != "autoscaling/v1";
         let Some(spec) = some_map(&mut obj.0, "spec") else { return };
@@ -72,7 +91,6 @@ impl Kind for HorizontalPodAutoscaler {
 
 fn rules(rules: &mut Map<String, Value>, policies: Value, window: Option<i64>) {
     set_default(rules, "selectPolicy", "Max");
-    // An empty list says that nothing may happen, which validation refuses.
     set_default(rules, "policies", policies);
     if let Some(window) = window {
         set_default(rules, "stabilizationWindowSeconds", window);

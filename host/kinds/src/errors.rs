@@ -147,6 +147,11 @@ impl Errors {
         self.0.push(field::duplicate(&path(at), &value.into()));
     }
 
+    /// Says again all that was found since there were `count`.
+    pub(crate) fn repeat_from(&mut self, count: usize) {
+        self.0.extend_from_within(count..);
+    }
+
     /// Adds a reason to what was found last.
     pub fn explain_last(&mut self, why: &str) {
         if let Some(last) = self.0.last_mut() {

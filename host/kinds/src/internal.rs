@@ -12,6 +12,9 @@ use crate::types::{Scalar, Struct, Type, types};
 const POD_HOST_FIELDS: [&str; 5] =
     ["hostNetwork", "hostPID", "hostIPC", "shareProcessNamespace", "hostUsers"];
 
+/// Fields that are not shown where the API has them: one mirrors another, one stands elsewhere.
+const POD_ELSEWHERE: [&str; 2] = ["serviceAccount", "setHostnameAsFQDN"];
+
 /// A map with sorted keys, which is how maps are shown; `None` when the value has no map in it.
 pub(crate) fn sorted(value: &Value) -> Option<Value> {
     match value {
@@ -50,7 +53,7 @@ fn struct_form(value: &Value, index: usize) -> Value {
     let is_pod_spec = shape.field("hostPID").is_some() && shape.field("containers").is_some();
     let mut out = Map::new();
     for field in &shape.fields {
-        if is_pod_spec && (POD_HOST_FIELDS.contains(&field.json) || field.json == "serviceAccount") {
+        if is_pod_spec && (POD_HOST_FIELDS.contains(&field.json) || POD_ELSEWHERE.contains(&field.json)) {
             continue;
         }
         let inner = map.get(field.json).unwrap_or(&Value::Null);
@@ -59,6 +62,10 @@ fn struct_form(value: &Value, index: usize) -> Value {
             shown = with_host_fields(map, shape, shown);
         }
         out.insert(go_name(field.go, field.json), shown);
+        if is_pod_spec && field.json == "subdomain" {
+            let fqdn = map.get("setHostnameAsFQDN").cloned().unwrap_or(Value::Null);
+            out.insert("SetHostnameAsFQDN".into(), fqdn);
+        }
     }
     Value::Object(out)
 }

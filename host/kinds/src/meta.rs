@@ -187,7 +187,16 @@ const IMMUTABLE_META: [&str; 6] =
 pub(crate) const IMMUTABLE: &str = "field is immutable";
 
 /// Checks the metadata of an object that replaces another.
+///
+/// The server looks at it twice, once for every kind and once for the kind: what it finds it says twice.
 pub fn check_update(new: &Object, old: &Object, errors: &mut Errors) {
+    let before = errors.count();
+    check_update_once(new, old, errors);
+    errors.repeat_from(before);
+    check_finalizer_names(in_meta(new, "finalizers"), errors);
+}
+
+fn check_update_once(new: &Object, old: &Object, errors: &mut Errors) {
     let at = At::new("metadata");
     if old.is_deleting() {
         new_finalizers(new, old, &at.field("finalizers"), errors);
@@ -205,7 +214,6 @@ pub fn check_update(new: &Object, old: &Object, errors: &mut Errors) {
     labels(meta, &at.field("labels"), errors);
     annotations(meta, &at.field("annotations"), errors);
     owners(list(meta, "ownerReferences"), &at.field("ownerReferences"), errors);
-    check_finalizer_names(in_meta(new, "finalizers"), errors);
 }
 
 fn new_finalizers(new: &Object, old: &Object, at: &At<'_>, errors: &mut Errors) {

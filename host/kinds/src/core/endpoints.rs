@@ -33,10 +33,6 @@ impl Kind for Endpoints {
         }
     }
 
-    fn warnings(&self, _obj: &Object, _old: Option<&Object>) -> Vec<String> {
-        vec!["v1 Endpoints is deprecated in v1.33+; use discovery.k8s.io/v1 EndpointSlice".into()]
-    }
-
     fn columns(&self) -> &'static [Column] {
         columns::of("/Endpoints")
     }

@@ -31,6 +31,11 @@ impl Kind for Pod {
     }
 
     fn prepare_create(&self, obj: &mut Object) {
+        if let Some(spec) = some_map(&mut obj.0, "spec")
+            && spec.get("terminationGracePeriodSeconds").and_then(Value::as_i64).is_some_and(|grace| grace < 0)
+        {
+            spec.insert("terminationGracePeriodSeconds".into(), 1.into());
+        }
         let class = qos_class(spec(obj));
         obj.0.insert("status".into(), json!({"phase": "Pending", "qosClass": class}));
         if !crate::value::list(spec(obj), "schedulingGates").is_empty() {

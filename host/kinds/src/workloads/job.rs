@@ -99,8 +99,11 @@ fn job_spec(spec: &mut Map<String, Value>) {
     }
 }
 
-/// A job without labels takes those of its pods.
+/// A job without labels takes those of its pods, unless its name is too long to be one of them.
 fn label_like_pods(obj: &mut Object) {
+    if obj.name().len() > wasmk_machinery::names::LABEL_MAX {
+        return;
+    }
     let labels = in_spec(obj, &["template", "metadata", "labels"]).clone();
     if labels.is_object() && obj.labels().next().is_none() {
         obj.set_meta("labels", labels);

@@ -3,11 +3,14 @@
 use std::collections::HashMap;
 
 use granit_parser::{Event, Parser, ScalarStyle, ScanError};
+use indexmap::IndexMap;
 
-use super::doc::{Doc, MAX_DEPTH};
+use super::doc::{Doc, MAX_DEPTH, MAX_STRICT_ERRORS};
 
-/// Most nodes a document may have after its aliases are expanded.
+/// Most nodes a document may have after its aliases are expanded; long texts count for several.
 const MAX_NODES: usize = 1_000_000;
+/// Bytes of text that count as one node.
+const NODE_TEXT: usize = 32;
 
 /// A parsed document with what only strict decoding minds.
 pub(crate) struct Parsed {
@@ -101,6 +104,7 @@ impl<'t> Reader<'t> {
                 return Ok(doc);
             }
             Event::Scalar(text, style, anchor, tag) => {
+                self.count(text.len() / NODE_TEXT)?;
                 let suffix = tag.as_ref().map(|tag| tag.to_string());
                 (scalar(&text, style, suffix.as_deref()), anchor)
             }
@@ -124,7 +128,7 @@ impl<'t> Reader<'t> {
     }
 
     fn mapping(&mut self, depth: usize) -> Result<Doc, String> {
-        let mut entries: Vec<(String, Doc)> = Vec::new();
+        let mut entries: IndexMap<String, Doc> = IndexMap::new();
         let mut merged: Vec<Doc> = Vec::new();
         loop {
             let (event, line) = self.next()?;
@@ -145,27 +149,24 @@ impl<'t> Reader<'t> {
                 merged.push(value);
                 continue;
             }
-            if entries.iter().any(|(k, _)| *k == key) {
+            if entries.contains_key(&key) && self.repeated.len() < MAX_STRICT_ERRORS {
                 self.repeated.push(format!("line {line}: key \"{key}\" already set in map"));
-                entries.retain(|(k, _)| *k != key);
             }
-            entries.push((key, value));
+            entries.insert(key, value);
         }
         for value in merged {
             merge(&mut entries, value)?;
         }
-        Ok(Doc::Object(entries))
+        Ok(Doc::Object(entries.into_iter().collect()))
     }
 }
 
 /// `<<: *base`: entries of the base that are not set here.
-fn merge(entries: &mut Vec<(String, Doc)>, value: Doc) -> Result<(), String> {
+fn merge(entries: &mut IndexMap<String, Doc>, value: Doc) -> Result<(), String> {
     match value {
         Doc::Object(base) => {
             for (key, doc) in base {
-                if !entries.iter().any(|(k, _)| *k == key) {
-                    entries.push((key, doc));
-                }
+                entries.entry(key).or_insert(doc);
             }
             Ok(())
         }
@@ -281,6 +282,8 @@ mod tests {
             text.push_str(&format!("a{i}: &a{i} [{aliases}]\n"));
         }
         assert_eq!(parse(text.as_bytes()).err().unwrap(), "yaml: document contains excessive aliasing");
+        let long = format!("a: &a {}\nb: [{}]", "x".repeat(100_000), vec!["*a"; 1000].join(","));
+        assert_eq!(parse(long.as_bytes()).err().unwrap(), "yaml: document contains excessive aliasing");
         assert!(parse("[".repeat(100_000).as_bytes()).is_err());
     }
 

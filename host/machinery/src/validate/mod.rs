@@ -10,6 +10,8 @@ mod structural;
 mod typecheck;
 mod values;
 
+use std::collections::HashMap;
+
 use serde_json::Value;
 use wasmk_api::{Cause, Object};
 
@@ -110,14 +112,32 @@ fn old_field<'v>(old: Option<&'v Value>, key: &str) -> Option<&'v Value> {
     old?.as_object()?.get(key)
 }
 
-/// The earlier value that corresponds to an item: by key in lists of type map; other lists are compared
-/// as a whole.
-fn old_item<'v>(old: Option<&'v Value>, item: &Value, list: Schema<'_>) -> Option<&'v Value> {
-    let keys = list.list_keys();
-    if keys.is_empty() {
-        return None;
+/// The items of an earlier list by their keys, in lists of type map; other lists are compared as a whole.
+struct OldItems<'v, 's> {
+    keys: &'s [Box<str>],
+    by_key: HashMap<String, &'v Value>,
+}
+
+impl<'v, 's> OldItems<'v, 's> {
+    fn of(old: Option<&'v Value>, list: Schema<'s>) -> Self {
+        let keys = list.list_keys();
+        let items = old.and_then(Value::as_array).filter(|_| !keys.is_empty());
+        let by_key = items.into_iter().flatten().map(|item| (identity(item, keys), item)).collect();
+        Self { keys, by_key }
     }
-    old?.as_array()?.iter().find(|candidate| keys.iter().all(|key| candidate.get(&**key) == item.get(&**key)))
+
+    /// The one that corresponds to an item.
+    fn get(&self, item: &Value) -> Option<&'v Value> {
+        if self.by_key.is_empty() {
+            return None;
+        }
+        self.by_key.get(&identity(item, self.keys)).copied()
+    }
+}
+
+fn identity(item: &Value, keys: &[Box<str>]) -> String {
+    let parts: Vec<&Value> = keys.iter().map(|key| item.get(&**key).unwrap_or(&Value::Null)).collect();
+    serde_json::to_string(&parts).unwrap_or_default()
 }
 
 #[cfg(test)]

@@ -12,7 +12,7 @@ use kube_cel::cel::{
 use serde_json::{Map, Value};
 use wasmk_api::Cause;
 
-use super::{Outcome, formats, old_field, old_item};
+use super::{OldItems, Outcome, formats, old_field};
 use crate::{
     cel::{self, Expression, plain},
     field::{self, Path},
@@ -77,8 +77,9 @@ impl Run {
             }
             Value::Array(items) => {
                 let Some(of) = schema.items() else { return };
+                let old = OldItems::of(old, schema);
                 for (index, item) in items.iter().enumerate() {
-                    self.walk(item, old_item(old, item, schema), of, &path.index(index));
+                    self.walk(item, old.get(item), of, &path.index(index));
                 }
             }
             _ => (),

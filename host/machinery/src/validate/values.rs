@@ -1,11 +1,11 @@
 //! Types, bounds and combined schemas: what a JSON schema says of a value.
 
-use std::fmt;
+use std::{collections::HashSet, fmt};
 
 use serde_json::{Map, Value};
 use wasmk_api::Cause;
 
-use super::{formats, old_field, old_item};
+use super::{OldItems, formats, old_field};
 use crate::{
     field::{self, Path},
     schema::{Kind, Rules, Schema},
@@ -230,8 +230,9 @@ fn array(
     found: &mut Found,
 ) {
     if let Some(of) = schema.items() {
+        let old = OldItems::of(old, schema);
         for (index, item) in items.iter().enumerate() {
-            check(item, old_item(old, item, schema), of, &format!("{path}[{index}]"), found);
+            check(item, old.get(item), of, &format!("{path}[{index}]"), found);
         }
     }
     let size = items.len();
@@ -241,8 +242,8 @@ fn array(
     if let Some(max) = rules.max_items.filter(|max| size as u64 > *max) {
         found.add(path, What::TooMany(size, max));
     }
-    let repeated = |(at, item): (usize, &Value)| items[..at].contains(item);
-    if rules.unique_items && items.iter().enumerate().any(repeated) {
+    let mut seen = HashSet::new();
+    if rules.unique_items && items.iter().any(|item| !seen.insert(item.to_string())) {
         found.add(path, What::Bound(Value::Array(items.into()), "shouldn't contain duplicates".into()));
     }
 }

@@ -17,6 +17,7 @@ use tokio_util::sync::CancellationToken;
 
 pub mod base;
 mod cronjob;
+mod csr;
 mod daemonset;
 mod deployment;
 mod endpoints;
@@ -36,6 +37,8 @@ mod serviceaccount;
 mod statefulset;
 mod taint_eviction;
 mod ttl;
+mod volume_binder;
+mod volume_protection;
 
 pub use base::{Clock, Context, Discovery, Error, Informers, Recorder, Result, Settings};
 
@@ -69,6 +72,12 @@ pub const CONTROLLERS: &[Entry] = entries![
     "cronjob-controller", cronjob::run, "Makes a Job at each time of a CronJob's schedule.";
     "job-controller", job::run, "Runs each Job's pods until enough have succeeded.";
     "ttl-after-finished-controller", ttl::run, "Deletes Jobs some time after their end.";
+    "persistentvolume-binder-controller", volume_binder::run, "Brings claims and volumes together.";
+    "persistentvolumeclaim-protection-controller", volume_protection::run_claims, "Keeps claims that pods use.";
+    "persistentvolume-protection-controller", volume_protection::run_volumes, "Keeps volumes that claims use.";
+    "certificatesigningrequest-approving-controller", csr::run_approver, "Approves certificate requests of nodes.";
+    "certificatesigningrequest-signing-controller", csr::run_signer, "Signs approved certificate requests.";
+    "certificatesigningrequest-cleaner-controller", csr::run_cleaner, "Deletes old certificate requests.";
     "endpoints-controller", endpoints::legacy::run, "Lists the pods behind each Service in its Endpoints.";
     "endpointslice-controller", endpoints::slices::run, "Lists the pods behind each Service in EndpointSlices.";
     "node-lifecycle-controller", node_lifecycle::run, "Taints nodes that are silent or unfit.";

@@ -7,7 +7,7 @@ use std::{collections::BTreeMap, fmt::Debug, net::Ipv4Addr, sync::Arc, time::Dur
 use futures::StreamExt;
 use k8s_openapi::api::{
     coordination::v1::Lease,
-    core::v1::{Node, Pod},
+    core::v1::{Node, Pod, ServiceAccount},
 };
 use kube::{
     Api, Client, ResourceExt,
@@ -49,6 +49,8 @@ impl Cluster {
         }
         cluster.run_controllers();
         cluster.run_scheduler();
+        // Pods are refused until their service account is there.
+        cluster.until::<ServiceAccount>("default", |_| true).await;
         cluster
     }
 
@@ -66,7 +68,8 @@ impl Cluster {
     }
 
     pub fn run_controllers(&self) {
-        let settings = Settings { ca_pem: "PEM".into(), ..Settings::default() };
+        let settings =
+            Settings { ca_pem: "PEM".into(), volume_root: "/var/volumes".into(), ..Settings::default() };
         self.run_controllers_with(settings);
     }
 

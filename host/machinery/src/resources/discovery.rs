@@ -100,7 +100,6 @@ pub fn api_resource_list(registry: &Registry, group: &str, version: &str) -> Opt
         resources.push(plain_resource(resource));
         resources.extend(resource.subresources.iter().map(|sub| plain_subresource(resource, sub)));
     }
-    resources.sort_by(|a, b| a["name"].as_str().cmp(&b["name"].as_str()));
     let mut map = Map::new();
     map.insert("kind".into(), "APIResourceList".into());
     if !group.is_empty() {

@@ -61,6 +61,8 @@ fn objects(running: &Running, ca: &str) -> Vec<Value> {
         binding("knative-serving-controller", "knative-serving-controller", controller),
         // One identity for all controllers; Kubernetes gives each its own service account instead.
         binding("wasmk:kube-controller-manager", "cluster-admin", user("system:kube-controller-manager")),
+        // Every agent is its own service proxy.
+        binding("wasmk:node-proxier", "system:node-proxier", group("system:nodes")),
         binding("kubeadm:get-nodes", "system:node-bootstrapper", group("system:bootstrappers")),
         binding(
             "kubeadm:node-autoapprove-bootstrap",

@@ -14,7 +14,7 @@ use wasmk_controllers::{Clock, Context as Controllers, scheduler};
 use wasmk_functions::{Executor, Functions};
 use wasmk_node::Node;
 use wasmk_registry::Storage;
-use wasmk_store::{Embedded, Memory, Store};
+use wasmk_store::{Embedded, Etcd, Memory, Store};
 
 use crate::{
     agent, bootstrap,
@@ -33,12 +33,14 @@ const API_SERVICE: &str = "127.43.0.1";
 const STOP: Duration = Duration::from_secs(30);
 
 /// Where objects are kept.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum StoreKind {
     /// On this disk; survives everything.
     Embedded,
     /// In memory; gone when the process ends.
     Memory,
+    /// In an etcd, by its endpoints.
+    Etcd(Vec<String>),
 }
 
 impl FromStr for StoreKind {
@@ -48,7 +50,11 @@ impl FromStr for StoreKind {
         match text {
             "embedded" => Ok(Self::Embedded),
             "memory" => Ok(Self::Memory),
-            _ => Err("`embedded` or `memory` was expected".into()),
+            _ => {
+                let hosts = text.strip_prefix("etcd://").filter(|hosts| !hosts.is_empty());
+                let hosts = hosts.ok_or("`embedded`, `memory` or `etcd://HOST:PORT,...` was expected")?;
+                Ok(Self::Etcd(hosts.split(',').map(|host| format!("http://{host}")).collect()))
+            }
         }
     }
 }
@@ -84,6 +90,7 @@ pub struct Cluster {
     tasks: TaskTracker,
     functions: Option<Functions>,
     node: Option<Node>,
+    links: Arc<Links>,
     api: ApiServer,
     embedded: Option<Arc<Embedded>>,
     _claim: Claim,
@@ -130,6 +137,7 @@ impl Cluster {
             tasks,
             functions: None,
             node: None,
+            links: links.clone(),
             api,
             embedded,
             _claim: claim,
@@ -174,6 +182,7 @@ impl Cluster {
         if let Some(node) = self.node {
             node.shutdown(STOP).await;
         }
+        self.links.close();
         self.stop.cancel();
         self.tasks.close();
         self.tasks.wait().await;
@@ -199,7 +208,8 @@ impl Cluster {
         let names = server_names(&host, API_SERVICE.parse()?, &names);
         let leaf = pki.leaf("apiserver", &Leaf { user: "kube-apiserver", group: "", names: &names })?;
         let tls = tls::server(&leaf, pki.ca_cert())?;
-        self.tasks.spawn(wasmk_apiserver::serve_tls(api, tls, self.api.router(), self.stop.clone()));
+        let router = self.links.mounted_on(&self.api);
+        self.tasks.spawn(wasmk_apiserver::serve_tls(api, tls, router, self.stop.clone()));
         let (router, stop) = (wasmk_registry::router(images), self.stop.clone());
         self.tasks.spawn(async move {
             let served = axum::serve(registry, router).with_graceful_shutdown(stop.cancelled_owned());
@@ -271,8 +281,15 @@ async fn bind(address: SocketAddr, what: &str, flag: &str) -> Result<TcpListener
 }
 
 async fn open_store(settings: &Settings) -> Result<(Arc<dyn Store>, Option<Arc<Embedded>>)> {
-    match settings.store {
+    match &settings.store {
         StoreKind::Memory => Ok((Arc::new(Memory::new()), None)),
+        StoreKind::Etcd(endpoints) => {
+            let store = Etcd::connect(endpoints, None).await;
+            Ok((
+                Arc::new(store.with_context(|| format!("cannot use the etcd at {}", endpoints.join(",")))?),
+                None,
+            ))
+        }
         StoreKind::Embedded => {
             let path: PathBuf = settings.data.join("store");
             let opened = Embedded::open(&path, Default::default());

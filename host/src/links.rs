@@ -7,15 +7,20 @@ use async_trait::async_trait;
 use axum::Router;
 use hyper_util::{rt::TokioIo, service::TowerToHyperService};
 use parking_lot::RwLock;
-use wasmk_apiserver::{NodeDialer, NodeStream};
+use tokio::io::{AsyncRead, AsyncWrite};
+use wasmk_apiserver::{ApiServer, NodeDialer, NodeStream};
+use wasmk_net::tunnel;
 
 /// Bytes in flight in each direction of a stream to the node in this process.
 const BUFFER: usize = 64 << 10;
+/// The tunnel's path among the API's.
+const TUNNEL: &str = "/wasmk.tunnel.v1.Tunnel/Link";
 
 /// Every node that can be reached.
 #[derive(Default)]
 pub struct Links {
     local: RwLock<HashMap<String, Router>>,
+    tunnel: tunnel::Server,
 }
 
 impl Links {
@@ -23,24 +28,36 @@ impl Links {
     pub fn add_local(&self, node: &str, router: Router) {
         self.local.write().insert(node.into(), router);
     }
+
+    /// The API's router with the tunnel's route beside it; only a node's certificate opens a tunnel.
+    pub fn mounted_on(&self, api: &ApiServer) -> Router {
+        let tunnel = self.tunnel.service(api.node_identifier());
+        api.router().route_service(TUNNEL, tunnel)
+    }
+
+    /// Ends all tunnels.
+    pub fn close(&self) {
+        self.tunnel.close();
+    }
+}
+
+/// Serves a node's HTTP API on one stream.
+pub async fn serve_stream(stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static, router: Router) {
+    let service = TowerToHyperService::new(router);
+    let connection =
+        hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), service);
+    if let Err(e) = connection.with_upgrades().await {
+        tracing::debug!(error = %e, "a stream to this node ended early");
+    }
 }
 
 #[async_trait]
 impl NodeDialer for Links {
     async fn dial(&self, node: &str) -> io::Result<Box<dyn NodeStream>> {
         let local = self.local.read().get(node).cloned();
-        let Some(router) = local else {
-            return Err(io::Error::new(io::ErrorKind::NotConnected, format!("node {node} is not connected")));
-        };
+        let Some(router) = local else { return Ok(Box::new(self.tunnel.dial(node).await?)) };
         let (ours, theirs) = tokio::io::duplex(BUFFER);
-        tokio::spawn(async move {
-            let service = TowerToHyperService::new(router);
-            let connection =
-                hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(theirs), service);
-            if let Err(e) = connection.with_upgrades().await {
-                tracing::debug!(error = %e, "a stream to this node ended early");
-            }
-        });
+        tokio::spawn(serve_stream(theirs, router));
         Ok(Box::new(ours))
     }
 }

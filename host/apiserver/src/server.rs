@@ -63,7 +63,6 @@ pub(crate) struct Core {
     pub(crate) long_running: Arc<Semaphore>,
     /// Discovery and API descriptions, made anew when the table changes.
     pub(crate) documents: crate::discovery::Documents,
-    pub(crate) started: std::time::Instant,
 }
 
 /// A running API server.
@@ -100,7 +99,6 @@ impl ApiServer {
             writes: Semaphore::new(MAX_WRITES),
             long_running: Arc::new(Semaphore::new(MAX_LONG_RUNNING)),
             documents: crate::discovery::Documents::default(),
-            started: std::time::Instant::now(),
             config,
         });
         crd::refresh(&core);
@@ -119,6 +117,17 @@ impl ApiServer {
     /// A client inside this process: no socket, no credentials, the given identity.
     pub fn client(&self, user: &str, groups: &[&str]) -> kube::Client {
         client::in_process(self.core.clone(), User::new(user, groups.iter().copied()))
+    }
+
+    /// Tells which node a connection belongs to by its client certificate, for services that share the listener
+    /// and bring their own routes.
+    pub fn node_identifier(&self) -> Arc<dyn Fn(&axum::http::Extensions) -> Option<String> + Send + Sync> {
+        let core = self.core.clone();
+        Arc::new(move |extensions| {
+            let user = core.authenticator.authenticate(&axum::http::HeaderMap::new(), extensions).ok()?;
+            let in_group = user.is_in("system:nodes");
+            user.name.strip_prefix("system:node:").filter(|_| in_group).map(String::from)
+        })
     }
 
     /// The revision of the store that reads show.

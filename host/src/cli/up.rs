@@ -56,7 +56,7 @@ pub(super) struct Args {
     /// Controllers to run: `*` for all, `name`, `-name` to leave one out, `-*` for none
     #[arg(long, value_name = "LIST", value_delimiter = ',', default_value = "*", allow_hyphen_values = true)]
     controllers: Vec<String>,
-    /// Where objects are kept: `embedded` on this disk, or `memory` until the process ends
+    /// Where objects are kept: `embedded` on this disk, `memory` until the process ends, or `etcd://HOST:PORT,...`
     #[arg(long, value_name = "KIND", default_value = "embedded")]
     store: StoreKind,
     /// Domain of functions' host names

@@ -48,7 +48,12 @@ fn add_identity(node: &mut Node) {
     }
     let declared = node.fields.shift_remove("metadata");
     let mut metadata = builtin::reference(OBJECT_META);
-    metadata.fields = declared.map(|d| d.fields).unwrap_or_default();
+    if let Some(declared) = declared {
+        metadata.kind = declared.kind;
+        metadata.fields = declared.fields;
+        metadata.required = declared.required;
+        metadata.rules = declared.rules;
+    }
     node.fields.insert("metadata".into(), metadata);
 }
 

@@ -211,6 +211,12 @@ impl<'a> Schema<'a> {
         self.rules().and_then(|rules| rules.enumeration.as_deref())
     }
 
+    /// What a definition says of `metadata` beyond its type: restrictions of names.
+    pub(crate) fn restrictions(self) -> Option<Schema<'a>> {
+        let restricted = self.site.reference.is_some() && self.site.rules.is_some();
+        restricted.then_some(Self { site: self.site, node: self.site })
+    }
+
     /// Bounds, patterns and combined schemas of a custom schema.
     pub fn rules(self) -> Option<&'a Rules> {
         self.node.rules.as_deref()

@@ -109,6 +109,19 @@ fn containers() {
 }
 
 #[test]
+fn names_may_be_restricted() {
+    let kind = KindSchema::custom(&json!({"type": "object", "properties": {"metadata": {"type": "object",
+        "properties": {"name": {"type": "string", "maxLength": 3}}}}}))
+    .unwrap();
+    let object =
+        |name: &str| Object::from_value(json!({"metadata": {"name": name, "labels": {"a": "b"}}})).unwrap();
+    assert_eq!(resource(&object("abc"), None, &kind, Vec::new()).causes, []);
+    let causes = resource(&object("abcd"), None, &kind, Vec::new()).causes;
+    assert_eq!(causes[0].field, "metadata.name");
+    assert_eq!(causes[0].message, "Too long: may not be more than 3 bytes");
+}
+
+#[test]
 fn rules() {
     let rule = |kind: Value, rule: Value| {
         let mut schema = kind;

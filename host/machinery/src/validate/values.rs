@@ -270,6 +270,7 @@ fn object(
     }
     for (key, value) in map {
         if let Some(field) = schema.field(key) {
+            let field = field.restrictions().unwrap_or(field);
             // The identity of the object is the server's business.
             let ratcheted =
                 if path.is_empty() && matches!(&**key, "apiVersion" | "kind") { None } else { old };

@@ -32,5 +32,8 @@ lint: ## formatting and clippy, warnings denied
 ledger: ## how many features are proven by a test, per area
 	@cargo run -q --locked -p wasmk-tests --bin ledger
 
-bench: ## the figures, side by side with their bounds
+bench: build ## the figures, beside what was promised
+	@tools/build-test-guests >/dev/null
+	cargo bench --locked -p wasmk-store --bench store
+	cargo bench --locked -p wasmk-runtime --bench engine
 	cargo bench --locked -p wasmk-benches

@@ -317,7 +317,11 @@ fn check_rules(rules: &Value, at: &At<'_>, errors: &mut Errors) {
         check_policy(policy, &place.index(i), errors);
     }
     if read(or_null(rules, "tolerance")).is_some_and(wasmk_api::Quantity::is_negative) {
-        errors.invalid(&at.field("tolerance"), or_null(rules, "tolerance"), "must be greater or equal to zero");
+        errors.invalid(
+            &at.field("tolerance"),
+            or_null(rules, "tolerance"),
+            "must be greater or equal to zero",
+        );
     }
 }
 

@@ -104,7 +104,10 @@ fn check_claim(spec: &Value, at: &At<'_>, errors: &mut Errors) {
                 }
             }
             (Some(_), false) => {
-                errors.invalid_hidden(&at, "exactly one of `exactly` or `firstAvailable` is required, but multiple fields are set");
+                errors.invalid_hidden(
+                    &at,
+                    "exactly one of `exactly` or `firstAvailable` is required, but multiple fields are set",
+                );
             }
             (None, true) if older => check_request(request, &at, errors),
             (None, true) => errors.required(&at, "exactly one of `exactly` or `firstAvailable` is required"),

@@ -111,9 +111,8 @@ fn undeclared(text: &str, unknown: &Unknown) -> String {
 /// Where a name stands alone in a text.
 fn word(text: &str, name: &str) -> usize {
     let part_of_name = |c: char| c.is_alphanumeric() || c == '_';
-    let alone = |at: usize| {
-        !text[..at].ends_with(part_of_name) && !text[at + name.len()..].starts_with(part_of_name)
-    };
+    let alone =
+        |at: usize| !text[..at].ends_with(part_of_name) && !text[at + name.len()..].starts_with(part_of_name);
     text.match_indices(name).map(|(at, _)| at).find(|at| alone(*at)).unwrap_or(0)
 }
 
@@ -191,8 +190,17 @@ fn type_named(name: &str) -> Option<Type> {
 fn operator_type(name: &str, arguments: &[Type]) -> Option<Type> {
     use operators as op;
     Some(match name {
-        op::LOGICAL_AND | op::LOGICAL_OR | op::LOGICAL_NOT | op::EQUALS | op::NOT_EQUALS | op::LESS
-        | op::LESS_EQUALS | op::GREATER | op::GREATER_EQUALS | op::IN | op::NOT_STRICTLY_FALSE => Type::Bool,
+        op::LOGICAL_AND
+        | op::LOGICAL_OR
+        | op::LOGICAL_NOT
+        | op::EQUALS
+        | op::NOT_EQUALS
+        | op::LESS
+        | op::LESS_EQUALS
+        | op::GREATER
+        | op::GREATER_EQUALS
+        | op::IN
+        | op::NOT_STRICTLY_FALSE => Type::Bool,
         op::ADD | op::SUBSTRACT | op::MULTIPLY | op::DIVIDE | op::MODULO => match arguments {
             [a, b] if a == b => *a,
             [Type::Dyn, other] | [other, Type::Dyn] => *other,
@@ -226,22 +234,135 @@ fn function_type(name: &str) -> Type {
 
 /// The functions the server's expressions know.
 const FUNCTIONS: [&str; 129] = [
-    "add", "all", "allowed", "asApproximateFloat", "asInteger", "bool", "bytes", "charAt", "check", "cidr",
-    "compareTo", "contains", "containsCIDR", "containsIP", "distinct", "double", "duration", "dyn",
-    "endsWith", "equivalent", "error", "errored", "escapeKey", "exists", "existsOne", "exists_one",
-    "family", "fieldSelector", "filter", "find", "findAll", "first", "flatten", "format", "getDate",
-    "getDayOfMonth", "getDayOfWeek", "getDayOfYear", "getEscapedPath", "getFullYear", "getHost",
-    "getHostname", "getHours", "getMilliseconds", "getMinutes", "getMonth", "getPort", "getQuery",
-    "getScheme", "getSeconds", "greatest", "group", "has", "hasValue", "indexOf", "int", "intersects", "ip",
-    "isCIDR", "isCanonical", "isGlobalUnicast", "isGreaterThan", "isIP", "isInteger", "isLessThan",
-    "isLinkLocalMulticast", "isLinkLocalUnicast", "isLoopback", "isQuantity", "isSemver", "isSorted",
-    "isURL", "isUnspecified", "join", "labelSelector", "last", "lastIndexOf", "least", "lowerAscii",
-    "major", "map", "masked", "matches", "max", "min", "minor", "name", "named", "namespace", "none", "of",
-    "ofNonZeroValue", "optFlatMap", "optMap", "or", "orValue", "patch", "path", "prefixLength", "quantity",
-    "quote", "reason", "replace", "resource", "reverse", "semver", "serviceAccount", "sign", "size",
-    "slice", "sort", "split", "startsWith", "string", "sub", "subresource", "substring", "sum", "timestamp",
-    "transformList", "transformMap", "transformMapEntry", "trim", "type", "uint", "upperAscii", "url",
-    "validate", "value",
+    "add",
+    "all",
+    "allowed",
+    "asApproximateFloat",
+    "asInteger",
+    "bool",
+    "bytes",
+    "charAt",
+    "check",
+    "cidr",
+    "compareTo",
+    "contains",
+    "containsCIDR",
+    "containsIP",
+    "distinct",
+    "double",
+    "duration",
+    "dyn",
+    "endsWith",
+    "equivalent",
+    "error",
+    "errored",
+    "escapeKey",
+    "exists",
+    "existsOne",
+    "exists_one",
+    "family",
+    "fieldSelector",
+    "filter",
+    "find",
+    "findAll",
+    "first",
+    "flatten",
+    "format",
+    "getDate",
+    "getDayOfMonth",
+    "getDayOfWeek",
+    "getDayOfYear",
+    "getEscapedPath",
+    "getFullYear",
+    "getHost",
+    "getHostname",
+    "getHours",
+    "getMilliseconds",
+    "getMinutes",
+    "getMonth",
+    "getPort",
+    "getQuery",
+    "getScheme",
+    "getSeconds",
+    "greatest",
+    "group",
+    "has",
+    "hasValue",
+    "indexOf",
+    "int",
+    "intersects",
+    "ip",
+    "isCIDR",
+    "isCanonical",
+    "isGlobalUnicast",
+    "isGreaterThan",
+    "isIP",
+    "isInteger",
+    "isLessThan",
+    "isLinkLocalMulticast",
+    "isLinkLocalUnicast",
+    "isLoopback",
+    "isQuantity",
+    "isSemver",
+    "isSorted",
+    "isURL",
+    "isUnspecified",
+    "join",
+    "labelSelector",
+    "last",
+    "lastIndexOf",
+    "least",
+    "lowerAscii",
+    "major",
+    "map",
+    "masked",
+    "matches",
+    "max",
+    "min",
+    "minor",
+    "name",
+    "named",
+    "namespace",
+    "none",
+    "of",
+    "ofNonZeroValue",
+    "optFlatMap",
+    "optMap",
+    "or",
+    "orValue",
+    "patch",
+    "path",
+    "prefixLength",
+    "quantity",
+    "quote",
+    "reason",
+    "replace",
+    "resource",
+    "reverse",
+    "semver",
+    "serviceAccount",
+    "sign",
+    "size",
+    "slice",
+    "sort",
+    "split",
+    "startsWith",
+    "string",
+    "sub",
+    "subresource",
+    "substring",
+    "sum",
+    "timestamp",
+    "transformList",
+    "transformMap",
+    "transformMapEntry",
+    "trim",
+    "type",
+    "uint",
+    "upperAscii",
+    "url",
+    "validate",
+    "value",
 ];
 
 #[cfg(test)]
@@ -269,7 +390,10 @@ mod tests {
         }
         assert_eq!(wrong("1 + 1", boolean), [r#"Invalid value: "1 + 1": must evaluate to bool but got int"#]);
         assert!(wrong("a ===", boolean)[0].contains("compilation failed: ERROR: <input>:1:"));
-        assert!(wrong("foo.bar", any)[0].ends_with("undeclared reference to 'foo' (in container '')\n | foo.bar\n | ^"));
+        assert!(
+            wrong("foo.bar", any)[0]
+                .ends_with("undeclared reference to 'foo' (in container '')\n | foo.bar\n | ^")
+        );
         assert_eq!(wrong("'a'", string), Vec::<String>::new());
     }
 }

@@ -249,7 +249,10 @@ mod tests {
     #[test]
     fn shows_every_field_in_order() {
         assert_eq!(
-            line(&json!({"minAvailable": 1, "selector": {"matchLabels": {"a": "b"}}}), "policy/v1.PodDisruptionBudgetSpec"),
+            line(
+                &json!({"minAvailable": 1, "selector": {"matchLabels": {"a": "b"}}}),
+                "policy/v1.PodDisruptionBudgetSpec"
+            ),
             r#"{"MinAvailable":1,"Selector":{"matchLabels":{"a":"b"}},"MaxUnavailable":null,"UnhealthyPodEvictionPolicy":null}"#
         );
     }

@@ -1,9 +1,11 @@
 //! What data cannot say about each built-in kind: defaults, preparation, validation, printed columns.
 //!
 //! [`kind`] gives the behaviour of a group and kind; a kind with nothing special gets a neutral one, and so
-//! does a custom resource. Everything is a pure function over [`Object`]; nothing here does I/O, keeps state
-//! or knows the request. The order of a write is: decode and structural defaults (elsewhere), then
-//! [`Kind::default`], then one of the `prepare_…`, then one of the `validate…`.
+//! does a custom resource. Everything is a function over [`Object`]; nothing here does I/O, keeps state or
+//! knows the request, and nothing but the clock is read.
+//!
+//! The order of a write is: decode and structural defaults (elsewhere), then [`Kind::default`], then one of
+//! the `prepare_…`, then one of the `validate…`.
 
 mod admission;
 mod autoscaling;

@@ -98,7 +98,10 @@ pub(crate) fn not_special(text: &str, at: &At<'_>, errors: &mut Errors) {
         (address.is_unspecified(), format!("may not be unspecified ({address})")),
         (address.is_loopback(), "may not be in the loopback range (127.0.0.0/8, ::1/128)".into()),
         (link_local, "may not be in the link-local range (169.254.0.0/16, fe80::/10)".into()),
-        (link_local_multicast, "may not be in the link-local multicast range (224.0.0.0/24, ff02::/10)".into()),
+        (
+            link_local_multicast,
+            "may not be in the link-local multicast range (224.0.0.0/24, ff02::/10)".into(),
+        ),
     ] {
         if wrong {
             errors.invalid_text(at, text, &why);

@@ -390,7 +390,9 @@ fn policy_port(port: &Value, at: &At<'_>, errors: &mut Errors) {
     let end = int(port, "endPort");
     let place = at.field("endPort");
     match (number, end) {
-        (Value::Null, Some(_)) => errors.required(&at.field("port"), "must be specified when `endPort` is set"),
+        (Value::Null, Some(_)) => {
+            errors.required(&at.field("port"), "must be specified when `endPort` is set")
+        }
         (Value::Null, None) => {}
         (Value::String(name), end) => {
             if let Some(end) = end {

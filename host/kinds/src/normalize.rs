@@ -67,7 +67,9 @@ fn normalize_value(value: &mut Value, kind: &Type, depth: usize) {
 fn is_plain(kind: &Type) -> bool {
     matches!(
         kind,
-        Type::Scalar(Scalar::Text | Scalar::Bool | Scalar::Int | Scalar::Bytes | Scalar::Raw | Scalar::IntOrText)
+        Type::Scalar(
+            Scalar::Text | Scalar::Bool | Scalar::Int | Scalar::Bytes | Scalar::Raw | Scalar::IntOrText
+        )
     )
 }
 

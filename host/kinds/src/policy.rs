@@ -36,6 +36,10 @@ impl Kind for PodDisruptionBudget {
         not_negative(status(new), &counts, &At::new("status"), errors);
     }
 
+    fn allows_unconditional_update(&self) -> bool {
+        false
+    }
+
     fn columns(&self) -> &'static [Column] {
         columns::of("policy/PodDisruptionBudget")
     }

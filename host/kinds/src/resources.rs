@@ -43,11 +43,8 @@ pub(crate) fn qos_class(spec: &Value) -> &'static str {
     let pod_level = or_null(spec, "resources");
     let has_pod_level = map(pod_level, "requests").is_some() || map(pod_level, "limits").is_some();
     let containers = list(spec, "containers").iter().chain(list(spec, "initContainers"));
-    let holders: Vec<&Value> = if has_pod_level {
-        vec![pod_level]
-    } else {
-        containers.map(|c| or_null(c, "resources")).collect()
-    };
+    let holders: Vec<&Value> =
+        if has_pod_level { vec![pod_level] } else { containers.map(|c| or_null(c, "resources")).collect() };
     let positive = |holder: &Value, key: &str| {
         entries(holder, key)
             .filter(|(name, _)| matches!(name.as_str(), "cpu" | "memory"))

@@ -114,9 +114,7 @@ mod tests {
     #[test]
     fn selects_by_labels_and_expressions() {
         let labels = json!({"app": "web", "tier": "front"});
-        let expression = |operator: &str, values: Value| {
-            json!({"matchExpressions": [{"key": "app", "operator": operator, "values": values}]})
-        };
+        let expression = |operator: &str, values: Value| json!({"matchExpressions": [{"key": "app", "operator": operator, "values": values}]});
         for (selector, want) in [
             (json!(null), false),
             (json!({}), true),

@@ -185,6 +185,10 @@ impl Kind for RuntimeClass {
         }
     }
 
+    fn allows_unconditional_update(&self) -> bool {
+        false
+    }
+
     fn columns(&self) -> &'static [Column] {
         columns::of("node.k8s.io/RuntimeClass")
     }
@@ -255,9 +259,8 @@ impl Kind for CertificateSigningRequest {
     fn row(&self, obj: &Object, now: Timestamp) -> Vec<Value> {
         let spec = spec(obj);
         let seconds = int(spec, "expirationSeconds").and_then(|s| u64::try_from(s).ok());
-        let duration = seconds.map_or("<none>".to_owned(), |s| {
-            wasmk_api::human_duration(std::time::Duration::from_secs(s))
-        });
+        let duration = seconds
+            .map_or("<none>".to_owned(), |s| wasmk_api::human_duration(std::time::Duration::from_secs(s)));
         vec![
             obj.name().into(),
             age(obj, now),
@@ -358,7 +361,10 @@ impl Kind for ApiService {
         }
         if group.is_empty() {
             if version != "v1" {
-                errors.required(&at.field("group"), "only v1 may have an empty group and it better be legacy kube");
+                errors.required(
+                    &at.field("group"),
+                    "only v1 may have an empty group and it better be legacy kube",
+                );
             }
         } else {
             for why in names::dns1123_subdomain(group) {
@@ -476,7 +482,11 @@ impl Kind for StorageVersionMigration {
         let at = At::new("spec");
         let place = at.field("resource");
         for why in names::dns1035_label(text(or_null(spec(obj), "resource"), "resource")) {
-            errors.invalid_text(&place.field("resource"), text(or_null(spec(obj), "resource"), "resource"), &why);
+            errors.invalid_text(
+                &place.field("resource"),
+                text(or_null(spec(obj), "resource"), "resource"),
+                &why,
+            );
         }
     }
 }

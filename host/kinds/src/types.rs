@@ -131,11 +131,7 @@ fn is_always_written(field: &Field) -> bool {
     !field.omit_zero && (!field.omit_empty || unset_is_shown)
 }
 
-fn parse_field(
-    text: &'static str,
-    package: &str,
-    names: &HashMap<&'static str, usize>,
-) -> Option<Field> {
+fn parse_field(text: &'static str, package: &str, names: &HashMap<&'static str, usize>) -> Option<Field> {
     let (name, kind) = text.split_once(':')?;
     let (go, json) = match name.split_once('=') {
         Some((go, json)) => (Some(go.rsplit('.').next().unwrap_or(go)), json),

@@ -16,6 +16,9 @@ use crate::{Column, Kind, columns};
 /// Values together hold at most that many bytes.
 const MAX_SIZE: usize = 1024 * 1024;
 
+/// The annotation that says whose token a secret holds.
+const ACCOUNT: &str = "kubernetes.io/service-account.name";
+
 /// `ConfigMap`.
 pub(crate) struct ConfigMap;
 
@@ -138,20 +141,16 @@ fn check_type(obj: &Object, data: &Value, errors: &mut Errors) {
         }
     };
     match top(obj, "type").as_str().unwrap_or("") {
-        "kubernetes.io/service-account-token" => {
-            if obj.annotation("kubernetes.io/service-account.name").is_none_or(str::is_empty) {
-                let metadata = At::new("metadata");
-                let annotations = metadata.field("annotations");
-                errors.required(&annotations.key("kubernetes.io/service-account.name"), "");
-            }
+        "kubernetes.io/service-account-token" if obj.annotation(ACCOUNT).is_none_or(str::is_empty) => {
+            let metadata = At::new("metadata");
+            let annotations = metadata.field("annotations");
+            errors.required(&annotations.key(ACCOUNT), "");
         }
         "kubernetes.io/tls" => ["tls.crt", "tls.key"].into_iter().for_each(need),
         "kubernetes.io/ssh-auth" => need("ssh-privatekey"),
-        "kubernetes.io/basic-auth" => {
-            if data.get("username").is_none() && data.get("password").is_none() {
-                errors.required(&at.key("username"), "");
-                errors.required(&at.key("password"), "");
-            }
+        "kubernetes.io/basic-auth" if data.get("username").is_none() && data.get("password").is_none() => {
+            errors.required(&at.key("username"), "");
+            errors.required(&at.key("password"), "");
         }
         "kubernetes.io/dockerconfigjson" => docker_config(data, ".dockerconfigjson", errors),
         "kubernetes.io/dockercfg" => docker_config(data, ".dockercfg", errors),

@@ -170,8 +170,12 @@ impl Kind for EndpointSlice {
                 None => Some(text(port, "name").to_owned()).filter(|name| !name.is_empty()),
             })
             .collect();
-        let endpoints: Vec<&str> =
-            top(obj, "endpoints").as_array().into_iter().flatten().flat_map(|e| texts(e, "addresses")).collect();
+        let endpoints: Vec<&str> = top(obj, "endpoints")
+            .as_array()
+            .into_iter()
+            .flatten()
+            .flat_map(|e| texts(e, "addresses"))
+            .collect();
         vec![
             obj.name().into(),
             top(obj, "addressType").clone(),

@@ -7,5 +7,5 @@ pub(crate) mod namespace;
 pub(crate) mod node;
 pub(crate) mod quota;
 pub(crate) mod service;
-pub(crate) mod service_validate;
 pub(crate) mod service_account;
+pub(crate) mod service_validate;

@@ -22,7 +22,8 @@ impl Kind for Node {
     fn set_defaults(&self, obj: &mut Object) {
         if let Some(spec) = some_map(&mut obj.0, "spec") {
             let single = spec.get("podCIDR").and_then(Value::as_str).unwrap_or("").to_owned();
-            let first = spec.get("podCIDRs").and_then(|l| l.get(0)).and_then(Value::as_str).map(str::to_owned);
+            let first =
+                spec.get("podCIDRs").and_then(|l| l.get(0)).and_then(Value::as_str).map(str::to_owned);
             match first {
                 None if !single.is_empty() => {
                     spec.insert("podCIDRs".into(), json!([single]));
@@ -58,7 +59,10 @@ impl Kind for Node {
         let at = At::new("spec");
         let (cidrs, before) = (in_spec(new, &["podCIDRs"]), in_spec(old, &["podCIDRs"]));
         if !before.is_null() && cidrs != before {
-            errors.forbidden(&at.field("podCIDRs"), "node updates may not change podCIDR except from \"\" to valid");
+            errors.forbidden(
+                &at.field("podCIDRs"),
+                "node updates may not change podCIDR except from \"\" to valid",
+            );
         }
         let (id, before) = (text(spec(new), "providerID"), text(spec(old), "providerID"));
         if !before.is_empty() && id != before {

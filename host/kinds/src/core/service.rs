@@ -33,7 +33,8 @@ impl Kind for Service {
         set_default(spec, "type", "ClusterIP");
         maps_mut(spec, "ports").for_each(port);
         let kind = spec["type"].as_str().unwrap_or("").to_owned();
-        let external_ips = spec.get("externalIPs").and_then(Value::as_array).is_some_and(|ips| !ips.is_empty());
+        let external_ips =
+            spec.get("externalIPs").and_then(Value::as_array).is_some_and(|ips| !ips.is_empty());
         if matches!(&*kind, "NodePort" | "LoadBalancer") || (kind == "ClusterIP" && external_ips) {
             set_default(spec, "externalTrafficPolicy", "Cluster");
         }

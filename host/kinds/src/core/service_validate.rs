@@ -64,7 +64,11 @@ fn by_type(spec: &Value, kind: &str, headless: bool, at: &At<'_>, errors: &mut E
                 }
             }
             if headless {
-                errors.invalid_text(&ips.index(0), "None", "may not be set to 'None' for LoadBalancer services");
+                errors.invalid_text(
+                    &ips.index(0),
+                    "None",
+                    "may not be set to 'None' for LoadBalancer services",
+                );
             }
         }
         "NodePort" if headless => {
@@ -222,8 +226,9 @@ fn port_sets(spec: &Value, kind: &str, at: &At<'_>, errors: &mut Errors) {
     }
     for (i, port) in all.iter().enumerate() {
         let Some(number) = node_port(port) else { continue };
-        let same =
-            |other: &Value| node_port(other) == Some(number) && text(other, "protocol") == text(port, "protocol");
+        let same = |other: &Value| {
+            node_port(other) == Some(number) && text(other, "protocol") == text(port, "protocol")
+        };
         if all[..i].iter().any(same) {
             errors.duplicate(&place.index(i).field("nodePort"), &number.into());
         }
@@ -279,8 +284,8 @@ fn balancer(spec: &Value, kind: &str, at: &At<'_>, errors: &mut Errors) {
 
 fn traffic(spec: &Value, kind: &str, at: &At<'_>, errors: &mut Errors) {
     let external = text(spec, "externalTrafficPolicy");
-    let reachable =
-        matches!(kind, "LoadBalancer" | "NodePort") || (kind == "ClusterIP" && !list(spec, "externalIPs").is_empty());
+    let reachable = matches!(kind, "LoadBalancer" | "NodePort")
+        || (kind == "ClusterIP" && !list(spec, "externalIPs").is_empty());
     let place = at.field("externalTrafficPolicy");
     let local = matches!(external, "Local" | "Cluster");
     match (reachable, external) {

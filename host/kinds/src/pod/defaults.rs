@@ -107,7 +107,9 @@ fn pull_policy(image: &str) -> &'static str {
 }
 
 fn probe(p: &mut Map<String, Value>) {
-    for (key, value) in [("timeoutSeconds", 1), ("periodSeconds", 10), ("successThreshold", 1), ("failureThreshold", 3)] {
+    for (key, value) in
+        [("timeoutSeconds", 1), ("periodSeconds", 10), ("successThreshold", 1), ("failureThreshold", 3)]
+    {
         set_default(p, key, value);
     }
     http_get(p);

@@ -32,7 +32,10 @@ impl Kind for Pod {
 
     fn prepare_create(&self, obj: &mut Object) {
         if let Some(spec) = some_map(&mut obj.0, "spec")
-            && spec.get("terminationGracePeriodSeconds").and_then(Value::as_i64).is_some_and(|grace| grace < 0)
+            && spec
+                .get("terminationGracePeriodSeconds")
+                .and_then(Value::as_i64)
+                .is_some_and(|grace| grace < 0)
         {
             spec.insert("terminationGracePeriodSeconds".into(), 1.into());
         }

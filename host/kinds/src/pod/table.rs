@@ -188,7 +188,10 @@ mod tests {
         let obj = Object::from_value(pod).unwrap();
         let now = "2026-01-01T00:10:00Z".parse().unwrap();
         let cells = row(&obj, now);
-        assert_eq!((cells[1].as_str(), cells[2].as_str(), cells[3].as_str()), (Some(ready), Some(reason), Some(restarts)));
+        assert_eq!(
+            (cells[1].as_str(), cells[2].as_str(), cells[3].as_str()),
+            (Some(ready), Some(reason), Some(restarts))
+        );
     }
 
     #[test]
@@ -202,7 +205,9 @@ mod tests {
             }]})
         };
         check(pod(waiting("CrashLoopBackOff")), "0/1", "CrashLoopBackOff", "4 (2m ago)");
-        let mut leaving = pod(json!({"phase": "Running", "containerStatuses": [{"name": "c", "ready": true, "state": {"running": {}}}]}));
+        let mut leaving = pod(
+            json!({"phase": "Running", "containerStatuses": [{"name": "c", "ready": true, "state": {"running": {}}}]}),
+        );
         check(leaving.clone(), "1/1", "Running", "0");
         leaving["metadata"]["deletionTimestamp"] = "2026-01-01T00:00:00Z".into();
         check(leaving, "1/1", "Terminating", "0");

@@ -62,8 +62,10 @@ impl Kind for StorageClass {
     }
 
     fn row(&self, obj: &Object, now: Timestamp) -> Vec<Value> {
-        const DEFAULT: [&str; 2] =
-            ["storageclass.kubernetes.io/is-default-class", "storageclass.beta.kubernetes.io/is-default-class"];
+        const DEFAULT: [&str; 2] = [
+            "storageclass.kubernetes.io/is-default-class",
+            "storageclass.beta.kubernetes.io/is-default-class",
+        ];
         let is_default = DEFAULT.iter().any(|key| obj.annotation(key) == Some("true"));
         let name = if is_default { format!("{} (default)", obj.name()) } else { obj.name().into() };
         let grows = top(obj, "allowVolumeExpansion").as_bool().unwrap_or(false);
@@ -186,7 +188,10 @@ impl Kind for VolumeAttachment {
                 errors.forbidden(&place, why);
             }
             (Some(name), None) if name.as_str() == Some("") => {
-                errors.required(&place.field("persistentVolumeName"), "must specify non empty persistentVolumeName");
+                errors.required(
+                    &place.field("persistentVolumeName"),
+                    "must specify non empty persistentVolumeName",
+                );
             }
             _ => {}
         }
@@ -202,6 +207,10 @@ impl Kind for VolumeAttachment {
             let shown = internal::line(spec(new), "storage.k8s.io/v1.VolumeAttachmentSpec");
             errors.invalid_shown(&At::new("spec"), &shown, IMMUTABLE);
         }
+    }
+
+    fn allows_unconditional_update(&self) -> bool {
+        false
     }
 
     fn columns(&self) -> &'static [Column] {

@@ -39,10 +39,9 @@ impl Kind for CsiDriver {
         driver_spec(spec(new), errors);
         let at = At::new("spec");
         // The message names one field as it never was called.
-        for (key, said) in [
-            ("attachRequired", "attachedRequired"),
-            ("volumeLifecycleModes", "volumeLifecycleModes"),
-        ] {
+        for (key, said) in
+            [("attachRequired", "attachedRequired"), ("volumeLifecycleModes", "volumeLifecycleModes")]
+        {
             let value = in_spec(new, &[key]);
             if value != in_spec(old, &[key]) {
                 errors.invalid(&at.field(said), value, IMMUTABLE);
@@ -59,6 +58,10 @@ impl Kind for CsiDriver {
             ];
         }
         Vec::new()
+    }
+
+    fn allows_unconditional_update(&self) -> bool {
+        false
     }
 
     fn columns(&self) -> &'static [Column] {

@@ -103,7 +103,7 @@ fn range(text: &str, bounds: &Bounds) -> Result<(), String> {
             (start, if step.is_some() { bounds.high } else { start })
         }
     };
-    let step = step.map_or(Ok(1), |step| plain_number(step))?;
+    let step = step.map_or(Ok(1), plain_number)?;
     if start < bounds.low {
         return Err(format!("beginning of range ({start}) below minimum ({}): {text}", bounds.low));
     }
@@ -130,9 +130,9 @@ fn plain_number(text: &str) -> Result<u32, String> {
     match text.parse::<i64>() {
         Ok(number) if number < 0 => Err(format!("negative number ({number}) not allowed: {text}")),
         Ok(number) => Ok(u32::try_from(number).unwrap_or(u32::MAX)),
-        Err(_) => Err(format!(
-            "failed to parse int from {text}: strconv.Atoi: parsing \"{text}\": invalid syntax"
-        )),
+        Err(_) => {
+            Err(format!("failed to parse int from {text}: strconv.Atoi: parsing \"{text}\": invalid syntax"))
+        }
     }
 }
 

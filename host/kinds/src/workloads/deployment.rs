@@ -148,8 +148,15 @@ fn rolling_update(rolling: &Value, at: &At<'_>, errors: &mut Errors) {
 }
 
 fn check_status(status: &Value, at: &At<'_>, errors: &mut Errors) {
-    let counts =
-        ["observedGeneration", "replicas", "updatedReplicas", "readyReplicas", "availableReplicas", "unavailableReplicas", "collisionCount"];
+    let counts = [
+        "observedGeneration",
+        "replicas",
+        "updatedReplicas",
+        "readyReplicas",
+        "availableReplicas",
+        "unavailableReplicas",
+        "collisionCount",
+    ];
     not_negative(status, &counts, at, errors);
     let number = |key| int(status, key).unwrap_or(0);
     for (smaller, larger) in [
@@ -160,7 +167,11 @@ fn check_status(status: &Value, at: &At<'_>, errors: &mut Errors) {
     ] {
         if number(smaller) > number(larger) {
             let larger = if larger == "replicas" { "status.replicas" } else { "readyReplicas" };
-            errors.invalid_int(&at.field(smaller), number(smaller), &format!("cannot be greater than {larger}"));
+            errors.invalid_int(
+                &at.field(smaller),
+                number(smaller),
+                &format!("cannot be greater than {larger}"),
+            );
         }
     }
 }

@@ -184,10 +184,8 @@ fn failure_policy(policy: &Value, spec: &Value, at: &At<'_>, errors: &mut Errors
 fn failure_rule(rule: &Value, spec: &Value, at: &At<'_>, errors: &mut Errors) {
     let actions = ["Count", "FailIndex", "FailJob", "Ignore"];
     match text(rule, "action") {
-        "" => errors.required(
-            &at.field("action"),
-            "valid values: [\"Count\" \"FailIndex\" \"FailJob\" \"Ignore\"]",
-        ),
+        "" => errors
+            .required(&at.field("action"), "valid values: [\"Count\" \"FailIndex\" \"FailJob\" \"Ignore\"]"),
         "FailIndex" if int(spec, "backoffLimitPerIndex").is_none() => {
             let why = "requires the backoffLimitPerIndex to be set";
             errors.invalid_text(&at.field("action"), "FailIndex", why);

@@ -31,7 +31,8 @@ impl Kind for StatefulSet {
         set_default(retention, "whenDeleted", "Retain");
         set_default(retention, "whenScaled", "Retain");
         defaults::template(spec, "template");
-        for claim in spec.get_mut("volumeClaimTemplates").and_then(Value::as_array_mut).into_iter().flatten() {
+        for claim in spec.get_mut("volumeClaimTemplates").and_then(Value::as_array_mut).into_iter().flatten()
+        {
             claim_template(claim);
         }
     }
@@ -173,7 +174,14 @@ fn update_strategy(strategy: &Value, at: &At<'_>, errors: &mut Errors) {
 }
 
 fn check_status(status: &Value, at: &At<'_>, errors: &mut Errors) {
-    let counts = ["replicas", "readyReplicas", "currentReplicas", "updatedReplicas", "observedGeneration", "collisionCount"];
+    let counts = [
+        "replicas",
+        "readyReplicas",
+        "currentReplicas",
+        "updatedReplicas",
+        "observedGeneration",
+        "collisionCount",
+    ];
     not_negative(status, &counts, at, errors);
     let number = |key| int(status, key).unwrap_or(0);
     for key in ["readyReplicas", "currentReplicas", "updatedReplicas", "availableReplicas"] {

@@ -163,9 +163,8 @@ pub(super) fn spread(constraints: &[Value], at: &At<'_>, errors: &mut Errors) {
         if !matches!(when, "DoNotSchedule" | "ScheduleAnyway") {
             errors.unsupported(&at.field("whenUnsatisfiable"), when, &["DoNotSchedule", "ScheduleAnyway"]);
         }
-        let same = |other: &Value| {
-            text(other, "topologyKey") == key && text(other, "whenUnsatisfiable") == when
-        };
+        let same =
+            |other: &Value| text(other, "topologyKey") == key && text(other, "whenUnsatisfiable") == when;
         if constraints[i + 1..].iter().any(same) {
             let place = at.field("{topologyKey, whenUnsatisfiable}");
             errors.duplicate_text(&place, &format!("{{{key}, {when}}}"));

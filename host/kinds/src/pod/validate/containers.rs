@@ -336,7 +336,8 @@ fn claim_names(resources: &Value, claims: &[&str], at: &At<'_>, errors: &mut Err
             errors.required(&at, "");
             continue;
         }
-        let same = |other: &Value| text(other, "name") == name && text(other, "request") == text(claim, "request");
+        let same =
+            |other: &Value| text(other, "name") == name && text(other, "request") == text(claim, "request");
         if all[..i].iter().any(same) {
             errors.duplicate_text(&at, name);
         } else if !claims.contains(&name) {

@@ -93,7 +93,8 @@ pub(super) fn field_ref(reference: &Value, allowed: &[&str], at: &At<'_>, errors
 fn subscripted(path: &str, field: &str, key: &str, at: &At<'_>, errors: &mut Errors) {
     match field {
         "metadata.annotations" | "metadata.labels" => {
-            let key_checked = if field == "metadata.annotations" { key.to_lowercase() } else { key.to_owned() };
+            let key_checked =
+                if field == "metadata.annotations" { key.to_lowercase() } else { key.to_owned() };
             for why in names::qualified_name(&key_checked) {
                 errors.invalid_text(at, key, &why);
             }
@@ -119,7 +120,9 @@ pub(super) fn resource_ref(reference: &Value, in_files: bool, at: &At<'_>, error
     }
     let divisor = text_at(reference, "divisor").unwrap_or("0");
     let (allowed, said): (&[&str], &str) = match resource.split_once('.').map(|(_, name)| name) {
-        Some("cpu") => (&["0", "1m", "1"], "only divisor's values 1m and 1 are supported with the cpu resource"),
+        Some("cpu") => {
+            (&["0", "1m", "1"], "only divisor's values 1m and 1 are supported with the cpu resource")
+        }
         Some("memory" | "ephemeral-storage") => (
             &["0", "1", "1k", "1M", "1G", "1T", "1P", "1E", "1Ki", "1Mi", "1Gi", "1Ti", "1Pi", "1Ei"],
             "only divisor's values 1, 1k, 1M, 1G, 1T, 1P, 1E, 1Ki, 1Mi, 1Gi, 1Ti, 1Pi, 1Ei are supported with the memory resource",

@@ -132,7 +132,8 @@ pub(super) fn names(spec: &Value, at: &At<'_>, errors: &mut Errors) {
     type Rule = fn(&str) -> Vec<String>;
     const FIRST: [(&str, Rule); 2] =
         [("serviceAccountName", names::dns1123_subdomain), ("nodeName", names::dns1123_subdomain)];
-    const SECOND: [(&str, Rule); 2] = [("hostname", names::dns1123_label), ("subdomain", names::dns1123_label)];
+    const SECOND: [(&str, Rule); 2] =
+        [("hostname", names::dns1123_label), ("subdomain", names::dns1123_label)];
     let check = |rules: &[(&str, Rule)], errors: &mut Errors| {
         for (key, rule) in rules {
             let name = text(spec, key);
@@ -162,7 +163,8 @@ pub(crate) fn tolerations(tolerations: &[Value], at: &At<'_>, errors: &mut Error
         if !key.is_empty() {
             meta::label_key(key, &at.field("key"), errors);
         } else if operator != "Exists" {
-            let why = "operator must be Exists when `key` is empty, which means \"match all values and all keys\"";
+            let why =
+                "operator must be Exists when `key` is empty, which means \"match all values and all keys\"";
             errors.invalid_text(&at.field("operator"), operator, why);
         }
         if int(toleration, "tolerationSeconds").is_some() && effect != "NoExecute" {
@@ -205,7 +207,8 @@ pub(super) fn rest(spec: &Value, at: &At<'_>, errors: &mut Errors) {
     }
     for key in ["priorityClassName", "runtimeClassName"] {
         let name = text_at(spec, key).filter(|name| !name.is_empty() || key == "runtimeClassName");
-        for (name, why) in name.into_iter().flat_map(|n| names::dns1123_subdomain(n).into_iter().map(move |w| (n, w)))
+        for (name, why) in
+            name.into_iter().flat_map(|n| names::dns1123_subdomain(n).into_iter().map(move |w| (n, w)))
         {
             errors.invalid_text(&at.field(key), name, &why);
         }

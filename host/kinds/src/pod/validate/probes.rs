@@ -37,7 +37,8 @@ pub(super) fn all(container: &Value, grace: i64, at: &At<'_>, errors: &mut Error
 
 fn probe(probe: &Value, grace: i64, at: &At<'_>, errors: &mut Errors) {
     handler(probe, grace, at, errors);
-    let numbers = ["initialDelaySeconds", "timeoutSeconds", "periodSeconds", "successThreshold", "failureThreshold"];
+    let numbers =
+        ["initialDelaySeconds", "timeoutSeconds", "periodSeconds", "successThreshold", "failureThreshold"];
     not_negative(probe, &numbers, at, errors);
     if let Some(seconds) = int(probe, "terminationGracePeriodSeconds").filter(|s| *s <= 0) {
         errors.invalid_int(&at.field("terminationGracePeriodSeconds"), seconds, "must be greater than 0");

@@ -9,8 +9,7 @@ use crate::internal;
 use crate::value::{flag, get, int, list, or_null, text, text_at, texts};
 
 const MAX_SYSCTL: usize = 253;
-const SYSCTL_FORM: &str =
-    "([a-z0-9]([-_a-z0-9]*[a-z0-9])?[\\./])*[a-z0-9]([-_a-z0-9]*[a-z0-9])?";
+const SYSCTL_FORM: &str = "([a-z0-9]([-_a-z0-9]*[a-z0-9])?[\\./])*[a-z0-9]([-_a-z0-9]*[a-z0-9])?";
 const LARGEST_ID: i64 = 2_147_483_647;
 
 fn ids(context: &Value, keys: &[&str], at: &At<'_>, errors: &mut Errors) {
@@ -157,14 +156,17 @@ pub(super) fn windows_host_process(spec: &Value, at: &At<'_>, errors: &mut Error
         options.get("hostProcess").and_then(Value::as_bool)
     };
     let whole = host_process(spec);
-    let all = || ["initContainers", "containers", "ephemeralContainers"].into_iter().flat_map(|key| list(spec, key));
+    let all = || {
+        ["initContainers", "containers", "ephemeralContainers"].into_iter().flat_map(|key| list(spec, key))
+    };
     let runs = |c: &Value| host_process(c).or(whole).unwrap_or(false);
     let count = all().filter(|c| runs(c)).count();
     if count == 0 {
         return;
     }
     if count != all().count() {
-        let why = "If pod contains any hostProcess containers then all containers must be HostProcess containers";
+        let why =
+            "If pod contains any hostProcess containers then all containers must be HostProcess containers";
         errors.invalid_text(at, "", why);
     }
     if !flag(spec, "hostNetwork") {

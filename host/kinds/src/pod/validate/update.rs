@@ -79,7 +79,9 @@ fn munged(after: &Value, before: &Value) -> Value {
     let mut copy = after.as_object().cloned().unwrap_or_default();
     for key in ["containers", "initContainers"] {
         let old = list(before, key);
-        for (i, container) in copy.get_mut(key).and_then(Value::as_array_mut).into_iter().flatten().enumerate() {
+        for (i, container) in
+            copy.get_mut(key).and_then(Value::as_array_mut).into_iter().flatten().enumerate()
+        {
             if let (Some(map), Some(old)) = (container.as_object_mut(), old.get(i)) {
                 set_back(map, old, "image");
             }

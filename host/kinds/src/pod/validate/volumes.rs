@@ -130,11 +130,7 @@ fn one(key: &str, source: &Value, persistent: bool, at: &At<'_>, errors: &mut Er
             need(source, &["image"], at, errors);
         }
         "cinder" => need(source, &["volumeID"], at, errors),
-        "cephfs" => {
-            if list(source, "monitors").is_empty() {
-                errors.required(&at.field("monitors"), "");
-            }
-        }
+        "cephfs" if list(source, "monitors").is_empty() => errors.required(&at.field("monitors"), ""),
         "quobyte" => need(source, &["registry", "volume"], at, errors),
         "downwardAPI" => downward(source, true, at, errors),
         "fc" => fibre_channel(source, at, errors),

@@ -1,8 +1,6 @@
 //! What is wrong with objects, against recorded answers.
 
-mod common;
-
-use common::{arrived, behaviour, cases, created, id, report};
+use crate::common::{arrived, behaviour, cases, created, id, report};
 use serde_json::Value;
 use wasmk_api::{Cause, GroupKind, Object, Status};
 
@@ -85,7 +83,7 @@ fn rows(causes: &[Cause]) -> Vec<[String; 3]> {
 #[test]
 fn recorded_answers() {
     let mut failed = Vec::new();
-    for case in cases(include_str!("data/validation.jsonl")) {
+    for case in cases(include_str!("../data/validation.jsonl")) {
         let (obj, old, causes) = judge(&case);
         let text = |v: &Value| v.as_str().unwrap_or("").to_owned();
         let want: Vec<Cause> = case["causes"]
@@ -114,5 +112,5 @@ fn recorded_answers() {
             failed.push((id(&case).to_owned(), out.join("\n")));
         }
     }
-    report(failed, include_str!("data/validation.known"));
+    report(failed, include_str!("../data/validation.known"));
 }

@@ -7,28 +7,28 @@ use wasmk_api::Object;
 use wasmk_kinds::{Kind, kind};
 
 /// The uid every object of the cases has.
-pub const UID: &str = "11111111-1111-1111-1111-111111111111";
+pub(crate) const UID: &str = "11111111-1111-1111-1111-111111111111";
 
 /// The namespace every object of the cases is in.
-pub const NAMESPACE: &str = "t-qbcdfghj";
+pub(crate) const NAMESPACE: &str = "t-qbcdfghj";
 
 /// The cases of a file, one JSON value a line.
-pub fn cases(text: &str) -> impl Iterator<Item = Value> {
+pub(crate) fn cases(text: &str) -> impl Iterator<Item = Value> {
     text.lines().map(|line| serde_json::from_str(line).expect("a case is JSON"))
 }
 
 /// A case's `id`.
-pub fn id(case: &Value) -> &str {
+pub(crate) fn id(case: &Value) -> &str {
     case["id"].as_str().expect("a case has an id")
 }
 
 /// The behaviour of an object's kind.
-pub fn behaviour(obj: &Object) -> &'static dyn Kind {
+pub(crate) fn behaviour(obj: &Object) -> &'static dyn Kind {
     kind(&obj.gvk().expect("a case names its version").group, obj.kind())
 }
 
 /// A defaulted object of a case, as it would arrive from a client, with the fields the server sets first.
-pub fn arrived(body: &Value) -> Object {
+pub(crate) fn arrived(body: &Value) -> Object {
     let mut obj = Object::from_value(body.clone()).expect("a body is a map");
     let generated = obj.meta("generateName").to_owned();
     if obj.name().is_empty() && !generated.is_empty() {
@@ -41,14 +41,14 @@ pub fn arrived(body: &Value) -> Object {
 }
 
 /// An object as it is stored when it is created from a body.
-pub fn created(body: &Value) -> Object {
+pub(crate) fn created(body: &Value) -> Object {
     let mut obj = arrived(body);
     behaviour(&obj).prepare_create(&mut obj);
     obj
 }
 
 /// Compares what went wrong with the cases that are known to.
-pub fn report(failed: Vec<(String, String)>, known: &str) {
+pub(crate) fn report(failed: Vec<(String, String)>, known: &str) {
     let known: BTreeSet<&str> = known
         .lines()
         .map(|line| line.split('#').next().unwrap_or("").trim())
@@ -62,7 +62,7 @@ pub fn report(failed: Vec<(String, String)>, known: &str) {
 }
 
 /// Where two values differ, a line each.
-pub fn differences(path: &str, want: &Value, got: &Value, out: &mut Vec<String>) {
+pub(crate) fn differences(path: &str, want: &Value, got: &Value, out: &mut Vec<String>) {
     match (want, got) {
         (Value::Object(a), Value::Object(b)) => {
             let keys: BTreeSet<&String> = a.keys().chain(b.keys()).collect();
@@ -70,7 +70,9 @@ pub fn differences(path: &str, want: &Value, got: &Value, out: &mut Vec<String>)
                 match (a.get(key), b.get(key)) {
                     (Some(x), Some(y)) => differences(&format!("{path}.{key}"), x, y, out),
                     (Some(x), None) => out.push(format!("  {path}.{key}: missing, want {x}")),
-                    (None, y) => out.push(format!("  {path}.{key}: got {}, want none", y.unwrap_or(&Value::Null))),
+                    (None, y) => {
+                        out.push(format!("  {path}.{key}: got {}, want none", y.unwrap_or(&Value::Null)))
+                    }
                 }
             }
         }

@@ -1,8 +1,6 @@
 //! Objects as they are stored when they are created, against recorded ones.
 
-mod common;
-
-use common::{behaviour, cases, created, differences, id, report};
+use crate::common::{behaviour, cases, created, differences, id, report};
 use serde_json::Value;
 use wasmk_api::Object;
 
@@ -11,7 +9,9 @@ fn comparable(obj: Object) -> Value {
     let mut value = obj.into_value();
     if let Some(meta) = value["metadata"].as_object_mut() {
         let generated = meta.contains_key("generateName");
-        meta.retain(|key, _| !matches!(key.as_str(), "uid" | "namespace" | "generation") && !(generated && key == "name"));
+        meta.retain(|key, _| {
+            !(matches!(key.as_str(), "uid" | "namespace" | "generation") || (generated && key == "name"))
+        });
     }
     value
 }
@@ -19,11 +19,11 @@ fn comparable(obj: Object) -> Value {
 #[test]
 fn recorded_objects() {
     let mut failed = Vec::new();
-    for case in cases(include_str!("data/defaulting.jsonl")) {
+    for case in cases(include_str!("../data/defaulting.jsonl")) {
         let obj = created(&case["input"]);
         let kind = behaviour(&obj);
         let mut out = Vec::new();
-        if kind.has_generation() != !case["generation"].is_null() {
+        if kind.has_generation() == case["generation"].is_null() {
             out.push(format!("  has_generation: {}", kind.has_generation()));
         }
         let warnings: Value = kind.warnings(&obj, None).into();
@@ -37,12 +37,12 @@ fn recorded_objects() {
             failed.push((id(&case).to_owned(), out.join("\n")));
         }
     }
-    report(failed, include_str!("data/defaulting.known"));
+    report(failed, "");
 }
 
 #[test]
 fn defaulting_twice_changes_nothing() {
-    for case in cases(include_str!("data/defaulting.jsonl")) {
+    for case in cases(include_str!("../data/defaulting.jsonl")) {
         let once = created(&case["input"]);
         let mut twice = once.clone();
         behaviour(&twice).default(&mut twice);

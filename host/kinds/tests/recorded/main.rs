@@ -1,0 +1,6 @@
+//! Kinds against recorded answers of a Kubernetes 1.36 API server.
+
+mod common;
+mod defaulting;
+mod tables;
+mod validation;

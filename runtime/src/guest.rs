@@ -24,6 +24,8 @@ use crate::spec::Spec;
 const MAX_RESOURCES: usize = 10_000;
 /// Most random bytes a guest gets in one call.
 const MAX_RANDOM: u64 = 1 << 20;
+/// Most bytes a guest passes to the host in one call.
+const MAX_COPY: usize = 16 << 20;
 /// Ticks a guest computes before it yields; the first may be nearly over when it starts.
 pub(crate) const TICKS: u64 = 2;
 
@@ -105,6 +107,7 @@ fn limits(shared: &Shared, spec: &Spec) -> Limits {
 fn prepared<T: HasLimits>(shared: &Shared, guest: T) -> Store<T> {
     let mut store = Store::new(&shared.engine, guest);
     store.limiter(|guest| guest.limits());
+    store.set_hostcall_fuel(MAX_COPY);
     store.set_epoch_deadline(TICKS);
     store.epoch_deadline_async_yield_and_update(TICKS);
     shared.counters.instances.add(1);

@@ -100,11 +100,12 @@ impl Handler {
         let shared = &inner.program.shared;
         let mut guest = Metered::new(shared, &inner.spec.usage, inner.quota.clone(), guest);
         let first = std::future::poll_fn(|cx| Poll::Ready(Pin::new(&mut guest).poll(cx))).await;
-        let result = match first {
-            Poll::Ready(result) => result.and_then(|()| complete(receiver, inner)),
+        match first {
+            Poll::Ready(result) => {
+                result.inspect_err(|error| count(inner, error)).and_then(|()| complete(receiver, inner))
+            }
             Poll::Pending => stream(inner, guest, ticket, receiver, fate, deadline).await,
-        };
-        result.inspect_err(|error| count(inner, error))
+        }
     }
 
     /// Requests in the guest now.
@@ -330,20 +331,23 @@ async fn stream(
     fate: Arc<Fate>,
     deadline: Instant,
 ) -> Result<Response<Body>, CallError> {
-    let killed = inner.killed.clone();
     let timeout = inner.spec.http.timeout;
-    let outcome = Arc::clone(&fate);
+    let (this, outcome) = (Arc::clone(inner), Arc::clone(&fate));
     let task = inner.program.shared.executor().spawn(async move {
         let _ticket = ticket;
-        tokio::select! {
+        // Outlives the choice below, so that why it ended is known before it is gone.
+        let mut guest = guest;
+        let result = tokio::select! {
             biased;
-            result = guest => result,
-            () = killed.cancelled() => Err(CallError::Stopped),
-            () = tokio::time::sleep_until(deadline) => {
-                let _ = outcome.set(CallError::TimedOut(timeout));
-                Err(CallError::TimedOut(timeout))
-            }
+            result = &mut guest => result,
+            () = this.killed.cancelled() => Err(CallError::Stopped),
+            () = tokio::time::sleep_until(deadline) => Err(CallError::TimedOut(timeout)),
+        };
+        if let Err(error) = &result {
+            count(&this, error);
+            let _ = outcome.set(error.clone());
         }
+        result
     });
     let mut task = Task(Some(task));
     let Ok(answer) = receiver.await else {

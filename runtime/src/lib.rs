@@ -42,6 +42,7 @@ pub use handler::Handler;
 pub use images::{Auth, Image, ImageConfig, Images, PullPolicy, Reference};
 pub use metrics::Metrics;
 pub use network::{Deny, HttpService, HttpTarget, Network, NetworkError, Open, Protocol, host_and_port};
+pub use prepare::digest_of as digest;
 pub use program::{Program, ProgramKind};
 pub use runtime::Runtime;
 pub use settings::Settings;

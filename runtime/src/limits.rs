@@ -19,7 +19,8 @@ pub(crate) struct Limits {
     budget: u64,
     held: u64,
     last: u64,
-    refused: bool,
+    /// Size of a memory that was refused and that none has reached since.
+    refused: Option<usize>,
 }
 
 impl Limits {
@@ -33,13 +34,13 @@ impl Limits {
             budget,
             held: 0,
             last: 0,
-            refused: false,
+            refused: None,
         }
     }
 
-    /// Whether the last growth of a memory was refused. A guest that then fails, fails for that.
+    /// Whether the guest lacks memory it asked for. If it then fails, it fails for that.
     pub(crate) fn refused(&self) -> bool {
-        self.refused
+        self.refused.is_some()
     }
 
     fn take(&mut self, bytes: u64) -> bool {
@@ -73,9 +74,14 @@ impl ResourceLimiter for Limits {
             return Ok(false);
         }
         let bytes = desired.saturating_sub(current) as u64;
-        self.refused = !self.take(bytes);
-        self.last = if self.refused { 0 } else { bytes };
-        Ok(!self.refused)
+        let taken = self.take(bytes);
+        self.last = if taken { bytes } else { 0 };
+        if !taken {
+            self.refused = Some(desired);
+        } else if self.refused.is_some_and(|wanted| desired >= wanted) {
+            self.refused = None;
+        }
+        Ok(taken)
     }
 
     fn memory_grow_failed(&mut self, _error: wasmtime::Error) -> wasmtime::Result<()> {
@@ -83,7 +89,7 @@ impl ResourceLimiter for Limits {
         self.total.remove_memory(self.last);
         self.held -= self.last;
         self.last = 0;
-        self.refused = true;
+        self.refused = Some(0);
         Ok(())
     }
 
@@ -120,6 +126,10 @@ mod tests {
         let mut second = Limits::new(&two, 100, &total, 150);
         assert!(first.memory_growing(0, 90, None).unwrap());
         assert!(!first.memory_growing(90, 101, None).unwrap() && first.refused());
+        assert!(
+            first.memory_growing(90, 95, None).unwrap() && first.refused(),
+            "it still lacks what it wanted"
+        );
         assert!(!second.memory_growing(0, 70, None).unwrap(), "the budget of both is 150");
         assert_eq!(two.memory(), 0, "what the budget refused is not held");
         drop(first);

@@ -64,8 +64,8 @@ impl Compiled {
     }
 }
 
-/// `sha256:` and the hash of `bytes` in hexadecimal.
-pub(crate) fn digest_of(bytes: &[u8]) -> String {
+/// The digest that names `bytes` as a program or as content: `sha256:` and hexadecimal.
+pub fn digest_of(bytes: &[u8]) -> String {
     format!("sha256:{}", hex::encode(Sha256::digest(bytes)))
 }
 

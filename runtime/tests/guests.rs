@@ -1,0 +1,281 @@
+//! Real guests, built from source by tools/build-test-guests.
+
+mod common;
+
+use std::collections::BTreeSet;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use common::{PATIENCE, fixture, guest_path, output, soon};
+use http::Request;
+use http_body_util::{BodyExt, StreamBody};
+use wasmk_runtime::{
+    Body, CallError, Exit, ExitReason, HttpLimits, Mount, ProgramKind, Reuse, Spec, Stdin, StopSignal, boxed,
+    empty, full,
+};
+
+/// The command guest, once as a WASI 0.1 module and once as a component.
+const COMMANDS: [&str; 2] = ["command-module", "command"];
+
+fn args(words: &[&str]) -> Vec<String> {
+    ["command"].iter().chain(words).map(|word| (*word).to_owned()).collect()
+}
+
+#[tokio::test]
+async fn commands_get_their_arguments_and_variables() {
+    let fixture = fixture();
+    for name in COMMANDS {
+        let program = fixture.guest(name).await;
+        let (stdout, stderr, spec) = output();
+        let env = vec![("B".into(), "2".into()), ("A".into(), "1 3".into())];
+        let spec = Spec { args: args(&["print", "x y"]), env, ..spec };
+        assert_eq!(soon(program.run(spec, StopSignal::new())).await.unwrap().code, 0);
+        assert_eq!(stdout.text(), "args [\"print\", \"x y\"]\nB=2\nA=1 3\n", "{name}");
+        assert_eq!(stderr.text(), "done\n");
+    }
+}
+
+#[tokio::test]
+async fn commands_end_as_they_do() {
+    let fixture = fixture();
+    let check = async |name: &str, words: &[&str], expect: fn(&Exit) -> bool| {
+        let program = fixture.guest(name).await;
+        let spec = Spec {
+            args: args(words),
+            memory_limit: Some(32 << 20),
+            run_timeout: words.contains(&"loop").then_some(Duration::from_millis(100)),
+            ..Spec::default()
+        };
+        let exit = soon(program.run(spec, StopSignal::new())).await.unwrap();
+        assert!(expect(&exit), "{name} {words:?}: {exit:?}");
+    };
+    check("command-module", &["exit", "3"], |exit| exit.code == 3).await;
+    // WASI 0.2 knows success and failure only.
+    check("command", &["exit", "3"], |exit| exit.code == 1).await;
+    for name in COMMANDS {
+        check(name, &["sleep", "5"], Exit::success).await;
+        check(name, &["exit", "0"], Exit::success).await;
+        check(name, &["loop"], |exit| exit.reason == ExitReason::TimedOut).await;
+        check(name, &["memory"], |exit| exit.reason == ExitReason::OutOfMemory).await;
+        check(name, &["panic"], |exit| matches!(&exit.reason, ExitReason::Trapped { backtrace, .. } if backtrace.contains("panic"))).await;
+        check(
+            name,
+            &["trap"],
+            |exit| matches!(&exit.reason, ExitReason::Trapped { message, .. } if message.contains("table")),
+        )
+        .await;
+    }
+}
+
+#[tokio::test]
+async fn commands_read_their_input_and_see_only_their_mounts() {
+    let fixture = fixture();
+    let (inside, outside) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    std::fs::write(inside.path().join("a"), "inside\n").unwrap();
+    std::fs::write(outside.path().join("b"), "outside\n").unwrap();
+    std::os::unix::fs::symlink(outside.path().join("b"), inside.path().join("link")).unwrap();
+    let run = async |name: &str, words: &[&str], read_only: bool| {
+        let program = fixture.guest(name).await;
+        let (stdout, stderr, spec) = output();
+        let mounts = vec![Mount { host: inside.path().to_owned(), guest: "/data".into(), read_only }];
+        let spec = Spec { args: args(words), mounts, stdin: Some(Stdin::new(&b"from stdin\n"[..])), ..spec };
+        let code = soon(program.run(spec, StopSignal::new())).await.unwrap().code;
+        (code == 0, stdout.text() + &stderr.text())
+    };
+    for name in COMMANDS {
+        assert_eq!(run(name, &["cat"], true).await, (true, "from stdin\n".into()), "{name}");
+        assert_eq!(run(name, &["read", "/data/a"], true).await, (true, "inside\n".into()));
+        assert!(!run(name, &["write", "/data/new", "text"], true).await.0, "read-only");
+        assert!(run(name, &["write", "/data/new", "text"], false).await.0);
+        assert_eq!(std::fs::read_to_string(inside.path().join("new")).unwrap(), "text");
+        for path in [
+            "/data/link",
+            "/data/../../etc/passwd",
+            "/etc/passwd",
+            outside.path().join("b").to_str().unwrap(),
+        ] {
+            let (success, said) = run(name, &["read", path], false).await;
+            assert!(!success, "{name} reads {path}: {said}");
+        }
+    }
+}
+
+async fn text(response: http::Response<Body>) -> String {
+    String::from_utf8(soon(response.into_body().collect()).await.unwrap().to_bytes().to_vec()).unwrap()
+}
+
+#[tokio::test]
+async fn the_function_of_the_sdk_says_hello() {
+    let fixture = fixture();
+    for name in ["hello", "hello-http"] {
+        let program = fixture.guest(name).await;
+        assert_eq!(program.kind(), ProgramKind::Http);
+        let hello = program.handler(Spec::default()).unwrap();
+        let call = || Request::get("/").body(empty()).unwrap();
+        assert_eq!(text(soon(hello.call(call())).await.unwrap()).await, "hello world\n");
+        let spec = Spec { env: vec![("TARGET".into(), "wasm".into())], ..Spec::default() };
+        let hello = program.handler(spec).unwrap();
+        let response = soon(hello.call(call())).await.unwrap();
+        assert_eq!(response.headers()["content-type"], "text/plain; charset=utf-8");
+        assert_eq!(text(response).await, "hello wasm\n");
+    }
+}
+
+#[tokio::test]
+async fn a_request_arrives_as_it_was_sent() {
+    let fixture = fixture();
+    let program = fixture.guest("hello-http").await;
+    let (stdout, _, spec) = output();
+    let handler = program.handler(spec).unwrap();
+    let request = Request::patch("http://hello.example:8080/a/b?c=d&e").body(empty()).unwrap();
+    let response = soon(handler.call(request)).await.unwrap();
+    let header = |name: &str| response.headers()[name].to_str().unwrap().to_owned();
+    assert_eq!(
+        (header("x-method"), header("x-path"), header("x-query"), header("x-authority")),
+        ("PATCH".into(), "/a/b".into(), "c=d&e".into(), "hello.example:8080".into())
+    );
+    assert_eq!(stdout.text(), "PATCH /a/b\n");
+}
+
+#[tokio::test]
+async fn reuse_shows_in_the_guests_statics() {
+    let fixture = fixture();
+    let program = fixture.guest("hello-http").await;
+    let seen = async |reuse| {
+        let handler = program.handler(Spec { reuse, ..Spec::default() }).unwrap();
+        let mut all = Vec::new();
+        for _ in 0..3 {
+            let response = soon(handler.call(Request::get("/").body(empty()).unwrap())).await.unwrap();
+            all.push(response.headers()["x-seen"].to_str().unwrap().to_owned());
+        }
+        all
+    };
+    assert_eq!(seen(Reuse::Never).await, ["1", "1", "1"]);
+    assert_eq!(seen(Reuse::Requests { most: 10, idle: PATIENCE }).await, ["1", "2", "3"]);
+}
+
+#[tokio::test]
+async fn bodies_stream_both_ways() {
+    let fixture = fixture();
+    let echo = fixture.guest("echo-http").await.handler(Spec::default()).unwrap();
+    // Each piece is sent only after the one before came back: nothing is held until the end.
+    let (sender, receiver) = tokio::sync::mpsc::channel::<Result<_, std::io::Error>>(1);
+    let pieces = futures::stream::unfold(receiver, |mut receiver| async {
+        receiver.recv().await.map(|piece| (piece, receiver))
+    });
+    let request =
+        Request::post("/").header("content-type", "text/plain").body(StreamBody::new(pieces)).unwrap();
+    let call = tokio::spawn(async move { echo.call(request).await });
+    let data = |text: &str| Ok(http_body::Frame::data(bytes::Bytes::from(text.to_owned())));
+    sender.send(data("first")).await.unwrap();
+    let mut response = soon(call).await.unwrap().unwrap();
+    assert_eq!(response.headers()["content-type"], "text/plain");
+    for text in ["first", "second", "third"] {
+        if text != "first" {
+            sender.send(data(text)).await.unwrap();
+        }
+        let piece = soon(response.body_mut().frame()).await.unwrap().unwrap().into_data().unwrap();
+        assert_eq!(piece, text);
+    }
+    drop(sender);
+    assert!(soon(response.body_mut().frame()).await.is_none());
+}
+
+#[tokio::test]
+async fn large_bodies_pass_and_too_large_ones_break_off() {
+    let fixture = fixture();
+    let program = fixture.guest("echo-http").await;
+    let megabytes = vec![7u8; 5 << 20];
+    let echo = program.handler(Spec::default()).unwrap();
+    let response = soon(echo.call(Request::post("/").body(full(megabytes.clone())).unwrap())).await.unwrap();
+    assert_eq!(soon(response.into_body().collect()).await.unwrap().to_bytes(), megabytes);
+
+    let limits = HttpLimits { max_request_body: 1 << 20, ..HttpLimits::default() };
+    let echo = program.handler(Spec { http: limits, ..Spec::default() }).unwrap();
+    // Without a length, so that the limit shows only on the way.
+    let pieces = futures::stream::iter(
+        (0..5).map(|_| Ok::<_, std::io::Error>(http_body::Frame::data(vec![7u8; 1 << 20].into()))),
+    );
+    let response = soon(echo.call(Request::post("/").body(StreamBody::new(pieces)).unwrap())).await;
+    let failed = match response {
+        Ok(response) => soon(response.into_body().collect()).await.is_err(),
+        Err(_) => true,
+    };
+    assert!(failed, "the guest must not see more than its limit");
+}
+
+#[tokio::test]
+async fn misbehaviour_is_told_and_stays_alone() {
+    let fixture = fixture();
+    let program = fixture.guest("misbehave-http").await;
+    let (_, stderr, spec) = output();
+    let limits = HttpLimits { max_response_body: 1 << 20, ..HttpLimits::default() };
+    let spec = Spec { memory_limit: Some(32 << 20), http: limits, ..spec };
+    let handler = program.handler(spec.clone()).unwrap();
+    let call = async |path: &str| soon(handler.call(Request::get(path).body(empty()).unwrap())).await;
+    assert!(matches!(call("/panic").await.map(drop), Err(CallError::Trapped { .. })));
+    assert!(stderr.text().contains("asked to"), "{}", stderr.text());
+    let limits = HttpLimits { timeout: Duration::from_millis(100), ..HttpLimits::default() };
+    let hasty = program.handler(Spec { http: limits, ..spec }).unwrap();
+    let looping = soon(hasty.call(Request::get("/loop").body(empty()).unwrap())).await;
+    assert!(matches!(looping.map(drop), Err(CallError::TimedOut(_))));
+    let memory = call("/memory").await.map(drop);
+    assert!(matches!(memory, Err(CallError::OutOfMemory)), "{memory:?}");
+    assert!(matches!(call("/exit").await.map(drop), Err(CallError::Trapped { .. })));
+    let response = call("/error").await.unwrap();
+    assert_eq!((response.status().as_u16(), text(response).await.as_str()), (500, "something went wrong\n"));
+    for path in ["/panic-midway", "/flood"] {
+        let response = call(path).await.unwrap();
+        assert!(soon(response.into_body().collect()).await.is_err(), "{path}");
+    }
+    assert_eq!(call("/").await.unwrap().status().as_u16(), 404);
+}
+
+#[tokio::test]
+async fn every_built_guest_is_tested_here() {
+    let tested: BTreeSet<_> = [
+        "command",
+        "command-module",
+        "echo-http",
+        "fetch-http",
+        "hello",
+        "hello-http",
+        "misbehave-http",
+        "sockets",
+    ]
+    .into();
+    let dir = guest_path("hello").parent().unwrap().to_owned();
+    let built: BTreeSet<String> = std::fs::read_dir(dir)
+        .unwrap()
+        .filter_map(|entry| entry.unwrap().file_name().to_str()?.strip_suffix(".wasm").map(str::to_owned))
+        .collect();
+    let forgotten: Vec<_> = built.iter().filter(|name| !tested.contains(name.as_str())).collect();
+    assert!(forgotten.is_empty(), "guests without a test: {forgotten:?}");
+}
+
+#[tokio::test]
+async fn handlers_answer_a_real_client() {
+    let fixture = fixture();
+    let handler = fixture.guest("hello").await.handler(Spec::default()).unwrap();
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address: SocketAddr = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        let (stream, _) = listener.accept().await.unwrap();
+        let service = hyper::service::service_fn(move |request| {
+            let handler = handler.clone();
+            async move { handler.call(request).await }
+        });
+        let io = hyper_util::rt::TokioIo::new(stream);
+        hyper::server::conn::http1::Builder::new().serve_connection(io, service).await
+    });
+    let stream = tokio::net::TcpStream::connect(address).await.unwrap();
+    let (mut sender, connection) =
+        hyper::client::conn::http1::handshake(hyper_util::rt::TokioIo::new(stream)).await.unwrap();
+    tokio::spawn(connection);
+    for _ in 0..3 {
+        let request = Request::get("/").header("host", "hello.example").body(empty()).unwrap();
+        let response = soon(sender.send_request(request)).await.unwrap();
+        assert_eq!(response.headers()["content-length"], "12");
+        assert_eq!(text(response.map(boxed)).await, "hello world\n");
+    }
+}

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use serde_json::{Value, json};
 use wasmk_api::{GroupVersion, Gvk, Object, Timestamp};
 use wasmk_machinery::{
+    decode,
     resources::{self, Subresource},
     schema::KindSchema,
 };
@@ -53,16 +54,14 @@ pub(crate) struct CustomVersion {
     pub(crate) gvk: Gvk,
     /// What its objects look like.
     pub(crate) schema: KindSchema,
-    /// The schema as it was declared, for descriptions.
-    pub(crate) declared: Value,
     /// Whether it has the status subresource.
     pub(crate) has_status: bool,
     /// Its scale subresource.
     pub(crate) scale: Option<CustomScale>,
     /// Fields that can be selected by, with their paths.
     pub(crate) selectable: Vec<(String, Vec<String>)>,
-    /// Whether undeclared fields are kept everywhere.
-    pub(crate) preserve: bool,
+    /// The revision of the definition it was read from.
+    pub(crate) since: u64,
     namespaced: bool,
     columns: Vec<Column>,
 }
@@ -104,11 +103,10 @@ impl CustomVersion {
         Some(Self {
             gvk: Gvk::new(text(spec, "/group"), text(version, "/name"), text(spec, "/names/kind")),
             schema,
-            declared,
             has_status: version.pointer("/subresources/status").is_some_and(Value::is_object),
             scale,
             selectable,
-            preserve,
+            since: definition.resource_version().parse().unwrap_or(0),
             namespaced: text(spec, "/scope") == "Namespaced",
             columns: match columns {
                 Some(columns) => columns.iter().map(Column::read).collect(),
@@ -138,6 +136,19 @@ impl CustomVersion {
         let mut cells = vec![Value::from(object.name())];
         cells.extend(self.columns.iter().map(|column| column.cell(object, now)));
         cells
+    }
+
+    /// A stored object as the present schema shows it: undeclared fields are gone, defaults are filled in.
+    pub(crate) fn read_stored(&self, object: Object) -> Object {
+        let kept = object.clone();
+        let mut object = match decode::convert(object.into_value(), &self.schema) {
+            Ok(decoded) => decoded.object,
+            // What does not fit the schema at all is shown as it is.
+            Err(_) => return kept,
+        };
+        object.set_gvk(&self.gvk);
+        self.default(&mut object);
+        object
     }
 
     /// Fills in the defaults of an object.

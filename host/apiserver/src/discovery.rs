@@ -22,7 +22,10 @@ use crate::{
 
 /// Documents made from the table, kept until it changes.
 #[derive(Default)]
-pub(crate) struct Documents(Mutex<Option<(Arc<Table>, HashMap<String, Bytes>)>>);
+pub(crate) struct Documents(Mutex<Option<Made>>);
+
+/// A table and the documents made from it.
+type Made = (Arc<Table>, HashMap<String, Bytes>);
 
 impl Documents {
     /// The document of that name, made with `make` when it is not there yet.

@@ -6,7 +6,6 @@
 //!
 //! Nothing here starts a workload, and no code path lists kinds: what is particular about one is a row
 //! (`special`, `wasmk-machinery`'s table) or a behaviour of `wasmk-kinds`.
-#![allow(dead_code)]
 
 mod admission;
 mod alloc;

@@ -53,6 +53,12 @@ pub(crate) fn is_definition(resource: &Resource) -> bool {
     resource.storage == "apiextensions.k8s.io/customresourcedefinitions"
 }
 
+/// Whether its objects say who is who and who may do what.
+pub(crate) fn decides_access(resource: &Resource) -> bool {
+    resource.gvk.group == "rbac.authorization.k8s.io"
+        || matches!(&*resource.storage, "core/serviceaccounts" | "core/secrets")
+}
+
 /// The warning a deprecated resource is answered with.
 pub(crate) fn deprecation(group: &str, version: &str, plural: &str) -> Option<&'static str> {
     DEPRECATED.iter().find(|(g, v, p, _)| *g == group && *v == version && *p == plural).map(|row| row.3)

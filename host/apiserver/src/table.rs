@@ -114,12 +114,18 @@ impl Resource {
 
     /// Whether an object is stored just as it is served here.
     pub(crate) fn serves(&self, entry: &Entry) -> bool {
-        entry.is_version(&self.api_version)
+        // Custom resources stored before their definition changed are read through its present schema.
+        let fresh = self.custom().is_none_or(|version| entry.revision > version.since);
+        fresh && entry.is_version(&self.api_version)
     }
 
     /// A stored object in the version that is served.
     pub(crate) fn served(&self, object: Object) -> Object {
-        self.in_version(object, &self.gvk)
+        let object = self.in_version(object, &self.gvk);
+        match &self.nature {
+            Nature::Builtin(_) => object,
+            Nature::Custom(version) => version.read_stored(object),
+        }
     }
 
     /// A served object in the version that is stored.

@@ -6,8 +6,6 @@ use wasmk_api::{Object, Status};
 use crate::{cache::Filter, write::Work};
 
 const CLASSES: &str = "scheduling.k8s.io/priorityclasses";
-/// Priorities above this are the system's.
-const HIGHEST: i64 = 1_000_000_000;
 /// How long pods stay on a node that is not ready, in seconds.
 const TOLERATED: i64 = 300;
 
@@ -95,11 +93,6 @@ pub(crate) fn priority_class(work: &Work<'_>, class: &mut Object, _: Option<&Obj
         }
         _ => Ok(()),
     }
-}
-
-/// Whether a class's value is among the system's.
-pub(crate) fn is_system(value: i64) -> bool {
-    value > HIGHEST
 }
 
 /// Pods stay for a while on a node that is not ready or cannot be reached, unless they say otherwise.

@@ -32,6 +32,9 @@ const MAX_REMEMBERED: usize = 4096;
 /// The group of nodes that are joining.
 const BOOTSTRAPPERS: &str = "system:bootstrappers";
 
+/// Users of certificates by hash, each with the second it ends in.
+type Certificates = HashMap<[u8; 32], (i64, Arc<User>)>;
+
 /// Finds users by their credentials.
 pub(crate) struct Authenticator {
     signer: Arc<Signer>,
@@ -42,7 +45,7 @@ pub(crate) struct Authenticator {
     pods: Arc<Cache>,
     nodes: Arc<Cache>,
     verified: RwLock<HashMap<[u8; 32], Arc<Claims>>>,
-    certificates: RwLock<HashMap<[u8; 32], (i64, Arc<User>)>>,
+    certificates: RwLock<Certificates>,
     clock: fn() -> Timestamp,
 }
 

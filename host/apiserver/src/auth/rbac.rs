@@ -57,6 +57,9 @@ struct Grant {
     via: String,
 }
 
+/// Rules of roles by namespace and name.
+type Roles = HashMap<(Box<str>, Box<str>), Arc<Vec<Rule>>>;
+
 #[derive(Default)]
 struct Index {
     counts: [u64; 4],
@@ -120,7 +123,7 @@ impl Rbac {
 
     fn build(&self, counts: [u64; 4]) -> Index {
         let everything = Filter::default();
-        let read_roles = |cache: &Cache| -> HashMap<(Box<str>, Box<str>), Arc<Vec<Rule>>> {
+        let read_roles = |cache: &Cache| -> Roles {
             cache
                 .list(&everything)
                 .iter()

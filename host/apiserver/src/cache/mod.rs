@@ -122,11 +122,6 @@ impl Caches {
         }
     }
 
-    /// Wakes whenever the caches have moved on.
-    pub(crate) fn subscribe(&self) -> watch::Receiver<u64> {
-        self.progress.subscribe()
-    }
-
     /// Follows the store for ever; ends only when the store is closed.
     pub(crate) async fn follow(self: Arc<Self>) {
         loop {

@@ -11,23 +11,24 @@ use crate::{
 
 /// Makes tables of a resource's objects.
 pub(crate) struct Former<'a> {
-    nature: Nature,
+    /// What the objects are; none for scales.
+    nature: Option<Nature>,
     now: wasmk_api::Timestamp,
     include: &'a str,
 }
 
 impl<'a> Former<'a> {
-    /// For an object of a kind with nothing special.
-    pub(crate) fn plain(core: &Core, call: &'a Call) -> Self {
-        Self::of(core, call, Nature::Builtin(wasmk_kinds::kind("", "")))
+    /// For scales.
+    pub(crate) fn scale(core: &Core, call: &'a Call) -> Self {
+        Self::of(core, call, None)
     }
 
     /// For the objects of a call.
     pub(crate) fn new(core: &Core, call: &'a Call, resource: &Resource) -> Self {
-        Self::of(core, call, resource.nature.clone())
+        Self::of(core, call, Some(resource.nature.clone()))
     }
 
-    fn of(core: &Core, call: &'a Call, nature: Nature) -> Self {
+    fn of(core: &Core, call: &'a Call, nature: Option<Nature>) -> Self {
         let include = match call.query.text("includeObject") {
             "" => "Metadata",
             given => given,
@@ -37,21 +38,23 @@ impl<'a> Former<'a> {
 
     fn columns(&self) -> Vec<Value> {
         match &self.nature {
-            Nature::Builtin(kind) => kind
+            None => scale_columns(),
+            Some(Nature::Builtin(kind)) => kind
                 .columns()
                 .iter()
                 .map(|c| {
                     json!({"name": c.name, "type": c.kind, "format": c.format, "description": c.description, "priority": c.priority})
                 })
                 .collect(),
-            Nature::Custom(version) => version.column_definitions(),
+            Some(Nature::Custom(version)) => version.column_definitions(),
         }
     }
 
     fn row(&self, object: &Object, version: &str) -> Value {
         let (cells, conditions) = match &self.nature {
-            Nature::Builtin(kind) => (kind.row(object, self.now), kind.row_conditions(object)),
-            Nature::Custom(custom) => (custom.row(object, self.now), Vec::new()),
+            None => (scale_row(object, self.now), Vec::new()),
+            Some(Nature::Builtin(kind)) => (kind.row(object, self.now), kind.row_conditions(object)),
+            Some(Nature::Custom(custom)) => (custom.row(object, self.now), Vec::new()),
         };
         let mut row = Map::new();
         row.insert("cells".into(), cells.into());
@@ -94,6 +97,29 @@ impl<'a> Former<'a> {
             "rows": rows,
         })
     }
+}
+
+/// The columns of scales: those of every kind, with numbers between.
+fn scale_columns() -> Vec<Value> {
+    let usual = wasmk_kinds::kind("", "").columns();
+    let column = |name: &str, kind: &str, description: &str| json!({"name": name, "type": kind, "format": "", "description": description, "priority": 0});
+    vec![
+        column("Name", "string", usual[0].description),
+        column("Desired", "integer", "replicas is the desired number of instances for the scaled object."),
+        column(
+            "Available",
+            "integer",
+            "replicas is the actual number of observed instances of the scaled object.",
+        ),
+        column("Age", "string", usual[1].description),
+    ]
+}
+
+fn scale_row(scale: &Object, now: wasmk_api::Timestamp) -> Vec<Value> {
+    let number = |section: &str| scale.at(&[section, "replicas"]).and_then(Value::as_i64).unwrap_or(0);
+    let created = scale.meta("creationTimestamp").parse::<wasmk_api::Timestamp>();
+    let age = created.map_or("<unknown>".into(), |then| wasmk_api::human_duration(now.since(then)));
+    vec![scale.name().into(), number("spec").into(), number("status").into(), age.into()]
 }
 
 /// An object's metadata alone.

@@ -141,6 +141,9 @@ fn head(out: &mut BytesMut, resource: &Resource, shown: &Shown, cont: Option<&st
     if let Some(cont) = cont {
         metadata["continue"] = cont.into();
     }
+    if cont.is_none() && resource.custom().is_some() {
+        metadata["continue"] = "".into();
+    }
     if let (Some(_), Some(remaining)) = (cont, shown.page.remaining) {
         metadata["remainingItemCount"] = remaining.into();
     }

@@ -73,13 +73,13 @@ pub(crate) fn object(
     Ok(respond::value_as(code, call.wanted, &value))
 }
 
-/// An object that is no object of the resource (a scale), in the form the client wants.
-pub(crate) fn plain_form(core: &Core, call: &Call, object: &Object) -> serde_json::Value {
+/// A scale in the form the client wants.
+pub(crate) fn scale_form(core: &Core, call: &Call, object: &Object) -> serde_json::Value {
     match call.wanted.form {
         Form::Whole => serde_json::Value::Object(object.0.clone()),
         Form::Partial(version) => partial(object, version),
         Form::Table(version) => {
-            let former = Former::plain(core, call);
+            let former = Former::scale(core, call);
             former.table(version, std::slice::from_ref(object), object.resource_version(), None, None, true)
         }
     }

@@ -29,6 +29,15 @@ struct ResourceAttributes {
     resource: String,
     subresource: String,
     name: String,
+    field_selector: Option<SelectorAttributes>,
+    label_selector: Option<SelectorAttributes>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+struct SelectorAttributes {
+    raw_selector: String,
+    requirements: Vec<Value>,
 }
 
 #[derive(Default, Deserialize)]
@@ -68,7 +77,9 @@ pub(crate) async fn review(
     }
     let mut object = work.decode(body)?;
     object.set_gvk(&resource.gvk);
-    machine::manage_create(&work, &mut object)?;
+    if resource.gvk.kind != "SelfSubjectRulesReview" {
+        machine::manage_create(&work, &mut object)?;
+    }
     let status = match &*resource.gvk.kind {
         "SelfSubjectReview" => {
             object.set_meta("creationTimestamp", work.now.to_string());
@@ -188,6 +199,23 @@ fn check(object: &Object, spec: &AccessSpec, own: bool, local: Option<&str>) -> 
             "spec.resourceAttributes",
             "Invalid value: null: exactly one of nonResourceAttributes or resourceAttributes must be specified",
         );
+    }
+    let asked = spec.resource_attributes.as_ref();
+    for (name, selector) in [
+        ("fieldSelector", asked.and_then(|a| a.field_selector.as_ref())),
+        ("labelSelector", asked.and_then(|a| a.label_selector.as_ref())),
+    ] {
+        if let Some(selector) = selector.filter(|s| !s.raw_selector.is_empty() && !s.requirements.is_empty())
+        {
+            wrong(
+                "FieldValueInvalid",
+                &format!("spec.resourceAttributes.{name}.rawSelector"),
+                &format!(
+                    "Invalid value: {:?}: may not specified at the same time as requirements",
+                    selector.raw_selector
+                ),
+            );
+        }
     }
     if !own && spec.user.is_empty() && spec.groups.is_empty() {
         wrong(

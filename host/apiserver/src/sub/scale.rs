@@ -234,6 +234,6 @@ fn set(map: &mut Map<String, Value>, path: &[String], value: Value) {
 }
 
 fn answer(work: &Work<'_>, scale: &Object) -> Answer {
-    let value = read::plain_form(work.core, work.call, scale);
+    let value = read::scale_form(work.core, work.call, scale);
     respond::value_as(StatusCode::OK, work.call.wanted, &value)
 }

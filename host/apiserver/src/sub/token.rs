@@ -30,6 +30,10 @@ pub(crate) async fn create(work: &Work<'_>, body: &Bytes) -> Result<Answer, Stat
     let gvk = Gvk::new("authentication.k8s.io", "v1", "TokenRequest");
     let mut request = work.decode_as(body, negotiate::body_type(&work.call.headers)?, &gvk)?;
     request.set_gvk(&gvk);
+    let spec = request.0.entry("spec").or_insert_with(|| json!({}));
+    if let Some(spec) = spec.as_object_mut() {
+        spec.entry("expirationSeconds").or_insert(USUAL_SECONDS.into());
+    }
     machine::manage_as(work, &gvk, &mut request, None, "token")?;
     work.core.caches.catch_up().await?;
     let (namespace, name) = (work.namespace(), work.call.info.name.as_str());
@@ -73,8 +77,7 @@ fn answer(
     token: String,
     expires: i64,
 ) -> Answer {
-    // The request is an object of its own for a moment, with an identity.
-    request.set_meta("uid", uuid::Uuid::new_v4().to_string());
+    request.set_meta("uid", account.uid());
     request.set_meta("name", account.name());
     request.set_meta("namespace", account.namespace());
     request.set_meta("creationTimestamp", work.now.to_string());

@@ -7,6 +7,7 @@ use wasmk_store::{Compare, Durability, Op, Txn, TxnOutcome};
 use super::Work;
 use crate::{
     cache::{encode, unavailable},
+    special,
     table::Resource,
 };
 
@@ -88,7 +89,13 @@ async fn transact(work: &Work<'_>, mut txn: Txn, claims: Vec<Claim>) -> Result<W
     }
     let expected = txn.compares.first().map_or(0, |c| c.mod_revision);
     match work.core.config.store.txn(txn).await.map_err(|e| unavailable(&e))? {
-        TxnOutcome::Committed { revision } => Ok(Written::Done(revision)),
+        TxnOutcome::Committed { revision } => {
+            if special::decides_access(work.resource) {
+                // Whoever is told of it may rely on it with the next request.
+                work.core.caches.wait_for(revision).await?;
+            }
+            Ok(Written::Done(revision))
+        }
         TxnOutcome::Failed { current } => {
             let object = current.into_iter().next().flatten().map_or(0, |kv| kv.mod_revision);
             Ok(if object == expected { Written::ClaimTaken } else { Written::Raced })

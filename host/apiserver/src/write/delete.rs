@@ -96,7 +96,7 @@ impl DeleteOptions {
         let policy = self.propagation_policy.as_deref().filter(|p| !p.is_empty());
         let (orphan, foreground) = match (policy, self.orphan_dependents) {
             (Some(policy), _) => (policy == "Orphan", policy == "Foreground"),
-            (None, Some(orphan)) => (orphan, !orphan && has(FOREGROUND) && false),
+            (None, Some(orphan)) => (orphan, false),
             (None, None) if has(ORPHAN) => (true, false),
             (None, None) if has(FOREGROUND) => (false, true),
             (None, None) => (work.resource.kind().orphans_by_default(), false),

@@ -1,5 +1,5 @@
 //! A server in this process, on a store in memory.
-#![allow(dead_code)]
+#![allow(dead_code, reason = "each test program uses a part of it")]
 
 use std::sync::Arc;
 
@@ -8,22 +8,22 @@ use wasmk_apiserver::{ApiServer, Config, User};
 use wasmk_store::Memory;
 
 /// A running server with its scratch folder.
-pub struct Server {
-    pub api: ApiServer,
-    pub client: kube::Client,
+pub(crate) struct Server {
+    pub(crate) api: ApiServer,
+    pub(crate) client: kube::Client,
     _folder: tempfile::TempDir,
 }
 
 /// The token of the administrator.
-pub const TOKEN: &str = "administrator-of-tests";
+pub(crate) const TOKEN: &str = "administrator-of-tests";
 
 /// Starts a server.
-pub async fn start() -> Server {
+pub(crate) async fn start() -> Server {
     start_with(|_| {}).await
 }
 
 /// Starts a server with other settings.
-pub async fn start_with(change: impl FnOnce(&mut Config)) -> Server {
+pub(crate) async fn start_with(change: impl FnOnce(&mut Config)) -> Server {
     let folder = tempfile::tempdir().unwrap();
     let key = rcgen::KeyPair::generate().unwrap().serialize_pem();
     let mut config = Config::new(Arc::new(Memory::new()), key, String::new(), folder.path().join("registry"));
@@ -36,15 +36,21 @@ pub async fn start_with(change: impl FnOnce(&mut Config)) -> Server {
 
 /// An answer: its code and its JSON (or text).
 #[derive(Debug)]
-pub struct Answer {
-    pub code: u16,
-    pub body: Value,
-    pub warnings: Vec<String>,
+pub(crate) struct Answer {
+    pub(crate) code: u16,
+    pub(crate) body: Value,
+    pub(crate) warnings: Vec<String>,
 }
 
 impl Server {
     /// Makes a request as a user of the router, like a client on the network would.
-    pub async fn send(&self, method: &str, path: &str, headers: &[(&str, &str)], body: &str) -> Answer {
+    pub(crate) async fn send(
+        &self,
+        method: &str,
+        path: &str,
+        headers: &[(&str, &str)],
+        body: &str,
+    ) -> Answer {
         use tower::ServiceExt;
         let mut request = http::Request::builder().method(method).uri(path);
         if !headers.iter().any(|(name, _)| name.eq_ignore_ascii_case("authorization")) {
@@ -65,27 +71,27 @@ impl Server {
     }
 
     /// GET.
-    pub async fn get(&self, path: &str) -> Answer {
+    pub(crate) async fn get(&self, path: &str) -> Answer {
         self.send("GET", path, &[], "").await
     }
 
     /// POST of JSON.
-    pub async fn post(&self, path: &str, body: Value) -> Answer {
+    pub(crate) async fn post(&self, path: &str, body: Value) -> Answer {
         self.send("POST", path, &[("content-type", "application/json")], &body.to_string()).await
     }
 
     /// PUT of JSON.
-    pub async fn put(&self, path: &str, body: Value) -> Answer {
+    pub(crate) async fn put(&self, path: &str, body: Value) -> Answer {
         self.send("PUT", path, &[("content-type", "application/json")], &body.to_string()).await
     }
 
     /// A JSON merge patch.
-    pub async fn merge(&self, path: &str, body: Value) -> Answer {
+    pub(crate) async fn merge(&self, path: &str, body: Value) -> Answer {
         self.send("PATCH", path, &[("content-type", "application/merge-patch+json")], &body.to_string()).await
     }
 
     /// DELETE.
-    pub async fn delete(&self, path: &str) -> Answer {
+    pub(crate) async fn delete(&self, path: &str) -> Answer {
         self.send("DELETE", path, &[], "").await
     }
 }

@@ -1,0 +1,88 @@
+//! Custom resources: from their definition to their end.
+
+mod support;
+
+use serde_json::{Value, json};
+
+const DEFINITIONS: &str = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions";
+const THINGS: &str = "/apis/example.com/v1/namespaces/default/things";
+
+fn definition() -> Value {
+    json!({
+        "metadata": {"name": "things.example.com"},
+        "spec": {
+            "group": "example.com", "scope": "Namespaced",
+            "names": {"plural": "things", "kind": "Thing", "shortNames": ["th"]},
+            "versions": [{
+                "name": "v1", "served": true, "storage": true,
+                "subresources": {"status": {}, "scale": {
+                    "specReplicasPath": ".spec.size", "statusReplicasPath": ".status.size",
+                }},
+                "additionalPrinterColumns": [{"name": "Size", "type": "integer", "jsonPath": ".spec.size"}],
+                "selectableFields": [{"jsonPath": ".spec.colour"}],
+                "schema": {"openAPIV3Schema": {"type": "object", "properties": {
+                    "spec": {"type": "object", "properties": {
+                        "size": {"type": "integer", "default": 2, "maximum": 5},
+                        "colour": {"type": "string"},
+                    }},
+                    "status": {"type": "object", "x-kubernetes-preserve-unknown-fields": true},
+                }}},
+            }],
+        },
+    })
+}
+
+/// Repeats a request until it is answered with a code; fails after a while.
+async fn until(server: &support::Server, path: &str, code: u16) -> support::Answer {
+    let found = async {
+        loop {
+            let answer = server.get(path).await;
+            if answer.code == code {
+                return answer;
+            }
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(std::time::Duration::from_secs(20), found).await.expect("the answer in time")
+}
+
+#[tokio::test]
+async fn a_definition_is_served_validated_and_cleaned_up() {
+    let server = support::start().await;
+    assert_eq!(server.post(DEFINITIONS, definition()).await.code, 201);
+    until(&server, THINGS, 200).await;
+    let thing = |spec: Value| json!({"apiVersion": "example.com/v1", "kind": "Thing", "metadata": {"name": "a"}, "spec": spec});
+    let refused = server.post(THINGS, thing(json!({"size": 9}))).await;
+    assert_eq!(refused.code, 422, "{refused:?}");
+    let made = server.post(THINGS, thing(json!({"colour": "red", "unknown": 1}))).await;
+    assert_eq!(made.body["spec"], json!({"colour": "red", "size": 2}));
+    assert_eq!(made.warnings.len(), 1);
+    let accept = [("accept", "application/json;as=Table;v=v1;g=meta.k8s.io")];
+    let table = server.send("GET", THINGS, &accept, "").await.body;
+    assert_eq!(table["rows"][0]["cells"], json!(["a", 2]));
+    let red = server.get(&format!("{THINGS}?fieldSelector=spec.colour%3Dred")).await.body;
+    let blue = server.get(&format!("{THINGS}?fieldSelector=spec.colour%3Dblue")).await.body;
+    assert_eq!((red["items"].as_array().unwrap().len(), blue["items"].as_array().unwrap().len()), (1, 0));
+    server.merge(&format!("{THINGS}/a/scale"), json!({"spec": {"replicas": 4}})).await;
+    server.merge(&format!("{THINGS}/a/status"), json!({"status": {"size": 3}, "spec": {"size": 1}})).await;
+    let now = server.get(&format!("{THINGS}/a")).await.body;
+    assert_eq!((&now["spec"]["size"], &now["status"]["size"]), (&json!(4), &json!(3)));
+    assert_eq!(now["metadata"]["generation"], 2);
+    let groups = server.get("/apis/example.com/v1").await.body;
+    assert_eq!(groups["resources"][0]["shortNames"], json!(["th"]));
+
+    server.delete(&format!("{DEFINITIONS}/things.example.com")).await;
+    until(&server, &format!("{DEFINITIONS}/things.example.com"), 404).await;
+    until(&server, THINGS, 404).await;
+}
+
+#[tokio::test]
+async fn bad_definitions_are_refused() {
+    let server = support::start().await;
+    let mut wrong = definition();
+    wrong["metadata"]["name"] = "other.example.com".into();
+    assert_eq!(server.post(DEFINITIONS, wrong).await.code, 422);
+    let mut schemaless = definition();
+    schemaless["spec"]["versions"][0].as_object_mut().unwrap().remove("schema");
+    assert_eq!(server.post(DEFINITIONS, schemaless).await.code, 422);
+}

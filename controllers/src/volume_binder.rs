@@ -51,13 +51,12 @@ pub(crate) async fn run(cx: Context) {
             claims.list().iter().filter(|c| !is_bound(c)).for_each(|c| sink.add(Key::of(&c.metadata)));
         }
     });
-    let (claims, volumes, sink) = (binder.claims.clone(), binder.volumes.clone(), queue.clone());
+    let (volumes, sink) = (binder.volumes.clone(), queue.clone());
     binder.claims.subscribe(move |old, new| {
         if let (Some(gone), None) = (old, new) {
             let names = volumes.list().into_iter().filter(|v| claim_uid(v) == Some(uid(&**gone)));
             names.for_each(|v| sink.add(Key::of(&v.metadata)));
         }
-        let _ = &claims;
     });
     binder.claims.ready().await;
     binder.volumes.ready().await;

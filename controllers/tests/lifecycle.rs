@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use k8s_openapi::api::{
     apps::v1::{Deployment, ReplicaSet},
-    core::v1::{ConfigMap, Event, Namespace, Node, Pod, ServiceAccount},
+    core::v1::{ConfigMap, Event, Namespace, Node, Pod, ResourceQuota, Secret, ServiceAccount},
+    policy::v1::PodDisruptionBudget,
 };
 use kube::{
     Api, ResourceExt,
@@ -170,4 +171,40 @@ async fn a_pod_that_fits_nowhere_says_why_and_starts_when_room_comes() {
         .await;
     cluster.api::<Pod>().delete("big", &DeleteParams::default()).await.unwrap();
     cluster.until::<Pod>("more", is_ready).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_token_secret_is_filled_and_goes_with_its_account() {
+    let cluster = Cluster::with_nodes(0).await;
+    cluster.create::<ServiceAccount>(json!({"metadata": {"name": "robot"}})).await;
+    let secret = json!({"metadata": {"name": "robot-token", "annotations": {"kubernetes.io/service-account.name": "robot"}},
+        "type": "kubernetes.io/service-account-token"});
+    cluster.create::<Secret>(secret).await;
+    let filled = cluster
+        .until::<Secret>("robot-token", |s| s.data.as_ref().is_some_and(|d| d.contains_key("token")))
+        .await;
+    assert_eq!(filled.data.unwrap()["namespace"].0, b"default");
+    cluster.api::<ServiceAccount>().delete("robot", &DeleteParams::default()).await.unwrap();
+    cluster.until_all::<Secret>("", |all| all.iter().all(|s| s.name_any() != "robot-token")).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn budgets_and_quotas_say_how_things_stand() {
+    let cluster = Cluster::with_nodes(1).await;
+    let budget = json!({"metadata": {"name": "web"}, "spec": {"maxUnavailable": 1, "selector": {"matchLabels": {"app": "web"}}}});
+    cluster.create::<PodDisruptionBudget>(budget).await;
+    let quota =
+        json!({"metadata": {"name": "all"}, "spec": {"hard": {"pods": "10", "count/deployments.apps": "5"}}});
+    cluster.create::<ResourceQuota>(quota).await;
+    cluster.create::<Deployment>(deployment("web", 3, "v1")).await;
+    let allowed = |b: &PodDisruptionBudget| b.status.as_ref().and_then(|s| s.disruptions_allowed);
+    cluster.until::<PodDisruptionBudget>("web", |b| allowed(b) == Some(1)).await;
+    let used = |q: &ResourceQuota, name: &str| {
+        q.status.as_ref().and_then(|s| s.used.as_ref()?.get(name)).map(|v| v.0.clone()).unwrap_or_default()
+    };
+    cluster
+        .until::<ResourceQuota>("all", |q| used(q, "pods") == "3" && used(q, "count/deployments.apps") == "1")
+        .await;
+    cluster.patch::<Deployment>("web", json!({"spec": {"replicas": 1}})).await;
+    cluster.until::<ResourceQuota>("all", |q| used(q, "pods") == "1").await;
 }

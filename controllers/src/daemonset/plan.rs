@@ -146,8 +146,7 @@ fn update(view: &View, by_node: &BTreeMap<&str, Vec<&Arc<Pod>>>, plan: &mut Plan
     let surge = surge(view);
     let mut budget = if surge > 0 { surge } else { bound(view, false, 1).max(1) };
     let mut candidates = Vec::new();
-    for (node, fit) in view.nodes.iter().filter(|(_, fit)| fit.run) {
-        let _ = fit;
+    for (node, _) in view.nodes.iter().filter(|(_, fit)| fit.run) {
         let name = node.metadata.name.as_deref().unwrap_or("");
         let pods = by_node.get(name).map_or(&[][..], Vec::as_slice);
         let live = || pods.iter().filter(|p| !is_deleting(&****p));

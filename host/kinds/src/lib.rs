@@ -8,8 +8,12 @@
 //! the `prepare_…`, then one of the `validate…`.
 
 mod admission;
+mod api_service;
 mod autoscaling;
+mod certificates;
+mod classes;
 mod columns;
+mod coordination;
 mod core;
 mod crd;
 mod devices;
@@ -34,8 +38,8 @@ mod rbac;
 mod registry;
 mod resource_names;
 mod resources;
+mod reviews;
 mod selector;
-mod small;
 mod status;
 mod storage;
 mod table;

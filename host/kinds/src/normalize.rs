@@ -37,6 +37,10 @@ fn normalize_struct(map: &mut Map<String, Value>, index: usize, depth: usize) {
     map.retain(|key, value| match shape.field(key) {
         Some(field) => {
             normalize_value(value, &field.kind, depth + 1);
+            if is_empty_slice(value, field) {
+                *value = Value::Null;
+                return true;
+            }
             !is_left_out(value, field)
         }
         None => true,
@@ -86,6 +90,16 @@ fn normalize_scalar(value: &mut Value, scalar: Scalar) {
     {
         *value = written.into();
     }
+}
+
+/// Storage does not tell an empty list or map that is always written from none.
+fn is_empty_slice(value: &Value, field: &Field) -> bool {
+    let empty = match value {
+        Value::Array(items) => items.is_empty() && matches!(field.kind, Type::List(_)),
+        Value::Object(map) => map.is_empty() && matches!(field.kind, Type::Map(_)),
+        _ => false,
+    };
+    empty && !field.omit_empty
 }
 
 fn is_left_out(value: &Value, field: &Field) -> bool {

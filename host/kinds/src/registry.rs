@@ -7,7 +7,10 @@ use crate::admission::{Policy, PolicyBinding, Webhooks};
 use crate::core::{config, endpoints, event, namespace, node, quota, service, service_account};
 use crate::storage::{claim, class, csi, volume};
 use crate::workloads::{cron_job, daemon_set, deployment, job, replica_set, revision, stateful_set};
-use crate::{Kind, autoscaling, crd, devices, flow_control, networking, pod, policy, rbac, small};
+use crate::{
+    Kind, api_service, autoscaling, certificates, classes, coordination, crd, devices, flow_control,
+    networking, pod, policy, rbac, reviews,
+};
 
 /// A kind with nothing special.
 struct Neutral;
@@ -53,28 +56,28 @@ const ROWS: &[Row] = &[
     (ADMISSION, "ValidatingAdmissionPolicy", &Policy { mutating: false }),
     (ADMISSION, "ValidatingAdmissionPolicyBinding", &PolicyBinding { mutating: false }),
     ("apiextensions.k8s.io", "CustomResourceDefinition", &crd::CustomResourceDefinition),
-    ("apiregistration.k8s.io", "APIService", &small::ApiService),
+    ("apiregistration.k8s.io", "APIService", &api_service::ApiService),
     ("apps", "ControllerRevision", &revision::ControllerRevision),
     ("apps", "DaemonSet", &daemon_set::DaemonSet),
     ("apps", "Deployment", &deployment::Deployment),
     ("apps", "ReplicaSet", &replica_set::ReplicaSet),
     ("apps", "StatefulSet", &stateful_set::StatefulSet),
-    ("authentication.k8s.io", "SelfSubjectReview", &small::Review),
-    ("authentication.k8s.io", "TokenRequest", &small::Review),
-    ("authentication.k8s.io", "TokenReview", &small::Review),
-    (AUTHORIZATION, "LocalSubjectAccessReview", &small::Review),
-    (AUTHORIZATION, "SelfSubjectAccessReview", &small::Review),
-    (AUTHORIZATION, "SelfSubjectRulesReview", &small::Review),
-    (AUTHORIZATION, "SubjectAccessReview", &small::Review),
+    ("authentication.k8s.io", "SelfSubjectReview", &reviews::Review),
+    ("authentication.k8s.io", "TokenRequest", &reviews::Review),
+    ("authentication.k8s.io", "TokenReview", &reviews::Review),
+    (AUTHORIZATION, "LocalSubjectAccessReview", &reviews::Review),
+    (AUTHORIZATION, "SelfSubjectAccessReview", &reviews::Review),
+    (AUTHORIZATION, "SelfSubjectRulesReview", &reviews::Review),
+    (AUTHORIZATION, "SubjectAccessReview", &reviews::Review),
     ("autoscaling", "HorizontalPodAutoscaler", &autoscaling::HorizontalPodAutoscaler),
     ("autoscaling", "Scale", &autoscaling::ScaleKind),
     ("batch", "CronJob", &cron_job::CronJob),
     ("batch", "Job", &job::Job),
-    ("certificates.k8s.io", "CertificateSigningRequest", &small::CertificateSigningRequest),
-    ("certificates.k8s.io", "ClusterTrustBundle", &small::ClusterTrustBundle),
-    ("certificates.k8s.io", "PodCertificateRequest", &small::PodCertificateRequest),
-    ("coordination.k8s.io", "Lease", &small::Lease),
-    ("coordination.k8s.io", "LeaseCandidate", &small::LeaseCandidate),
+    ("certificates.k8s.io", "CertificateSigningRequest", &certificates::CertificateSigningRequest),
+    ("certificates.k8s.io", "ClusterTrustBundle", &certificates::ClusterTrustBundle),
+    ("certificates.k8s.io", "PodCertificateRequest", &certificates::PodCertificateRequest),
+    ("coordination.k8s.io", "Lease", &coordination::Lease),
+    ("coordination.k8s.io", "LeaseCandidate", &coordination::LeaseCandidate),
     ("discovery.k8s.io", "EndpointSlice", &endpoints::EndpointSlice),
     ("events.k8s.io", "Event", &event::NewEvent),
     (FLOW_CONTROL, "FlowSchema", &flow_control::FlowSchema),
@@ -84,7 +87,7 @@ const ROWS: &[Row] = &[
     ("networking.k8s.io", "IngressClass", &networking::IngressClass),
     ("networking.k8s.io", "NetworkPolicy", &networking::NetworkPolicy),
     ("networking.k8s.io", "ServiceCIDR", &networking::ServiceCidr),
-    ("node.k8s.io", "RuntimeClass", &small::RuntimeClass),
+    ("node.k8s.io", "RuntimeClass", &classes::RuntimeClass),
     ("policy", "Eviction", &policy::Eviction),
     ("policy", "PodDisruptionBudget", &policy::PodDisruptionBudget),
     (RBAC, "ClusterRole", &rbac::Role),
@@ -96,14 +99,14 @@ const ROWS: &[Row] = &[
     ("resource.k8s.io", "ResourceClaim", &devices::ResourceClaim),
     ("resource.k8s.io", "ResourceClaimTemplate", &devices::ResourceClaimTemplate),
     ("resource.k8s.io", "ResourceSlice", &devices::ResourceSlice),
-    ("scheduling.k8s.io", "PriorityClass", &small::PriorityClass),
+    ("scheduling.k8s.io", "PriorityClass", &classes::PriorityClass),
     ("storage.k8s.io", "CSIDriver", &csi::CsiDriver),
     ("storage.k8s.io", "CSINode", &csi::CsiNode),
     ("storage.k8s.io", "CSIStorageCapacity", &csi::CsiStorageCapacity),
     ("storage.k8s.io", "StorageClass", &class::StorageClass),
     ("storage.k8s.io", "VolumeAttachment", &class::VolumeAttachment),
     ("storage.k8s.io", "VolumeAttributesClass", &class::VolumeAttributesClass),
-    ("storagemigration.k8s.io", "StorageVersionMigration", &small::StorageVersionMigration),
+    ("storagemigration.k8s.io", "StorageVersionMigration", &classes::StorageVersionMigration),
 ];
 
 static TABLE: LazyLock<HashMap<(&'static str, &'static str), &'static dyn Kind>> =

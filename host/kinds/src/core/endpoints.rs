@@ -131,6 +131,13 @@ impl Kind for EndpointSlice {
         }
     }
 
+    /// This version of the API has no topology but the node's name.
+    fn prepare_create(&self, obj: &mut Object) {
+        maps_mut(&mut obj.0, "endpoints").for_each(|endpoint| {
+            endpoint.shift_remove("deprecatedTopology");
+        });
+    }
+
     fn check(&self, obj: &Object, errors: &mut Errors) {
         let kind = top(obj, "addressType").as_str().unwrap_or("");
         match kind {

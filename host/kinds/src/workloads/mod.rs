@@ -50,14 +50,18 @@ pub(crate) fn not_negative(holder: &Value, keys: &[&str], at: &At<'_>, errors: &
 
 /// Checks that the selector selects the pods the template makes, then the template.
 pub(crate) fn check_template(spec: &Value, at: &At<'_>, errors: &mut Errors) {
-    let template = or_null(spec, "template");
-    let place = at.field("template");
-    let labels = or_null(or_null(template, "metadata"), "labels");
+    check_labels(spec, at, errors);
+    validate::template(or_null(spec, "template"), &at.field("template"), errors);
+}
+
+/// Checks that the selector selects the pods the template makes.
+pub(crate) fn check_labels(spec: &Value, at: &At<'_>, errors: &mut Errors) {
+    let labels = or_null(or_null(or_null(spec, "template"), "metadata"), "labels");
     if !selector::selects(or_null(spec, "selector"), labels) {
-        let meta = place.field("metadata");
-        errors.invalid(&meta.field("labels"), labels, "`selector` does not match template `labels`");
+        let template = at.field("template");
+        let metadata = template.field("metadata");
+        errors.invalid(&metadata.field("labels"), labels, "`selector` does not match template `labels`");
     }
-    validate::template(template, &place, errors);
 }
 
 /// Pods of controllers that keep a number of them running always restart their containers, without end.

@@ -10,8 +10,8 @@ use crate::normalize::normalize_as;
 use crate::pod::defaults;
 use crate::table::age;
 use crate::value::{int, map_mut, or_null, set_default, some_map, text};
-use crate::workloads::{SCALE, always_restarts, check_template, not_negative};
-use crate::{Column, Kind, Scale, columns, int_or_percent, pod_warnings, selector};
+use crate::workloads::{SCALE, always_restarts, check_labels, not_negative};
+use crate::{Column, Kind, Scale, columns, int_or_percent, meta, pod_warnings, selector};
 
 pub(crate) struct StatefulSet;
 
@@ -142,7 +142,11 @@ fn check_spec(spec: &Value, at: &At<'_>, errors: &mut Errors) {
             errors.invalid(&place, chosen, "empty selector is invalid for statefulset");
         }
     }
-    check_template(spec, at, errors);
+    // The template's spec is not looked into: its mounts may name volumes that come from claims.
+    check_labels(spec, at, errors);
+    let (meta, place) = (or_null(or_null(spec, "template"), "metadata"), at.field("template"));
+    meta::labels(meta, &place.field("labels"), errors);
+    meta::annotations(meta, &place.field("annotations"), errors);
     always_restarts(spec, "StatefulSet", at, errors);
     not_negative(spec, &["revisionHistoryLimit"], at, errors);
 }

@@ -86,8 +86,10 @@ async fn two_agents_share_an_address_and_a_stranger_is_tolerated() {
     assert_eq!((one.addresses().len(), two.addresses().len()), (1, 1));
     let stranger = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
     let taken = stranger.local_addr().unwrap();
-    two.set(table(taken, Protocol::Tcp, &[backend]));
-    assert!(two.addresses().is_empty());
+    let mut both = table(service, Protocol::Tcp, &[backend]);
+    both.extend(table(taken, Protocol::Tcp, &[backend]));
+    two.set(both);
+    assert_eq!(two.addresses(), [service], "what is another program's is left alone");
     assert_eq!(ask(service).await.unwrap(), "a:hello");
 }
 

@@ -52,7 +52,7 @@ async fn reconcile(
     accounts: &Informer<ServiceAccount>,
     key: Key,
 ) -> Result<Next> {
-    let Some(secret) = secrets.get(&key).filter(|s| !is_deleting(&***s)) else { return Ok(Next::Change) };
+    let Some(secret) = secrets.get(&key).filter(|s| !is_deleting(&**s)) else { return Ok(Next::Change) };
     let Some(name) = account_of(&secret) else { return Ok(Next::Change) };
     let account_key = Key::new(key.namespace.clone(), name);
     let account = match accounts.get(&account_key) {
@@ -86,8 +86,8 @@ async fn reconcile(
 /// A token of the account that ends with the secret.
 async fn token(cx: &Context, secret: &Secret, account: &Key) -> Result<String> {
     let request = TokenRequest {
-        spec: TokenRequestSpec {
-            audiences: Vec::new(),
+        spec: Some(TokenRequestSpec {
+            audiences: None,
             expiration_seconds: Some(LIFETIME),
             bound_object_ref: Some(BoundObjectReference {
                 api_version: Some("v1".into()),
@@ -95,10 +95,10 @@ async fn token(cx: &Context, secret: &Secret, account: &Key) -> Result<String> {
                 name: secret.metadata.name.clone(),
                 uid: secret.metadata.uid.clone(),
             }),
-        },
+        }),
         ..Default::default()
     };
     let answer: TokenRequest = cx.post_sub::<ServiceAccount, _, _>(account, "token", &request).await?;
-    let token = answer.status.map(|s| s.token).filter(|t| !t.is_empty());
+    let token = answer.status.and_then(|s| s.token).filter(|t| !t.is_empty());
     token.ok_or_else(|| Error::Invalid(format!("the API gave no token for service account {account}")))
 }

@@ -76,6 +76,7 @@ pub trait Kind: Sync {
     fn validate(&self, obj: &Object) -> Vec<Cause> {
         let mut errors = Errors::default();
         meta::check(obj, self.name_rule(), &mut errors);
+        meta::check_finalizers(obj, &mut errors);
         self.check(obj, &mut errors);
         errors.done()
     }
@@ -84,6 +85,7 @@ pub trait Kind: Sync {
     fn validate_update(&self, new: &Object, old: &Object) -> Vec<Cause> {
         let mut errors = Errors::default();
         meta::check_update(new, old, &mut errors);
+        meta::check_finalizers(new, &mut errors);
         self.check_update(new, old, &mut errors);
         errors.done()
     }
@@ -92,6 +94,7 @@ pub trait Kind: Sync {
     fn validate_status(&self, new: &Object, old: &Object) -> Vec<Cause> {
         let mut errors = Errors::default();
         meta::check_update(new, old, &mut errors);
+        meta::check_finalizers(new, &mut errors);
         self.check_status(new, old, &mut errors);
         errors.done()
     }

@@ -50,7 +50,9 @@ mod workloads;
 pub use core::node::taint_new as taint_new_node;
 pub use errors::{At, Errors};
 pub use kind::{Column, Kind, Scale, ScaleSelector};
-pub use meta::{NameRule, check as check_metadata, check_update as check_metadata_update};
+pub use meta::{
+    NameRule, check as check_metadata, check_update as check_metadata_update, finalizer_warnings,
+};
 pub use registry::kind;
 
 pub use wasmk_api::Object;

@@ -38,13 +38,12 @@ impl NameRule {
     }
 }
 
-/// Checks the metadata of a new object.
+/// Checks the metadata of a new object, built-in or custom.
 pub fn check(obj: &Object, rule: NameRule, errors: &mut Errors) {
     if rule == NameRule::None {
         return;
     }
     check_at(top(obj, "metadata"), &At::new("metadata"), rule, errors);
-    check_finalizer_names(in_meta(obj, "finalizers"), errors);
 }
 
 /// Checks metadata at another place, for instance that of a template with a name.
@@ -90,10 +89,13 @@ fn check_parts(meta: &Value, at: &At<'_>, errors: &mut Errors) {
     }
 }
 
-fn check_finalizer_names(finalizers: &Value, errors: &mut Errors) {
+/// Checks that a built-in object's finalizers are known or qualified by a domain.
+pub(crate) fn check_finalizers(obj: &Object, errors: &mut Errors) {
     let meta = At::new("metadata");
     let at = meta.field("finalizers");
-    for (i, name) in finalizers.as_array().into_iter().flatten().filter_map(Value::as_str).enumerate() {
+    for (i, name) in
+        in_meta(obj, "finalizers").as_array().into_iter().flatten().filter_map(Value::as_str).enumerate()
+    {
         if !name.contains('/') && !STANDARD_FINALIZERS.contains(&name) {
             let why = "name is neither a standard finalizer name nor is it fully qualified";
             errors.invalid_text(&at.index(i), name, why);
@@ -180,20 +182,32 @@ fn owner(reference: &Value, at: &At<'_>, errors: &mut Errors) {
     }
 }
 
+/// Warnings of finalizers a custom object newly has that another writer may use as well.
+pub fn finalizer_warnings(obj: &Object, old: Option<&Object>) -> Vec<String> {
+    obj.finalizers()
+        .filter(|name| !name.contains('/') && !STANDARD_FINALIZERS.contains(name))
+        .filter(|name| old.is_none_or(|old| !old.finalizers().any(|known| known == *name)))
+        .map(|name| {
+            format!(
+                "metadata.finalizers: \"{name}\": prefer a domain-qualified finalizer name including a path (/) to avoid accidental conflicts with other finalizer writers"
+            )
+        })
+        .collect()
+}
+
 const IMMUTABLE_META: [&str; 6] =
     ["name", "namespace", "uid", "creationTimestamp", "deletionTimestamp", "deletionGracePeriodSeconds"];
 
 /// What is said of a value that may not change.
 pub(crate) const IMMUTABLE: &str = "field is immutable";
 
-/// Checks the metadata of an object that replaces another.
+/// Checks the metadata of an object, built-in or custom, that replaces another.
 ///
 /// The server looks at it twice, once for every kind and once for the kind: what it finds it says twice.
 pub fn check_update(new: &Object, old: &Object, errors: &mut Errors) {
     let before = errors.count();
     check_update_once(new, old, errors);
     errors.repeat_from(before);
-    check_finalizer_names(in_meta(new, "finalizers"), errors);
 }
 
 fn check_update_once(new: &Object, old: &Object, errors: &mut Errors) {

@@ -26,6 +26,7 @@ mod sources;
 pub mod wasm;
 
 pub use functions::{Function, FunctionError, FunctionSpec, Functions};
+pub use http::serve_stream;
 pub use node::{Node, NodeError};
 pub use register::{HANDLERS, WASM_LABEL};
 pub use settings::{Capacity, DEFAULT_MAX_PODS, Settings};

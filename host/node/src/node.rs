@@ -19,7 +19,7 @@ use crate::{
     machine, pod,
     pod::env::Place,
     pods::Pods,
-    register::{Registrar, amounts},
+    register::{Registrar, amounts, known_range},
     settings::Settings,
     sources::ApiSources,
 };
@@ -65,13 +65,15 @@ impl Node {
             .mode(0o700)
             .create(&pods_dir)
             .map_err(|source| NodeError::Directory { path: pods_dir.clone(), source })?;
-        let pool = settings.pod_cidr.as_deref().map(AddressPool::new).transpose()?.map(Arc::new);
+        let range = settings.pod_cidr.clone().or_else(|| known_range(&settings.data_dir));
+        let pool = range.as_deref().map(AddressPool::new).transpose()?.map(Arc::new);
         let (addresses, addresses_out) = watch::channel(pool);
         let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
         let capacity = settings.capacity.unwrap_or_else(|| machine::capacity(&settings.data_dir));
         let (events, write_events) = Events::new(client.clone(), &settings.name);
         let (view, keep_view) = View::new(client.clone());
-        let sources = Arc::new(ApiSources::new(client.clone(), view.clone()));
+        let sources =
+            Arc::new(ApiSources::new(client.clone(), view.clone(), settings.data_dir.join("sources")));
         let allocatable = amounts(&capacity, settings.max_pods)
             .into_iter()
             .filter_map(|(k, v)| Some((k, v.0.parse::<Quantity>().ok()?)))

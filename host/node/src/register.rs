@@ -1,7 +1,12 @@
 //! Keeps the Node object and its Lease: registers the node, renews the Lease, brings the
 //! status up to date, and learns the node's pod range.
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
 
 use futures::future::BoxFuture;
 use kube::{
@@ -53,6 +58,16 @@ const LOW_MEMORY: i64 = 64 << 20;
 pub const WASM_LABEL: &str = "wasmk.dev/runtime-wasm";
 /// Runtime handlers a node of ours answers to.
 pub const HANDLERS: &[&str] = &["", "wasmtime"];
+
+fn range_file(data_dir: &Path) -> PathBuf {
+    data_dir.join("pod-range")
+}
+
+/// The pod range this node had when it last ran.
+pub(crate) fn known_range(data_dir: &Path) -> Option<String> {
+    let text = std::fs::read_to_string(range_file(data_dir)).ok()?;
+    Some(text.trim().to_string()).filter(|t| AddressPool::new(t).is_ok())
+}
 
 /// Keeps one node registered.
 pub(crate) struct Registrar {
@@ -208,6 +223,7 @@ impl Registrar {
             if let Some(cidr) = range.take().filter(|c| !c.is_empty()) {
                 match AddressPool::new(&cidr) {
                     Ok(pool) => {
+                        self.remember(&cidr);
                         self.addresses.send_replace(Some(Arc::new(pool)));
                         return;
                     }
@@ -216,6 +232,13 @@ impl Registrar {
             }
             tokio::time::sleep(RANGE_PERIOD).await;
             range = limited(self.nodes().get(&self.settings.name)).await.ok().and_then(|n| n.spec?.pod_cidr);
+        }
+    }
+
+    /// Keeps the range for a start without the API.
+    fn remember(&self, cidr: &str) {
+        if let Err(error) = std::fs::write(range_file(&self.settings.data_dir), cidr) {
+            tracing::warn!(%error, "cannot keep the node's pod range");
         }
     }
 

@@ -1,9 +1,16 @@
 //! Reads what pods refer to (ConfigMaps, Secrets, Services, tokens) from the API.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    io,
+    os::unix::fs::{DirBuilderExt, OpenOptionsExt},
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
 
 use async_trait::async_trait;
 use kube::{Api, api::PostParams};
+use serde::{Serialize, de::DeserializeOwned};
 use wasmk_api::k8s_openapi::api::{
     authentication::v1::{BoundObjectReference, TokenRequest, TokenRequestSpec},
     core::v1::{ConfigMap, Pod, Secret, Service, ServiceAccount},
@@ -18,37 +25,99 @@ use crate::{
 /// Longest wait for one read.
 const READ_LIMIT: Duration = Duration::from_secs(10);
 
-/// Sources over an API client. Services are in the shared view, the rest is read when needed.
+/// Objects kept on disk for the time when the API is out of reach.
+const KEPT: usize = 1024;
+
+/// Sources over an API client. Services are in the shared view; ConfigMaps and Secrets are read
+/// when needed, and kept on disk so that pods can be started again without the API.
 pub(crate) struct ApiSources {
     client: kube::Client,
     view: View,
+    dir: PathBuf,
 }
 
 impl ApiSources {
-    /// Sources over a client and a view.
-    pub(crate) fn new(client: kube::Client, view: View) -> Self {
-        Self { client, view }
+    /// Sources over a client and a view; `dir` keeps what was read.
+    pub(crate) fn new(client: kube::Client, view: View, dir: PathBuf) -> Self {
+        trim(&dir);
+        Self { client, view, dir }
+    }
+
+    async fn read<K>(&self, kind: &str, namespace: &str, name: &str) -> Result<Option<K>, Failure>
+    where
+        K: Serialize + DeserializeOwned + Clone + std::fmt::Debug,
+        K: kube::Resource<DynamicType = (), Scope = kube::core::NamespaceResourceScope>,
+    {
+        let file = self.dir.join(format!("{kind}_{namespace}_{name}.json"));
+        let api: Api<K> = Api::namespaced(self.client.clone(), namespace);
+        let failure = match tokio::time::timeout(READ_LIMIT, api.get_opt(name)).await {
+            Ok(Ok(None)) => {
+                let _ = std::fs::remove_file(file);
+                return Ok(None);
+            }
+            Ok(Ok(Some(object))) => {
+                if let Err(error) = keep(&file, &object) {
+                    tracing::warn!(%error, file = %file.display(), "cannot keep an object for later");
+                }
+                return Ok(Some(object));
+            }
+            // The API answered, so what it says counts.
+            Ok(Err(error @ kube::Error::Api(_))) => return Err(failed(&format!("{kind} \"{name}\""), error)),
+            Ok(Err(error)) => failed(&format!("{kind} \"{name}\""), error),
+            Err(_) => failed(&format!("{kind} \"{name}\""), "no answer from the API"),
+        };
+        let kept = std::fs::read(file).ok().and_then(|b| serde_json::from_slice(&b).ok());
+        kept.map(Some).ok_or(failure)
+    }
+}
+
+fn failed(what: &str, why: impl std::fmt::Display) -> Failure {
+    Failure::new(CONFIG_ERROR, format!("{what}: {why}"))
+}
+
+/// Written for the agent alone: Secrets are among them.
+fn keep(file: &Path, object: &impl Serialize) -> io::Result<()> {
+    let bytes = serde_json::to_vec(object)?;
+    if std::fs::read(file).is_ok_and(|old| old == bytes) {
+        return Ok(());
+    }
+    if let Some(dir) = file.parent() {
+        std::fs::DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
+    }
+    let fresh = file.with_extension("new");
+    let _ = std::fs::remove_file(&fresh);
+    let mut out = std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&fresh)?;
+    io::Write::write_all(&mut out, &bytes)?;
+    std::fs::rename(fresh, file)
+}
+
+/// Removes the oldest beyond the bound.
+fn trim(dir: &Path) {
+    let entries = std::fs::read_dir(dir).into_iter().flatten().flatten();
+    let mut files: Vec<_> =
+        entries.filter_map(|e| Some((e.metadata().ok()?.modified().ok()?, e.path()))).collect();
+    files.sort();
+    let excess = files.len().saturating_sub(KEPT);
+    for (_, file) in files.into_iter().take(excess) {
+        let _ = std::fs::remove_file(file);
     }
 }
 
 async fn limited<T>(what: &str, work: impl Future<Output = Result<T, kube::Error>>) -> Result<T, Failure> {
     match tokio::time::timeout(READ_LIMIT, work).await {
-        Ok(Ok(value)) => Ok(value),
-        Ok(Err(error)) => Err(Failure::new(CONFIG_ERROR, format!("{what}: {error}"))),
-        Err(_) => Err(Failure::new(CONFIG_ERROR, format!("{what}: no answer from the API"))),
+        Ok(outcome) => outcome.map_err(|error| failed(what, error)),
+        Err(_) => Err(failed(what, "no answer from the API")),
     }
 }
 
 #[async_trait]
 impl Sources for ApiSources {
     async fn config_map(&self, namespace: &str, name: &str) -> Result<Option<ConfigMap>, Failure> {
-        let api: Api<ConfigMap> = Api::namespaced(self.client.clone(), namespace);
-        limited(&format!("configmap \"{name}\""), api.get_opt(name)).await
+        self.read("configmap", namespace, name).await
     }
 
     async fn secret(&self, namespace: &str, name: &str) -> Result<Option<Secret>, Failure> {
-        let api: Api<Secret> = Api::namespaced(self.client.clone(), namespace);
-        limited(&format!("secret \"{name}\""), api.get_opt(name)).await
+        self.read("secret", namespace, name).await
     }
 
     async fn token(&self, pod: &Pod, audience: Option<&str>, seconds: i64) -> Result<String, Failure> {

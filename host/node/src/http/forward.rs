@@ -1,20 +1,356 @@
-//! port-forward to a pod's address.
+//! port-forward to a pod's address: a client opens, for each of its connections, a stream for
+//! data and one for errors. The streams are SPDY's, bare or inside a WebSocket.
 
-use axum::{
-    extract::{Path, State},
-    http::StatusCode,
-    response::Response,
+use std::{
+    collections::HashMap,
+    io,
+    net::{IpAddr, SocketAddr},
+    time::Duration,
 };
 
-use super::Shared;
+use axum::{
+    extract::{Path, Request, State},
+    http::{HeaderMap, HeaderName, StatusCode, header},
+    response::{IntoResponse, Response},
+};
+use futures::{SinkExt, StreamExt};
+use hyper_util::rt::TokioIo;
+use tokio::{
+    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
+    net::TcpStream,
+    sync::mpsc,
+    task::JoinSet,
+};
+use tokio_tungstenite::{
+    WebSocketStream,
+    tungstenite::{Message, handshake::derive_accept_key, protocol::Role},
+};
+
+use super::{
+    Shared,
+    exec::status,
+    spdy::{self, Event, Reader},
+};
+
+/// Protocol inside the streams.
+const PROTOCOL: &str = "portforward.k8s.io";
+/// The streams' protocol when it is alone.
+const SPDY: &str = "SPDY/3.1";
+/// The streams' protocol when it is inside a WebSocket.
+const TUNNELLED: &str = "SPDY/3.1+portforward.k8s.io";
+/// Names the protocol inside the streams.
+const VERSION_HEADER: HeaderName = HeaderName::from_static("x-stream-protocol-version");
+/// Streams of one client at a time.
+const STREAMS: usize = 512;
+/// Bytes read from a port at a time.
+const CHUNK: usize = 16 * 1024;
+/// Pieces that wait for a slow side.
+const QUEUE: usize = 16;
+/// Bytes under way inside a WebSocket.
+const PIPE: usize = 64 * 1024;
+/// Longest wait for a port to take the connection.
+const CONNECT: Duration = Duration::from_secs(5);
 
 pub(super) async fn forward(
     State(shared): State<Shared>,
     Path((namespace, pod)): Path<(String, String)>,
+    request: Request,
 ) -> Response {
-    if shared.pods.find(&namespace, &pod).is_none() {
-        return super::exec::status(StatusCode::NOT_FOUND, "NotFound", &format!("pods \"{pod}\" not found"));
+    let Some(known) = shared.pods.find(&namespace, &pod) else {
+        return status(StatusCode::NOT_FOUND, "NotFound", &format!("pods \"{pod}\" not found"));
+    };
+    let address = known.status.as_ref().and_then(|s| s.pod_ip.as_ref()).and_then(|ip| ip.parse().ok());
+    let Some(address) = address else {
+        let text = format!("unable to forward port because pod {pod} is not running");
+        return status(StatusCode::BAD_REQUEST, "BadRequest", &text);
+    };
+    let Some((answer, websocket)) = handshake(request.headers()) else {
+        let text = format!("port forwarding needs an upgrade to {SPDY}, or to websocket with {TUNNELLED}");
+        return status(StatusCode::BAD_REQUEST, "BadRequest", &text);
+    };
+    tokio::spawn(async move {
+        let Ok(upgraded) = hyper::upgrade::on(request).await else { return };
+        let io = TokioIo::new(upgraded);
+        let over = if websocket { unwrap(io, address).await } else { session(io, address).await };
+        if let Err(error) = over {
+            tracing::debug!(%error, "a port-forward broke off");
+        }
+    });
+    answer
+}
+
+/// The answer to a request for an upgrade, and whether it is to a WebSocket.
+fn handshake(headers: &HeaderMap) -> Option<(Response, bool)> {
+    let text = |name: &HeaderName| headers.get(name).and_then(|v| v.to_str().ok());
+    let upgrade = text(&header::UPGRADE)?;
+    let switch = |fields: Vec<(HeaderName, String)>| {
+        let mut response = StatusCode::SWITCHING_PROTOCOLS.into_response();
+        for (name, value) in fields {
+            if let Ok(value) = value.parse() {
+                response.headers_mut().insert(name, value);
+            }
+        }
+        response
+    };
+    let connection = (header::CONNECTION, "Upgrade".to_string());
+    if upgrade.eq_ignore_ascii_case(SPDY) {
+        let fields = vec![connection, (header::UPGRADE, SPDY.into()), (VERSION_HEADER, PROTOCOL.into())];
+        return Some((switch(fields), false));
     }
-    let text = "this node does not forward ports";
-    super::exec::status(StatusCode::BAD_REQUEST, "BadRequest", text)
+    let offered = text(&header::SEC_WEBSOCKET_PROTOCOL)?.split(',').any(|p| p.trim() == TUNNELLED);
+    if !upgrade.eq_ignore_ascii_case("websocket") || !offered {
+        return None;
+    }
+    let key = derive_accept_key(text(&header::SEC_WEBSOCKET_KEY)?.as_bytes());
+    let fields = vec![
+        connection,
+        (header::UPGRADE, "websocket".into()),
+        (header::SEC_WEBSOCKET_ACCEPT, key),
+        (header::SEC_WEBSOCKET_PROTOCOL, TUNNELLED.into()),
+    ];
+    Some((switch(fields), true))
+}
+
+/// A session whose bytes are the binary messages of a WebSocket.
+async fn unwrap<S: AsyncRead + AsyncWrite + Unpin>(io: S, address: IpAddr) -> io::Result<()> {
+    let socket = WebSocketStream::from_raw_socket(io, Role::Server, None).await;
+    let (mut sink, mut stream) = socket.split();
+    let (near, far) = tokio::io::duplex(PIPE);
+    let (mut reader, mut writer) = tokio::io::split(near);
+    let inward = async {
+        while let Some(Ok(message)) = stream.next().await {
+            if let Message::Binary(bytes) = message {
+                writer.write_all(&bytes).await?;
+            }
+        }
+        writer.shutdown().await
+    };
+    let outward = async {
+        let mut buffer = vec![0; CHUNK];
+        loop {
+            let length = reader.read(&mut buffer).await?;
+            if length == 0 {
+                return sink.close().await.map_err(io::Error::other);
+            }
+            let message = Message::Binary(buffer[..length].to_vec().into());
+            sink.send(message).await.map_err(io::Error::other)?;
+        }
+    };
+    let work = session(far, address);
+    let (inward, outward, work) = tokio::join!(inward, outward, work);
+    inward.and(outward).and(work)
+}
+
+/// One half of a client's connection.
+#[derive(Clone, Copy, PartialEq)]
+enum Part {
+    Data,
+    Error,
+}
+
+/// The streams of a session.
+#[derive(Default)]
+struct Streams {
+    /// What a stream is, and to which request it belongs.
+    by_id: HashMap<u32, (Part, String)>,
+    /// Requests of which one stream is here.
+    half: HashMap<String, (Part, u32)>,
+    /// Where the bytes of a data stream go; dropped at the stream's end.
+    inbox: HashMap<u32, mpsc::Sender<Vec<u8>>>,
+}
+
+/// Serves a client until it leaves.
+async fn session<S: AsyncRead + AsyncWrite + Unpin>(io: S, address: IpAddr) -> io::Result<()> {
+    let (reader, mut writer) = tokio::io::split(io);
+    let (out, mut frames) = mpsc::channel::<Vec<u8>>(QUEUE);
+    let write = async {
+        while let Some(frame) = frames.recv().await {
+            writer.write_all(&frame).await?;
+            writer.flush().await?;
+        }
+        writer.shutdown().await
+    };
+    let read = async move {
+        let (mut reader, mut streams, mut tasks) = (Reader::new(reader), Streams::default(), JoinSet::new());
+        let mut first = true;
+        while let Some(event) = reader.next().await? {
+            match event {
+                Event::Open(id, headers) => {
+                    let accepted = streams.by_id.len() < STREAMS
+                        && open(&mut streams, id, &headers, address, &out, &mut tasks);
+                    let frame =
+                        if accepted { spdy::reply(id, std::mem::take(&mut first)) } else { spdy::reset(id) };
+                    send(&out, frame).await?;
+                }
+                Event::Data(id, bytes, last) => {
+                    if let Some(inbox) = streams.inbox.get(&id).filter(|_| !bytes.is_empty()) {
+                        // A port whose connection is over takes no more.
+                        let _ = inbox.send(bytes).await;
+                    }
+                    if last {
+                        streams.close(id);
+                    }
+                }
+                Event::Reset(id) => streams.close(id),
+                Event::Ping(id) => send(&out, spdy::pong(id)).await?,
+                Event::Leave => break,
+            }
+            while tasks.try_join_next().is_some() {}
+        }
+        // Answers under way are still sent; the client closes when it has them.
+        streams.inbox.clear();
+        while tasks.join_next().await.is_some() {}
+        Ok::<_, io::Error>(())
+    };
+    let (written, read) = tokio::join!(write, read);
+    written.and(read)
+}
+
+async fn send(out: &mpsc::Sender<Vec<u8>>, frame: Vec<u8>) -> io::Result<()> {
+    out.send(frame).await.map_err(|_| io::ErrorKind::BrokenPipe.into())
+}
+
+impl Streams {
+    fn close(&mut self, id: u32) {
+        self.inbox.remove(&id);
+        if let Some((_, request)) = self.by_id.remove(&id) {
+            self.half.remove(&request);
+        }
+    }
+}
+
+/// Takes a new stream; starts the connection when both of its streams are here.
+fn open(
+    streams: &mut Streams,
+    id: u32,
+    headers: &HashMap<String, String>,
+    address: IpAddr,
+    out: &mpsc::Sender<Vec<u8>>,
+    tasks: &mut JoinSet<()>,
+) -> bool {
+    let part = match headers.get("streamtype").map(String::as_str) {
+        Some("data") => Part::Data,
+        Some("error") => Part::Error,
+        _ => return false,
+    };
+    let Some(port) = headers.get("port").and_then(|p| p.parse::<u16>().ok()).filter(|p| *p > 0) else {
+        return false;
+    };
+    // Old clients number no requests; the port tells them apart then.
+    let request = headers.get("requestid").cloned().unwrap_or_else(|| format!("port {port}"));
+    streams.by_id.insert(id, (part, request.clone()));
+    let (data, error) = match (part, streams.half.remove(&request)) {
+        (Part::Data, Some((Part::Error, error))) => (id, error),
+        (Part::Error, Some((Part::Data, data))) => (data, id),
+        _ => {
+            streams.half.insert(request, (part, id));
+            return true;
+        }
+    };
+    let (inbox, bytes) = mpsc::channel(QUEUE);
+    streams.inbox.insert(data, inbox);
+    tasks.spawn(connection((address, port).into(), data, error, bytes, out.clone()));
+    true
+}
+
+/// One connection to a port of the pod, from the streams' opening to their end.
+async fn connection(
+    target: SocketAddr,
+    data: u32,
+    error: u32,
+    mut bytes: mpsc::Receiver<Vec<u8>>,
+    out: mpsc::Sender<Vec<u8>>,
+) {
+    let connected = tokio::time::timeout(CONNECT, TcpStream::connect(target)).await;
+    let stream = match connected.map_err(io::Error::from).and_then(|c| c) {
+        Ok(stream) => stream,
+        Err(why) => {
+            let text = format!("failed to connect to port {} of the pod: {why}", target.port());
+            let _ = out.send(spdy::data(error, text.as_bytes(), true)).await;
+            let _ = out.send(spdy::data(data, &[], true)).await;
+            return;
+        }
+    };
+    let (mut reader, mut writer) = stream.into_split();
+    let inward = tokio::spawn(async move {
+        while let Some(bytes) = bytes.recv().await {
+            writer.write_all(&bytes).await?;
+        }
+        writer.shutdown().await
+    });
+    let mut buffer = vec![0; CHUNK];
+    while let Ok(length @ 1..) = reader.read(&mut buffer).await {
+        if out.send(spdy::data(data, &buffer[..length], false)).await.is_err() {
+            break;
+        }
+    }
+    inward.abort();
+    let _ = out.send(spdy::data(data, &[], true)).await;
+    let _ = out.send(spdy::data(error, &[], true)).await;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn upgrades_are_told_apart() {
+        let check = |fields: &[(&str, &str)], expect: Option<bool>| {
+            let mut headers = HeaderMap::new();
+            for (name, value) in fields {
+                headers.insert(HeaderName::from_bytes(name.as_bytes()).unwrap(), value.parse().unwrap());
+            }
+            assert_eq!(handshake(&headers).map(|(_, websocket)| websocket), expect, "{fields:?}");
+        };
+        let key = ("sec-websocket-key", "dGhlIHNhbXBsZSBub25jZQ==");
+        check(&[("upgrade", "SPDY/3.1")], Some(false));
+        check(&[("upgrade", "websocket"), ("sec-websocket-protocol", TUNNELLED), key], Some(true));
+        check(&[("upgrade", "websocket"), ("sec-websocket-protocol", "other"), key], None);
+        check(&[], None);
+    }
+
+    fn headers(kind: &str, port: u16) -> HashMap<String, String> {
+        [("streamtype", kind.to_string()), ("port", port.to_string()), ("requestid", "0".into())]
+            .map(|(k, v)| (k.to_string(), v))
+            .into()
+    }
+
+    async fn exchange(port: u16) -> Vec<Vec<u8>> {
+        let (out, mut frames) = mpsc::channel(QUEUE);
+        let (mut streams, mut tasks) = (Streams::default(), JoinSet::new());
+        let address = "127.0.0.1".parse().unwrap();
+        assert!(open(&mut streams, 1, &headers("error", port), address, &out, &mut tasks));
+        assert!(open(&mut streams, 3, &headers("data", port), address, &out, &mut tasks));
+        let _ = streams.inbox[&3].send(b"ping".to_vec()).await;
+        drop(out);
+        let mut got = Vec::new();
+        while let Some(frame) = frames.recv().await {
+            got.push(frame);
+        }
+        got
+    }
+
+    #[tokio::test]
+    async fn bytes_go_both_ways() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        tokio::spawn(async move {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let mut buffer = [0; 4];
+            stream.read_exact(&mut buffer).await.unwrap();
+            stream.write_all(b"pong").await.unwrap();
+        });
+        let expect = [spdy::data(3, b"pong", false), spdy::data(3, &[], true), spdy::data(1, &[], true)];
+        assert_eq!(exchange(port).await, expect);
+    }
+
+    #[tokio::test]
+    async fn a_closed_port_is_named_on_the_error_stream() {
+        let unused = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = unused.local_addr().unwrap().port();
+        drop(unused);
+        let frames = exchange(port).await;
+        let text = format!("failed to connect to port {port} of the pod: ");
+        assert!(frames[0].windows(text.len()).any(|w| w == text.as_bytes()));
+    }
 }

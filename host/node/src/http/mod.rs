@@ -5,6 +5,7 @@ mod exec;
 mod forward;
 mod logs;
 mod observe;
+mod spdy;
 
 use std::sync::Arc;
 
@@ -38,6 +39,21 @@ pub(crate) fn router(cx: Arc<Context>, pods: Arc<Pods>) -> Router {
         .route("/attach/{namespace}/{pod}/{container}", any(exec::attach))
         .route("/portForward/{namespace}/{pod}", any(forward::forward))
         .with_state(Shared { cx, pods })
+}
+
+/// Serves a node's API on one stream (a pipe in this process, or one out of the agent's tunnel)
+/// until the other side closes it.
+pub async fn serve_stream<S>(router: Router, stream: S)
+where
+    S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + Send + 'static,
+{
+    let service = hyper_util::service::TowerToHyperService::new(router);
+    let connection = hyper::server::conn::http1::Builder::new()
+        .serve_connection(hyper_util::rt::TokioIo::new(stream), service)
+        .with_upgrades();
+    if let Err(error) = connection.await {
+        tracing::debug!(%error, "a connection to the node's API broke off");
+    }
 }
 
 /// An answer for the user, in words.

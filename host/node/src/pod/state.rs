@@ -82,6 +82,8 @@ pub struct ContainerState {
     pub ready: bool,
     /// A liveness or startup probe gave up on this run; says why.
     pub unhealthy: Option<String>,
+    /// Why the start before the one under way failed: reason and message.
+    pub trouble: Option<(String, String)>,
     /// Wait before the next start after an end, in seconds.
     pub delay: u64,
     /// It is served by the agent (an instance per request) and has no run of its own.
@@ -158,10 +160,15 @@ impl ContainerState {
 
     /// Notes that a start is under way; counts a restart when a run went before.
     pub fn begin_start(&mut self) {
-        if let Phase::Ended(ended) = std::mem::take(&mut self.phase) {
-            self.delay = next_delay(self.delay, &ended);
-            self.restarts = self.restarts.saturating_add(1);
-            self.last = Some(ended);
+        self.trouble = None;
+        match std::mem::take(&mut self.phase) {
+            Phase::Ended(ended) => {
+                self.delay = next_delay(self.delay, &ended);
+                self.restarts = self.restarts.saturating_add(1);
+                self.last = Some(ended);
+            }
+            Phase::Blocked { reason, message, .. } => self.trouble = Some((reason, message)),
+            _ => {}
         }
         self.phase = Phase::Starting;
         self.unhealthy = None;

@@ -117,14 +117,14 @@ fn container_state(
         },
         Phase::Ended(ended) => terminated(ended),
         Phase::Blocked { reason, message, since, .. } => {
-            let image = c.image.as_deref().unwrap_or_default();
-            if reason == "ErrImagePull" && now >= since.after(FIRST_SHOWN) {
-                let text = format!("Back-off pulling image \"{image}\": {reason}: {message}");
-                return waiting("ImagePullBackOff", &text);
-            }
-            waiting(reason, message)
+            blocked(c, reason, message, now >= since.after(FIRST_SHOWN))
         }
-        Phase::Starting => waiting("ContainerCreating", ""),
+        // While it is tried again the user still sees what was wrong the last time.
+        Phase::Starting => match (&known.trouble, &known.last) {
+            (Some((reason, message)), _) => blocked(c, reason, message, true),
+            (None, Some(last)) => terminated(last),
+            (None, None) => waiting("ContainerCreating", ""),
+        },
         Phase::Waiting if is_over(spec, state) || state.verdict.is_some() => waiting("PodInitializing", ""),
         Phase::Waiting if init_pending(spec, state) => waiting("PodInitializing", ""),
         Phase::Waiting => match &state.setup {
@@ -132,6 +132,16 @@ fn container_state(
             _ => waiting("ContainerCreating", ""),
         },
     }
+}
+
+/// A failed preparation; a failed pull is called back-off after a while.
+fn blocked(c: &Container, reason: &str, message: &str, later: bool) -> ApiState {
+    if reason == "ErrImagePull" && later {
+        let image = c.image.as_deref().unwrap_or_default();
+        let text = format!("Back-off pulling image \"{image}\": {reason}: {message}");
+        return waiting("ImagePullBackOff", &text);
+    }
+    waiting(reason, message)
 }
 
 fn waiting(reason: &str, message: &str) -> ApiState {

@@ -60,7 +60,7 @@ impl Record {
         if self.state.is_none() && self.pod.is_none() {
             fs::DirBuilder::new().recursive(true).mode(0o700).create(&self.dir)?;
         }
-        if !self.pod.as_ref().is_some_and(|p| Arc::ptr_eq(p, pod)) {
+        if !self.pod.as_ref().is_some_and(|p| same(p, pod)) {
             replace(&self.dir, "pod.json", &**pod)?;
             self.pod = Some(pod.clone());
         }
@@ -78,6 +78,17 @@ impl Record {
             tracing::warn!(dir = %self.dir.display(), %error, "cannot remove the directory of a pod");
         }
     }
+}
+
+/// Whether a restarted agent would do the same with both: the status is computed anew anyway.
+fn same(a: &Arc<Pod>, b: &Arc<Pod>) -> bool {
+    let (m, n) = (&a.metadata, &b.metadata);
+    Arc::ptr_eq(a, b)
+        || (a.spec == b.spec
+            && m.labels == n.labels
+            && m.annotations == n.annotations
+            && m.deletion_timestamp == n.deletion_timestamp
+            && m.deletion_grace_period_seconds == n.deletion_grace_period_seconds)
 }
 
 /// Replaces a file in one step, so that a crash leaves the old or the new one.

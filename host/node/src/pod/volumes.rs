@@ -33,7 +33,14 @@ type Files = BTreeMap<String, (Vec<u8>, i32)>;
 pub async fn prepare(pod: &Pod, dir: &Path, place: &Place, sources: &dyn Sources) -> Result<(), Failure> {
     for volume in pod.spec.iter().flat_map(|s| s.volumes.iter().flatten()) {
         let target = dir.join(&volume.name);
-        let made = one(pod, volume, &target, place, sources).await;
+        let mut made = one(pod, volume, &target, place, sources).await;
+        // What is there already stays in use while its source cannot be read.
+        if let Err(failure) = &made
+            && target.join("..data").exists()
+        {
+            tracing::debug!(volume = volume.name, %failure, "a volume could not be brought up to date");
+            made = Ok(());
+        }
         made.map_err(|e| {
             Failure::new(e.reason, format!("MountVolume.SetUp failed for volume \"{}\" : {e}", volume.name))
         })?;

@@ -21,7 +21,7 @@ use wasmk_runtime::StopSignal;
 use super::{
     container::{Progress, Run},
     env::Place,
-    plan::{Action, plan},
+    plan::{Action, is_over, plan},
     probe::{Finding, Which},
     state::{BACKOFF_FIRST, Phase, PodState, Setup, Verdict},
     status,
@@ -215,6 +215,7 @@ impl Worker {
                 break;
             }
         }
+        self.free_address_when_over();
         if !self.released
             && let Err(error) = self.record.save(&self.pod, &self.state)
         {
@@ -268,6 +269,19 @@ impl Worker {
         let ip: Ipv4Addr = pool.take(self.uid()).map_err(|e| e.to_string())?;
         self.state.ip = Some(ip);
         Ok(())
+    }
+
+    /// A pod that has ended needs its address no longer; its status goes on showing it.
+    fn free_address_when_over(&self) {
+        let over = self.state.settled
+            || self.state.verdict.is_some()
+            || self.pod.spec.as_ref().is_some_and(|s| is_over(s, &self.state));
+        if over
+            && self.runs.is_empty()
+            && let Some(pool) = &*self.cx.addresses.borrow()
+        {
+            pool.give_back(self.uid());
+        }
     }
 
     fn uid(&self) -> &str {

@@ -1,6 +1,6 @@
 //! Addresses and ranges of addresses.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 
 use crate::errors::{At, Errors};
 
@@ -83,9 +83,16 @@ pub(crate) fn strict_cidr(text: &str, at: &At<'_>, errors: &mut Errors) {
     }
 }
 
-/// Checks that an address can be one of another machine.
+/// Where pods have their addresses on a node without privileges: loopback to the system, but a pod's own.
+const POD_RANGE: Cidr = Cidr { address: IpAddr::V4(Ipv4Addr::new(127, 42, 0, 0)), prefix: 16 };
+
+/// Checks that an address can be one of another machine, or of a pod.
 pub(crate) fn not_special(text: &str, at: &At<'_>, errors: &mut Errors) {
     let Ok(address) = text.parse::<IpAddr>() else { return };
+    let width = if address.is_ipv4() { 32 } else { 128 };
+    if POD_RANGE.strictly_contains(Cidr { address, prefix: width }) {
+        return;
+    }
     let link_local = match address {
         IpAddr::V4(v4) => v4.is_link_local(),
         IpAddr::V6(v6) => v6.is_unicast_link_local(),
@@ -112,6 +119,17 @@ pub(crate) fn not_special(text: &str, at: &At<'_>, errors: &mut Errors) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn pods_have_addresses_that_the_system_takes_for_loopback() {
+        let refused = |text: &str| {
+            let mut errors = Errors::default();
+            not_special(text, &At::new("ip"), &mut errors);
+            errors.count() > 0
+        };
+        assert!(!refused("127.42.0.7") && !refused("10.0.0.1"));
+        assert!(refused("127.0.0.1") && refused("127.43.0.1") && refused("::1"));
+    }
 
     #[test]
     fn ranges() {

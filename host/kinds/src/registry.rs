@@ -116,3 +116,31 @@ static TABLE: LazyLock<HashMap<(&'static str, &'static str), &'static dyn Kind>>
 pub fn kind(group: &str, kind: &str) -> &'static dyn Kind {
     TABLE.get(&(group, kind)).copied().unwrap_or(&Neutral)
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+    use wasmk_api::{Object, Timestamp};
+
+    use super::*;
+
+    #[test]
+    fn every_row_has_a_cell_for_each_column() {
+        for (group, name, behaviour) in ROWS {
+            let version = if group.is_empty() { "v1".to_owned() } else { format!("{group}/v1") };
+            let bare = json!({"apiVersion": version, "kind": name, "metadata": {"name": "a"}});
+            let mut obj = Object::from_value(bare).unwrap();
+            behaviour.default(&mut obj);
+            let cells = behaviour.row(&obj, Timestamp::now());
+            assert_eq!(cells.len(), behaviour.columns().len(), "{group}/{name}");
+            let names: Vec<_> = behaviour.fields(&obj).into_iter().map(|(name, _)| name).collect();
+            assert_eq!(names, behaviour.field_names(), "{group}/{name}");
+        }
+    }
+
+    #[test]
+    fn kinds_are_found_by_group_and_name() {
+        assert!(kind("", "Pod").default_grace(&Object::default()).is_some());
+        assert_eq!(kind("example.com", "Pod").columns().len(), 2);
+    }
+}

@@ -127,7 +127,11 @@ impl Kind for Pod {
         if done || text(spec(obj), "nodeName").is_empty() {
             return Some(0);
         }
-        Some(int(spec(obj), "terminationGracePeriodSeconds").map_or(30, |grace| grace.max(1)))
+        // Below zero is a mistake that once was possible; it means at once, as far as that goes.
+        Some(
+            int(spec(obj), "terminationGracePeriodSeconds")
+                .map_or(30, |grace| if grace < 0 { 1 } else { grace }),
+        )
     }
 }
 

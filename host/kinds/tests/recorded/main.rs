@@ -2,5 +2,6 @@
 
 mod common;
 mod defaulting;
+mod odd;
 mod tables;
 mod validation;

@@ -5,6 +5,7 @@
 //! linker and pre-linked component, nothing around it) and the runtime's `Handler::call`, with one thread and
 //! with two. The guest is target/guests/hello.wasm or what WASMK_GUESTS holds. Medians over the rounds.
 //! `cargo bench -p wasmk-runtime --bench engine`
+#![allow(clippy::print_stdout, clippy::print_stderr, reason = "a bench prints its figures")]
 
 use std::path::PathBuf;
 use std::sync::Arc;

@@ -237,7 +237,8 @@ mod tests {
         assert!(matches!(again.load(&engine, "sha256:a"), Found::Code(Compiled::Module(_))));
         assert!(matches!(again.load(&engine, "sha256:b"), Found::Code(Compiled::Component(_))));
 
-        let damage: [(&str, fn(&mut Vec<u8>)); 5] = [
+        type Damage = fn(&mut Vec<u8>);
+        let damage: [(&str, Damage); 5] = [
             (CODE, |bytes| bytes.truncate(bytes.len() / 2)),
             (CODE, |bytes| *bytes.last_mut().unwrap() ^= 1),
             (CODE, Vec::clear),

@@ -32,10 +32,13 @@ struct Inner {
     compiling: Semaphore,
 }
 
+/// A program that is loaded or on its way.
+type Cell = Arc<OnceCell<Arc<Program>>>;
+
 /// Programs by digest, with the order of their last use.
 #[derive(Default)]
 struct Programs {
-    loaded: HashMap<String, (u64, Arc<OnceCell<Arc<Program>>>)>,
+    loaded: HashMap<String, (u64, Cell)>,
     uses: u64,
 }
 
@@ -180,7 +183,7 @@ impl Inner {
 }
 
 impl Programs {
-    fn cell(&mut self, digest: &str) -> Arc<OnceCell<Arc<Program>>> {
+    fn cell(&mut self, digest: &str) -> Cell {
         self.uses += 1;
         let uses = self.uses;
         let entry = self.loaded.entry(digest.to_owned()).or_default();
@@ -188,7 +191,7 @@ impl Programs {
         Arc::clone(&entry.1)
     }
 
-    fn cell_if_present(&mut self, digest: &str) -> Option<Arc<OnceCell<Arc<Program>>>> {
+    fn cell_if_present(&mut self, digest: &str) -> Option<Cell> {
         self.uses += 1;
         let entry = self.loaded.get_mut(digest)?;
         entry.0 = self.uses;
@@ -197,11 +200,10 @@ impl Programs {
 
     /// Forgets failed loads, and the least recently used programs beyond `most` that nobody holds.
     fn trim(&mut self, most: usize) {
-        let busy = |cell: &Arc<OnceCell<Arc<Program>>>| Arc::strong_count(cell) > 1;
+        let busy = |cell: &Cell| Arc::strong_count(cell) > 1;
         self.loaded.retain(|_, (_, cell)| busy(cell) || cell.initialized());
-        let unused = |cell: &Arc<OnceCell<Arc<Program>>>| {
-            !busy(cell) && cell.get().is_some_and(|program| Arc::strong_count(program) == 1)
-        };
+        let unused =
+            |cell: &Cell| !busy(cell) && cell.get().is_some_and(|program| Arc::strong_count(program) == 1);
         let idle = self.loaded.values().filter(|(_, cell)| unused(cell)).count();
         if idle <= most {
             return;

@@ -84,8 +84,7 @@ pub trait Kind: Sync {
     /// What is wrong with replacing `old` by `new`, including all that is wrong with `new` alone.
     fn validate_update(&self, new: &Object, old: &Object) -> Vec<Cause> {
         let mut errors = Errors::default();
-        meta::check_update(new, old, &mut errors);
-        meta::check_finalizers(new, &mut errors);
+        meta::check_update_twice(new, old, &mut errors);
         self.check_update(new, old, &mut errors);
         errors.done()
     }
@@ -93,10 +92,15 @@ pub trait Kind: Sync {
     /// What is wrong with replacing the status of `old` by that of `new`.
     fn validate_status(&self, new: &Object, old: &Object) -> Vec<Cause> {
         let mut errors = Errors::default();
-        meta::check_update(new, old, &mut errors);
-        meta::check_finalizers(new, &mut errors);
+        meta::check_update_twice(new, old, &mut errors);
         self.check_status(new, old, &mut errors);
         errors.done()
+    }
+
+    /// What is wrong with a change made through a subresource that has rules of its own, for instance
+    /// `ephemeralcontainers`; what may change there at all is the subresource's matter.
+    fn validate_part(&self, _subresource: &str, _new: &Object, _old: &Object) -> Vec<Cause> {
+        Vec::new()
     }
 
     /// The part of [`Kind::validate`] that is particular to the kind.

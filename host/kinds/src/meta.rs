@@ -201,16 +201,18 @@ const IMMUTABLE_META: [&str; 6] =
 /// What is said of a value that may not change.
 pub(crate) const IMMUTABLE: &str = "field is immutable";
 
-/// Checks the metadata of an object, built-in or custom, that replaces another.
+/// Checks the metadata of a built-in object that replaces another.
 ///
 /// The server looks at it twice, once for every kind and once for the kind: what it finds it says twice.
-pub fn check_update(new: &Object, old: &Object, errors: &mut Errors) {
+pub(crate) fn check_update_twice(new: &Object, old: &Object, errors: &mut Errors) {
     let before = errors.count();
-    check_update_once(new, old, errors);
+    check_update(new, old, errors);
     errors.repeat_from(before);
+    check_finalizers(new, errors);
 }
 
-fn check_update_once(new: &Object, old: &Object, errors: &mut Errors) {
+/// Checks the metadata of an object, built-in or custom, that replaces another, once.
+pub fn check_update(new: &Object, old: &Object, errors: &mut Errors) {
     let at = At::new("metadata");
     if old.is_deleting() {
         new_finalizers(new, old, &at.field("finalizers"), errors);

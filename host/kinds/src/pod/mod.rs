@@ -5,7 +5,7 @@ mod table;
 pub(crate) mod validate;
 
 use serde_json::{Value, json};
-use wasmk_api::{Object, Timestamp};
+use wasmk_api::{Cause, Object, Timestamp};
 
 use crate::errors::{At, Errors};
 use crate::fields::{self, in_meta, spec, status, top};
@@ -70,6 +70,15 @@ impl Kind for Pod {
 
     fn check_update(&self, new: &Object, old: &Object, errors: &mut Errors) {
         validate::pod_update(new, old, errors);
+    }
+
+    fn validate_part(&self, subresource: &str, new: &Object, old: &Object) -> Vec<Cause> {
+        let mut errors = Errors::default();
+        if matches!(subresource, "ephemeralcontainers" | "resize") {
+            meta::check_update_twice(new, old, &mut errors);
+            validate::part(new, &mut errors);
+        }
+        errors.done()
     }
 
     fn check_status(&self, new: &Object, old: &Object, errors: &mut Errors) {

@@ -42,6 +42,11 @@ pub(crate) fn pod(obj: &Object, errors: &mut Errors) {
     }
 }
 
+/// Checks a pod changed through a subresource of its own.
+pub(crate) fn part(obj: &Object, errors: &mut Errors) {
+    pod_spec(spec(obj), &At::new("spec"), errors);
+}
+
 fn no_ephemeral(spec: &Value, at: &At<'_>, why: &str, errors: &mut Errors) {
     if !list(spec, "ephemeralContainers").is_empty() {
         errors.forbidden(&at.field("ephemeralContainers"), why);
@@ -64,4 +69,33 @@ fn pod_spec(spec: &Value, at: &At<'_>, errors: &mut Errors) {
     parts::names(spec, at, errors);
     tolerations(list(spec, "tolerations"), &at.field("tolerations"), errors);
     parts::rest(spec, at, errors);
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+    use wasmk_api::Object;
+
+    use crate::kind;
+
+    #[test]
+    fn ephemeral_containers_are_judged_where_they_may_be_added() {
+        let pod = |name: &str| {
+            let container = json!({"name": "c", "image": "i"});
+            let added = json!({"name": name, "image": "i"});
+            let spec = json!({"containers": [container], "ephemeralContainers": [added]});
+            let body = json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "p"}, "spec": spec});
+            let mut obj = Object::from_value(body).unwrap();
+            kind("", "Pod").default(&mut obj);
+            obj
+        };
+        let fields = |name: &str| -> Vec<String> {
+            let obj = pod(name);
+            let causes = kind("", "Pod").validate_part("ephemeralcontainers", &obj, &obj);
+            causes.into_iter().map(|cause| format!("{}: {}", cause.field, cause.message)).collect()
+        };
+        assert_eq!(fields("d"), Vec::<String>::new());
+        assert_eq!(fields("c"), [r#"spec.ephemeralContainers[0].name: Duplicate value: "c""#]);
+        assert_eq!(kind("", "Pod").validate(&pod("d")).len(), 1);
+    }
 }

@@ -60,6 +60,8 @@ pub(crate) struct CustomVersion {
     pub(crate) scale: Option<CustomScale>,
     /// Fields that can be selected by, with their paths.
     pub(crate) selectable: Vec<(String, Vec<String>)>,
+    /// What its objects look like in the version they are stored in.
+    stored: KindSchema,
     /// The revision of the definition it was read from.
     pub(crate) since: u64,
     namespaced: bool,
@@ -79,12 +81,14 @@ impl CustomVersion {
     fn read(definition: &Object, version: &Value) -> Option<Self> {
         let spec = definition.0.get("spec")?;
         let preserve = spec.get("preserveUnknownFields") == Some(&Value::Bool(true));
-        let declared = version.pointer("/schema/openAPIV3Schema").cloned().unwrap_or(Value::Null);
-        let schema = if declared.is_null() || preserve {
-            KindSchema::any()
-        } else {
-            KindSchema::custom(&declared).ok()?
+        let schema_of = |version: &Value| match version.pointer("/schema/openAPIV3Schema") {
+            Some(declared) if !preserve => KindSchema::custom(declared).ok(),
+            _ => Some(KindSchema::any()),
         };
+        let is_stored = |v: &&Value| v.get("storage") == Some(&Value::Bool(true));
+        let stored = spec.get("versions").and_then(Value::as_array).into_iter().flatten().find(is_stored);
+        let schema = schema_of(version)?;
+        let stored = stored.and_then(schema_of).unwrap_or_else(|| schema.clone());
         let scale =
             version.pointer("/subresources/scale").filter(|s| s.is_object()).map(|scale| CustomScale {
                 spec_replicas: dotted(text(scale, "/specReplicasPath")),
@@ -103,6 +107,7 @@ impl CustomVersion {
         Some(Self {
             gvk: Gvk::new(text(spec, "/group"), text(version, "/name"), text(spec, "/names/kind")),
             schema,
+            stored,
             has_status: version.pointer("/subresources/status").is_some_and(Value::is_object),
             scale,
             selectable,
@@ -141,13 +146,13 @@ impl CustomVersion {
     /// A stored object as the present schema shows it: undeclared fields are gone, defaults are filled in.
     pub(crate) fn read_stored(&self, object: Object) -> Object {
         let kept = object.clone();
-        let mut object = match decode::convert(object.into_value(), &self.schema) {
+        let mut object = match decode::convert(object.into_value(), &self.stored) {
             Ok(decoded) => decoded.object,
             // What does not fit the schema at all is shown as it is.
             Err(_) => return kept,
         };
+        crate::machine::default_by(&self.stored, &mut object);
         object.set_gvk(&self.gvk);
-        self.default(&mut object);
         object
     }
 

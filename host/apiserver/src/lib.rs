@@ -35,5 +35,5 @@ mod write;
 
 pub use auth::{KeyError, User};
 pub use config::{Config, NoNodes, NodeDialer, NodeStream, ServiceRange, VersionInfo};
-pub use server::{ApiServer, StartError};
+pub use server::{ApiServer, NodeIdentifier, StartError};
 pub use tls::{TlsError, serve_tls, tls_config};

@@ -244,9 +244,7 @@ pub(crate) fn validate_update(work: &Work<'_>, new: &Object, old: &Object, mode:
     let causes = match (&work.resource.nature, mode) {
         (Nature::Builtin(_), Mode::Free(_)) => Vec::new(),
         (Nature::Builtin(kind), Mode::Main | Mode::Scale) => {
-            // Kubernetes checks the metadata of an update twice, and says so twice.
-            let mut causes = metadata_causes(new, old);
-            causes.extend(kind.validate_update(new, old));
+            let mut causes = kind.validate_update(new, old);
             if special::is_definition(work.resource) {
                 causes.extend(validate::definition::validate(new, Some(old)));
             }
@@ -376,10 +374,14 @@ pub(crate) fn same(new: &Object, old: &Object) -> bool {
 
 /// Fills in the defaults of a custom resource.
 pub(crate) fn default_custom(version: &CustomVersion, object: &mut Object) {
-    let schema = version.schema.schema();
+    default_by(&version.schema, object);
+}
+
+/// Fills in the defaults a custom schema declares.
+pub(crate) fn default_by(schema: &KindSchema, object: &mut Object) {
     let mut value = Value::Object(std::mem::take(&mut object.0));
-    wasmk_machinery::default::apply(&mut value, schema);
-    prune::prune_nulls(&mut value, schema);
+    wasmk_machinery::default::apply(&mut value, schema.schema());
+    prune::prune_nulls(&mut value, schema.schema());
     if let Value::Object(map) = value {
         object.0 = map;
     }

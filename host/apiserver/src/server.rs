@@ -10,6 +10,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     Config, KeyError,
+    admission::Policies,
     alloc::Allocator,
     auth::{Authenticator, Rbac, User, tokens::Signer},
     bootstrap,
@@ -57,6 +58,7 @@ pub(crate) struct Core {
     pub(crate) signer: Arc<Signer>,
     pub(crate) allocator: Allocator,
     pub(crate) metrics: Metrics,
+    pub(crate) policies: Policies,
     pub(crate) shutdown: CancellationToken,
     pub(crate) reads: Semaphore,
     pub(crate) writes: Semaphore,
@@ -64,6 +66,9 @@ pub(crate) struct Core {
     /// Discovery and API descriptions, made anew when the table changes.
     pub(crate) documents: crate::discovery::Documents,
 }
+
+/// Names the node behind a connection, from the extensions of a request on it.
+pub type NodeIdentifier = Arc<dyn Fn(&axum::http::Extensions) -> Option<String> + Send + Sync>;
 
 /// A running API server.
 pub struct ApiServer {
@@ -94,6 +99,7 @@ impl ApiServer {
             signer,
             caches,
             metrics: Metrics::default(),
+            policies: Policies::default(),
             shutdown: CancellationToken::new(),
             reads: Semaphore::new(MAX_READS),
             writes: Semaphore::new(MAX_WRITES),
@@ -121,7 +127,7 @@ impl ApiServer {
 
     /// Tells which node a connection belongs to by its client certificate, for services that share the listener
     /// and bring their own routes.
-    pub fn node_identifier(&self) -> Arc<dyn Fn(&axum::http::Extensions) -> Option<String> + Send + Sync> {
+    pub fn node_identifier(&self) -> NodeIdentifier {
         let core = self.core.clone();
         Arc::new(move |extensions| {
             let user = core.authenticator.authenticate(&axum::http::HeaderMap::new(), extensions).ok()?;

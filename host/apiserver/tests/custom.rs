@@ -86,3 +86,24 @@ async fn bad_definitions_are_refused() {
     schemaless["spec"]["versions"][0].as_object_mut().unwrap().remove("schema");
     assert_eq!(server.post(DEFINITIONS, schemaless).await.code, 422);
 }
+
+#[tokio::test]
+async fn a_bound_policy_refuses_what_its_expression_does() {
+    let server = support::start().await;
+    let group = "/apis/admissionregistration.k8s.io/v1";
+    let rules = json!([{"apiGroups": [""], "apiVersions": ["v1"], "operations": ["CREATE"], "resources": ["configmaps"]}]);
+    let policy = json!({"metadata": {"name": "p.example.com"}, "spec": {
+        "matchConstraints": {"resourceRules": rules},
+        "variables": [{"name": "start", "expression": "'ok'"}],
+        "validations": [{"expression": "object.metadata.name.startsWith(variables.start)", "message": "not ok"}],
+    }});
+    assert_eq!(server.post(&format!("{group}/validatingadmissionpolicies"), policy).await.code, 201);
+    let maps = "/api/v1/namespaces/default/configmaps";
+    assert_eq!(server.post(maps, json!({"metadata": {"name": "unbound"}})).await.code, 201);
+    let binding = json!({"metadata": {"name": "b"}, "spec": {"policyName": "p.example.com", "validationActions": ["Deny"]}});
+    assert_eq!(server.post(&format!("{group}/validatingadmissionpolicybindings"), binding).await.code, 201);
+    let refused = server.post(maps, json!({"metadata": {"name": "bad"}})).await;
+    assert_eq!(refused.code, 422);
+    assert!(refused.body["message"].as_str().unwrap().ends_with("denied request: not ok"), "{refused:?}");
+    assert_eq!(server.post(maps, json!({"metadata": {"name": "ok-one"}})).await.code, 201);
+}

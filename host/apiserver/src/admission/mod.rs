@@ -10,11 +10,14 @@ mod limits;
 mod node;
 mod pod;
 mod pod_security;
+mod policies;
 mod quota;
 mod service_account;
 mod subjects;
 
 use wasmk_api::{Object, Status};
+
+pub(crate) use policies::Policies;
 
 use crate::write::{Mode, Work};
 
@@ -91,6 +94,7 @@ pub(crate) async fn validate(
     mode: Mode,
 ) -> Result<(), Status> {
     VALIDATE.iter().filter(|(r, _)| applies(r, work)).try_for_each(|(_, step)| step(work, new, old, mode))?;
+    policies::check(work, Some(new), old, mode)?;
     if mode == Mode::Main {
         quota::charge(work, new, old).await?;
     }
@@ -103,5 +107,6 @@ pub(crate) async fn validate(
 /// When a step refuses it.
 pub(crate) fn validate_delete(work: &Work<'_>, old: &Object) -> Result<(), Status> {
     lifecycle::protect(work, old)?;
-    node::validate_delete(work, old)
+    node::validate_delete(work, old)?;
+    policies::check(work, None, Some(old), Mode::Main)
 }

@@ -4,6 +4,7 @@
 //! function that is all of it, and nothing is handed between threads. A guest that waits or computes
 //! longer goes on in the runtime's executor, with a deadline, until it has ended.
 
+use std::collections::VecDeque;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -263,61 +264,65 @@ fn complete(mut receiver: oneshot::Receiver<Answer>, inner: &Inner) -> Result<Re
     Ok(Response::from_parts(parts, gather(body, inner.spec.http.max_response_body)))
 }
 
-/// Makes one piece of a body whose pieces are all there, so that it is sent with its length.
+/// Makes one piece of a body whose pieces are all there, so that it is sent with its length. What is not
+/// there yet (the executor makes even ready channels wait now and then) follows as a stream.
 fn gather(mut body: HyperOutgoingBody, limit: u64) -> Body {
     let mut cx = Context::from_waker(std::task::Waker::noop());
-    let mut pieces: Vec<Bytes> = Vec::new();
-    let mut length = 0;
-    loop {
+    let mut pieces = VecDeque::new();
+    let rest = loop {
         match Pin::new(&mut body).poll_frame(&mut cx) {
-            Poll::Ready(None) => break,
+            Poll::Ready(None) => break None,
             Poll::Ready(Some(Ok(frame))) => match frame.into_data() {
-                Ok(data) => {
-                    length += data.len() as u64;
-                    pieces.push(data);
-                }
-                Err(trailers) => {
-                    return body::boxed(Tail { pieces: pieces.into(), last: Some(Ok(trailers)) });
-                }
+                Ok(data) => pieces.push_back(data),
+                Err(trailers) => break Some(Rest::Last(Some(Ok(trailers)))),
             },
-            Poll::Ready(Some(Err(error))) => {
-                return body::boxed(Tail { pieces: pieces.into(), last: Some(Err(error.into())) });
-            }
-            // Not at its end after all, which only a guest that leaked its body's stream can bring about.
-            Poll::Pending => break,
+            Poll::Ready(Some(Err(error))) => break Some(Rest::Last(Some(Err(error.into())))),
+            Poll::Pending => break Some(Rest::Body(body)),
         }
-    }
-    if length > limit {
-        return body::boxed(Tail { pieces: pieces.into(), last: Some(Err(body::TooLong { limit }.into())) });
+    };
+    let length: usize = pieces.iter().map(Bytes::len).sum();
+    if rest.is_some() || length as u64 > limit {
+        let rest = rest.unwrap_or(Rest::Last(None));
+        return body::boxed(Limited::new(Pieces { pieces, rest }, limit));
     }
     match pieces.len() {
         0 => body::empty(),
-        1 => body::full(pieces.swap_remove(0)),
+        1 => body::full(pieces.pop_front().unwrap_or_default()),
         _ => {
-            let mut whole = BytesMut::with_capacity(length as usize);
+            let mut whole = BytesMut::with_capacity(length);
             pieces.iter().for_each(|piece| whole.extend_from_slice(piece));
             body::full(whole)
         }
     }
 }
 
-/// Pieces that are there, and then trailers or an error.
-struct Tail {
-    pieces: std::collections::VecDeque<Bytes>,
-    last: Option<Result<Frame<Bytes>, BodyError>>,
+/// Pieces that are there, and then the rest.
+struct Pieces {
+    pieces: VecDeque<Bytes>,
+    rest: Rest,
 }
 
-impl HttpBody for Tail {
+enum Rest {
+    Last(Option<Result<Frame<Bytes>, BodyError>>),
+    Body(HyperOutgoingBody),
+}
+
+impl HttpBody for Pieces {
     type Data = Bytes;
     type Error = BodyError;
 
     fn poll_frame(
         mut self: Pin<&mut Self>,
-        _cx: &mut Context<'_>,
+        cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
-        match self.pieces.pop_front() {
-            Some(piece) => Poll::Ready(Some(Ok(Frame::data(piece)))),
-            None => Poll::Ready(self.last.take()),
+        if let Some(piece) = self.pieces.pop_front() {
+            return Poll::Ready(Some(Ok(Frame::data(piece))));
+        }
+        match &mut self.rest {
+            Rest::Last(last) => Poll::Ready(last.take()),
+            Rest::Body(body) => {
+                Pin::new(body).poll_frame(cx).map(|frame| frame.map(|result| result.map_err(Into::into)))
+            }
         }
     }
 }

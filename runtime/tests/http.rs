@@ -44,6 +44,19 @@ async fn a_short_answer_comes_with_its_length() {
 }
 
 #[tokio::test]
+async fn a_busy_task_gets_whole_bodies() {
+    let fixture = fixture();
+    for reuse in [Reuse::Never, Reuse::Requests { most: u32::MAX, idle: common::PATIENCE }] {
+        let handler = handler(&fixture, HELLO, Spec { reuse, ..Spec::default() }).await;
+        // The executor's budget for one task is long used up when this ends.
+        for _ in 0..500 {
+            let body = handler.call(get()).await.unwrap().into_body();
+            assert_eq!(body.collect().await.unwrap().to_bytes(), "hello wat\n");
+        }
+    }
+}
+
+#[tokio::test]
 async fn what_goes_wrong_before_the_head_is_an_error() {
     let fixture = fixture();
     let check = async |code: &str, spec: Spec, expect: fn(&CallError) -> bool, status: u16| {

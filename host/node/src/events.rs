@@ -1,4 +1,4 @@
-//! Events about pods and the node, written in the background. Repeats are counted on the
+//! Events about pods, written in the background. Repeats are counted on the
 //! event that is there; when the API cannot keep up, events are dropped, never waited for.
 
 use std::{collections::VecDeque, sync::Arc};
@@ -12,7 +12,7 @@ use tokio::sync::mpsc;
 use wasmk_api::{
     Timestamp,
     k8s_openapi::{
-        api::core::v1::{Event, EventSource, Node, ObjectReference, Pod},
+        api::core::v1::{Event, EventSource, ObjectReference, Pod},
         apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time},
     },
 };
@@ -26,7 +26,7 @@ const MESSAGE_BYTES: usize = 1024;
 
 /// How serious an event is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Level {
+pub(crate) enum Level {
     /// Information.
     Normal,
     /// Something a user should look at.
@@ -35,7 +35,7 @@ pub enum Level {
 
 /// Records events. Clones share one queue.
 #[derive(Clone)]
-pub struct Events {
+pub(crate) struct Events {
     queue: mpsc::Sender<Note>,
     node: Arc<str>,
 }
@@ -50,36 +50,24 @@ struct Note {
 
 impl Events {
     /// A recorder, and the task that writes; the task ends when all recorders are dropped.
-    pub fn new(client: kube::Client, node: &str) -> (Self, impl Future<Output = ()> + Send + 'static) {
+    pub(crate) fn new(client: kube::Client, node: &str) -> (Self, impl Future<Output = ()> + Send + 'static) {
         let (queue, notes) = mpsc::channel(QUEUE);
         let node: Arc<str> = node.into();
         (Self { queue, node: node.clone() }, write_all(client, node, notes))
     }
 
     /// About a pod as a whole.
-    pub fn pod(&self, pod: &Pod, level: Level, reason: &str, message: &str) {
+    pub(crate) fn pod(&self, pod: &Pod, level: Level, reason: &str, message: &str) {
         self.note(pod_reference(pod), level, reason, message);
     }
 
     /// About one container of a pod.
-    pub fn container(&self, pod: &Pod, container: &str, level: Level, reason: &str, message: &str) {
+    pub(crate) fn container(&self, pod: &Pod, container: &str, level: Level, reason: &str, message: &str) {
         let init =
             pod.spec.iter().flat_map(|s| s.init_containers.iter().flatten()).any(|c| c.name == container);
         let list = if init { "initContainers" } else { "containers" };
         let mut about = pod_reference(pod);
         about.field_path = Some(format!("spec.{list}{{{container}}}"));
-        self.note(about, level, reason, message);
-    }
-
-    /// About the node itself.
-    pub fn node(&self, node: &Node, level: Level, reason: &str, message: &str) {
-        let about = ObjectReference {
-            api_version: Some("v1".into()),
-            kind: Some("Node".into()),
-            name: node.metadata.name.clone(),
-            uid: node.metadata.uid.clone(),
-            ..ObjectReference::default()
-        };
         self.note(about, level, reason, message);
     }
 

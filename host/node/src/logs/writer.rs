@@ -74,11 +74,8 @@ impl LogWriter {
     }
 
     fn tick(&self) {
-        self.version.send_modify(|v| {
-            if *v != u64::MAX {
-                *v += 1;
-            }
-        });
+        // Over stays over.
+        self.version.send_modify(|v| *v = v.saturating_add(1));
     }
 
     fn put(&self, inner: &mut Inner, bytes: &[u8]) {

@@ -249,7 +249,7 @@ fn pull_policy(container: &Container, image: &str) -> PullPolicy {
 }
 
 /// The port an HTTP component is served on: the container's first, `PORT`, or 8080.
-pub fn default_port(container: &Container, env: &[(String, String)]) -> u16 {
+fn default_port(container: &Container, env: &[(String, String)]) -> u16 {
     let declared = container.ports.iter().flatten().next().and_then(|p| u16::try_from(p.container_port).ok());
     let told = || env.iter().find(|(k, _)| k == "PORT").and_then(|(_, v)| v.parse().ok());
     declared.filter(|p| *p > 0).or_else(told).unwrap_or(HTTP_PORT)

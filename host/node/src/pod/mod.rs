@@ -8,9 +8,8 @@ pub mod state;
 pub mod status;
 mod store;
 pub mod volumes;
-pub mod worker;
+pub(crate) mod worker;
 
-pub use container::default_port;
 pub(crate) use container::{cpu_limit, logins, memory_limit};
-pub use store::{Known, load};
-pub use worker::{Handle, spawn};
+pub(crate) use store::{Known, load};
+pub(crate) use worker::{Handle, spawn};

@@ -14,7 +14,7 @@ use wasmk_api::k8s_openapi::api::core::v1::Pod;
 use super::state::PodState;
 
 /// A pod found on disk.
-pub struct Known {
+pub(crate) struct Known {
     /// As it was last seen in the API.
     pub pod: Arc<Pod>,
     /// What was known of it.
@@ -22,7 +22,7 @@ pub struct Known {
 }
 
 /// All pods on disk; a damaged record is removed, for the API knows better.
-pub fn load(pods: &Path) -> Vec<Known> {
+pub(crate) fn load(pods: &Path) -> Vec<Known> {
     let entries = fs::read_dir(pods).into_iter().flatten().flatten();
     entries.filter_map(|entry| read(&entry.path())).collect()
 }

@@ -391,7 +391,7 @@ mod tests {
                     {"name": "conf", "configMap": {"name": "settings", "items": [{"key": "color", "path": "deep/color"}]}},
                     {"name": "tmp", "emptyDir": {}},
                     {"name": "all", "projected": {"sources": [
-                        {"serviceAccountToken": {"path": "token", "expirationSeconds": 3607}},
+                        {"serviceAccountToken": {"path": "sa/token", "expirationSeconds": 3607}},
                         {"secret": {"name": "keys"}},
                         {"downwardAPI": {"items": [{"path": "labels", "fieldRef": {"fieldPath": "metadata.labels"}}]}},
                     ]}},
@@ -411,7 +411,7 @@ mod tests {
         let read = |path: &str| std::fs::read_to_string(dir.path().join(path)).unwrap();
         assert_eq!(read("conf/deep/color"), "blue");
         assert_eq!(read("all/labels"), "app=\"x\"");
-        assert!(read("all/token").starts_with("token for api 3607"));
+        assert!(read("all/sa/token") == "token for api 3607");
         let mounts = mounts(&pod, &pod.spec.as_ref().unwrap().containers[0], dir.path()).unwrap();
         let shown: Vec<_> = mounts.iter().map(|m| (m.guest.as_str(), m.read_only)).collect();
         assert_eq!(shown, [("/conf", true), ("/tmp", false)]);

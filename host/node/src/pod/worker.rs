@@ -43,7 +43,7 @@ const MAX_STEPS: usize = 16;
 
 /// What the rest of the agent tells a pod's loop.
 #[derive(Clone)]
-pub enum Wish {
+pub(crate) enum Wish {
     /// The pod as it now is in the API.
     Pod(Arc<Pod>),
     /// The pod is no longer in the API.
@@ -53,31 +53,31 @@ pub enum Wish {
 }
 
 /// A running loop.
-pub struct Handle {
+pub(crate) struct Handle {
     wish: watch::Sender<Wish>,
     task: tokio::task::JoinHandle<()>,
 }
 
 impl Handle {
     /// Tells the loop the newest wish; only the last one counts.
-    pub fn tell(&self, wish: Wish) {
+    pub(crate) fn tell(&self, wish: Wish) {
         self.wish.send_replace(wish);
     }
 
     /// Whether the loop is over.
-    pub fn is_done(&self) -> bool {
+    pub(crate) fn is_done(&self) -> bool {
         self.task.is_finished()
     }
 
     /// Waits for the loop's end.
-    pub async fn ended(&mut self) {
+    pub(crate) async fn ended(&mut self) {
         // A panic was logged by the runtime; the loop is over either way.
         let _ = (&mut self.task).await;
     }
 }
 
 /// Starts the loop of a pod; `state` is what is known from disk.
-pub fn spawn(cx: Arc<Context>, pod: Arc<Pod>, state: Option<PodState>) -> Handle {
+pub(crate) fn spawn(cx: Arc<Context>, pod: Arc<Pod>, state: Option<PodState>) -> Handle {
     let (wish, wishes) = watch::channel(Wish::Pod(pod.clone()));
     let now = Timestamp::now();
     let state = match state {

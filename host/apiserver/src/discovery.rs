@@ -175,18 +175,25 @@ fn aggregated(core: &Core, call: &Call, table: &Arc<Table>, core_group: bool, fo
     answer
 }
 
-/// A document with its hash as tag; clients that have it already are told so.
+/// A JSON document with its hash as tag; clients that have it already are told so.
 pub(crate) fn tagged(call: &Call, body: Bytes) -> Answer {
+    tagged_as(call, Format::Json.content_type(), body)
+}
+
+/// The same for a document of any media type.
+pub(crate) fn tagged_as(call: &Call, media: &'static str, body: Bytes) -> Answer {
     let tag = format!("\"{}\"", hex::encode_upper(Sha256::digest(&body)));
     let matches = call.headers.get(header::IF_NONE_MATCH).is_some_and(|v| v.as_bytes() == tag.as_bytes());
     let mut answer = if matches {
-        respond::bytes(StatusCode::NOT_MODIFIED, Format::Json.content_type(), Bytes::new())
+        respond::bytes(StatusCode::NOT_MODIFIED, media, Bytes::new())
     } else {
         respond::encoded(StatusCode::OK, Wanted { format: Format::Json, pretty: false, ..plain(call) }, body)
     };
-    answer.headers_mut().insert(header::VARY, HeaderValue::from_static("Accept, Accept-Encoding"));
+    let headers = answer.headers_mut();
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(media));
+    headers.insert(header::VARY, HeaderValue::from_static("Accept, Accept-Encoding"));
     if let Ok(tag) = HeaderValue::from_str(&tag) {
-        answer.headers_mut().insert(header::ETAG, tag);
+        headers.insert(header::ETAG, tag);
     }
     answer
 }

@@ -3,18 +3,18 @@
 use std::sync::Arc;
 
 use http::{HeaderValue, StatusCode, header};
-use wasmk_api::{Reason, Status};
+use wasmk_api::Status;
 use wasmk_machinery::openapi;
 
 use crate::{call::Call, discovery, dispatch::not_found_page, http::Answer, server::Core, table::Table};
 
-/// What clients of version 2 may ask for instead of JSON; not offered.
+/// How clients begin to ask for version 2 in protobuf.
 const V2_BINARY: &str = "application/com.github.proto-openapi.spec.v2";
 
 /// Answers `/openapi/…`.
 ///
 /// # Errors
-/// 406 for the binary form of version 2.
+/// None; what does not exist is answered as such.
 pub(crate) fn serve(
     core: &Arc<Core>,
     call: &Call,
@@ -27,11 +27,10 @@ pub(crate) fn serve(
             .get(table, "openapi-v3", || serde_json::to_vec(&openapi::index(&table.registry)).ok()),
         ["v3", "api", version] => v3(core, table, "", version),
         ["v3", "apis", group, version] => v3(core, table, group, version),
-        ["v2"] => {
-            refuse_binary(call)?;
-            core.documents
-                .get(table, "openapi-v2", || serde_json::to_vec(&openapi::document_v2(&table.registry)).ok())
-        }
+        ["v2"] if wants_binary(call) => return Ok(binary(core, call, table)),
+        ["v2"] => core
+            .documents
+            .get(table, "openapi-v2", || serde_json::to_vec(&openapi::document_v2(&table.registry)).ok()),
         _ => return Ok(not_found_page()),
     };
     let Some(document) = document else { return Ok(nothing()) };
@@ -56,11 +55,16 @@ fn nothing() -> Answer {
     answer
 }
 
-fn refuse_binary(call: &Call) -> Result<(), Status> {
+fn wants_binary(call: &Call) -> bool {
     let accept = call.headers.get(header::ACCEPT).and_then(|v| v.to_str().ok()).unwrap_or("");
-    let json = accept.is_empty() || accept.split(',').any(|range| !range.trim().starts_with(V2_BINARY));
-    if json {
-        return Ok(());
-    }
-    Err(Status::new(Reason::NotAcceptable, "only the following media types are accepted: application/json"))
+    let first = accept.split(',').next().unwrap_or("").trim();
+    first.starts_with(V2_BINARY)
+}
+
+/// Version 2 as older clients want it: its tag covers the table it was made from.
+fn binary(core: &Core, call: &Call, table: &Arc<Table>) -> Answer {
+    let made = core
+        .documents
+        .get(table, "openapi-v2-protobuf", || Some(openapi::document_v2_protobuf(&table.registry)));
+    discovery::tagged_as(call, openapi::V2_PROTOBUF, made.unwrap_or_default())
 }

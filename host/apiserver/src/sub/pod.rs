@@ -113,6 +113,10 @@ async fn change(
             "managedFields",
             sent.metadata().and_then(|m| m.get("managedFields")).cloned().unwrap_or(Value::Null),
         );
+        let causes = work.resource.kind().validate_part(sub, &new, old);
+        if !causes.is_empty() {
+            return Err(Status::invalid(&work.resource.group_kind(), &name, &causes));
+        }
         Ok(new)
     })
     .await?;

@@ -23,7 +23,6 @@ use crate::{
     kubeconfig,
     links::Links,
     pki::{Leaf, Pki, server_names},
-    tls,
 };
 
 /// The first address of the range that services get theirs from: the API's own.
@@ -207,7 +206,7 @@ impl Cluster {
         let host = nix::unistd::gethostname()?.to_string_lossy().into_owned();
         let names = server_names(&host, API_SERVICE.parse()?, &names);
         let leaf = pki.leaf("apiserver", &Leaf { user: "kube-apiserver", group: "", names: &names })?;
-        let tls = tls::server(&leaf, pki.ca_cert())?;
+        let tls = wasmk_apiserver::tls_config(&leaf.cert, &leaf.key, pki.ca_cert())?;
         let router = self.links.mounted_on(&self.api);
         self.tasks.spawn(wasmk_apiserver::serve_tls(api, tls, router, self.stop.clone()));
         let (router, stop) = (wasmk_registry::router(images), self.stop.clone());

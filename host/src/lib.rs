@@ -13,4 +13,3 @@ pub mod join;
 pub mod kubeconfig;
 mod links;
 pub mod pki;
-mod tls;

@@ -219,7 +219,7 @@ mod tests {
         let (s, again) = plan(&budget, &pods, owners, now.after(Duration::from_secs(20)));
         assert_eq!(
             [s.expected_pods, s.desired_healthy, s.current_healthy, s.disruptions_allowed],
-            expect,
+            expect.map(Some),
             "{spec}"
         );
         assert_eq!(again.is_some(), s.disrupted_pods.is_some());

@@ -16,6 +16,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 mod account_token;
+mod autoscaler;
 pub mod base;
 mod cronjob;
 mod csr;
@@ -89,6 +90,8 @@ pub const CONTROLLERS: &[Entry] = entries![
     "serviceaccount-token-controller", account_token::run, "Fills token secrets of service accounts.";
     "token-cleaner-controller", token_cleaner::run, "Deletes bootstrap tokens that have run out.";
     "endpoints-controller", endpoints::legacy::run, "Lists the pods behind each Service in its Endpoints.";
+    "endpointslice-mirroring-controller", endpoints::mirror::run, "Copies Endpoints made by hand into EndpointSlices.";
+    "horizontal-pod-autoscaler-controller", autoscaler::run, "Scales workloads with their pods' use of resources.";
     "endpointslice-controller", endpoints::slices::run, "Lists the pods behind each Service in EndpointSlices.";
     "node-lifecycle-controller", node_lifecycle::run, "Taints nodes that are silent or unfit.";
     "taint-eviction-controller", taint_eviction::run, "Deletes pods that do not tolerate their node's NoExecute taints.";

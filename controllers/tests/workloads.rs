@@ -6,6 +6,7 @@ use std::collections::BTreeSet;
 
 use k8s_openapi::api::{
     apps::v1::{Deployment, ReplicaSet},
+    autoscaling::v2::HorizontalPodAutoscaler,
     core::v1::{Endpoints, Event, Pod, Service},
     discovery::v1::EndpointSlice,
 };
@@ -201,4 +202,37 @@ async fn a_service_lists_its_pods() {
     cluster.api::<Service>().delete("web", &DeleteParams::default()).await.unwrap();
     cluster.until_all::<EndpointSlice>("kubernetes.io/service-name=web", <[_]>::is_empty).await;
     cluster.until_all::<Endpoints>("", |all| all.iter().all(|e| e.name_any() != "web")).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn endpoints_made_by_hand_become_slices() {
+    let cluster = Cluster::with_nodes(0).await;
+    cluster.create::<Service>(json!({"metadata": {"name": "db"}, "spec": {"ports": [{"port": 80}]}})).await;
+    let by_hand = json!({"metadata": {"name": "db"}, "subsets": [{"addresses": [{"ip": "192.168.123.234"}], "ports": [{"port": 80}]}]});
+    cluster.create::<Endpoints>(by_hand).await;
+    let of = "kubernetes.io/service-name=db";
+    let slices = cluster.until_all::<EndpointSlice>(of, |all| all.len() == 1).await;
+    assert_eq!(slices[0].endpoints.as_ref().unwrap()[0].addresses, ["192.168.123.234"]);
+    cluster.api::<Endpoints>().delete("db", &DeleteParams::default()).await.unwrap();
+    cluster.until_all::<EndpointSlice>(of, <[_]>::is_empty).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_autoscaler_without_metrics_says_so_and_does_nothing() {
+    let cluster = Cluster::with_nodes(1).await;
+    cluster.create::<Deployment>(deployment("web", 3, "v1")).await;
+    cluster.until::<Deployment>("web", done).await;
+    let scaler = json!({"metadata": {"name": "web"}, "spec": {"minReplicas": 2, "maxReplicas": 5,
+        "scaleTargetRef": {"apiVersion": "apps/v1", "kind": "Deployment", "name": "web"}}});
+    cluster.create::<HorizontalPodAutoscaler>(scaler).await;
+    let inactive = |h: &HorizontalPodAutoscaler| {
+        let all = h.status.as_ref().and_then(|s| s.conditions.clone()).unwrap_or_default();
+        all.iter().any(|c| c.type_ == "ScalingActive" && c.status == "False")
+    };
+    cluster.until::<HorizontalPodAutoscaler>("web", inactive).await;
+    let replicas = |d: &Deployment| d.spec.as_ref().unwrap().replicas;
+    assert_eq!(replicas(&cluster.until::<Deployment>("web", done).await), Some(3));
+    // Its limits count without metrics too.
+    cluster.patch::<Deployment>("web", json!({"spec": {"replicas": 9}})).await;
+    cluster.until::<Deployment>("web", |d| done(d) && replicas(d) == Some(5)).await;
 }

@@ -13,6 +13,7 @@ use wasmk_api::LabelSelector;
 use crate::base::{Informer, Key, Queue, is_deleting, is_finished, is_ready};
 
 pub(crate) mod legacy;
+pub(crate) mod mirror;
 pub(crate) mod slices;
 
 /// A headless service's label on what is made for it.

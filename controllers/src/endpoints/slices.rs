@@ -25,7 +25,7 @@ use super::{
 };
 
 /// The slice's service.
-const SERVICE_NAME: &str = "kubernetes.io/service-name";
+pub(super) const SERVICE_NAME: &str = "kubernetes.io/service-name";
 const MANAGED_BY: (&str, &str) =
     ("endpointslice.kubernetes.io/managed-by", "endpointslice-controller.k8s.io");
 const ZONE: &str = "topology.kubernetes.io/zone";

@@ -1,0 +1,276 @@
+//! The arithmetic of horizontal autoscaling: from usage to replicas, within limits and
+//! at a limited pace.
+
+use std::time::Duration;
+
+use k8s_openapi::api::autoscaling::v2::{HPAScalingPolicy, HPAScalingRules, HorizontalPodAutoscalerBehavior};
+use wasmk_api::Timestamp;
+
+/// Ratios this close to one change nothing.
+const TOLERANCE: f64 = 0.1;
+/// How long an earlier, higher recommendation holds scaling down back.
+const SETTLE_DOWN: Duration = Duration::from_secs(300);
+/// Recommendations and changes remembered.
+pub(super) const MAX_MEMORY: usize = 512;
+
+/// A pod as one metric sees it.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Sample {
+    /// What it uses, if the metric has it.
+    pub(super) usage: Option<i64>,
+    /// What it requests (for utilization), or 0.
+    pub(super) request: i64,
+    /// Whether it serves: one that is starting up says little.
+    pub(super) ready: bool,
+}
+
+/// What a metric aims at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Target {
+    /// Percent of what is requested.
+    Utilization(i64),
+    /// An amount per pod.
+    Average(i64),
+}
+
+/// A metric's proposal and what it measured: percent (for utilization), average per pod.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Proposal {
+    pub(super) replicas: i32,
+    pub(super) percent: Option<i64>,
+    pub(super) average: i64,
+}
+
+/// The replicas that would bring a metric to its target.
+///
+/// # Errors
+/// In words for the condition, when nothing was measured or requests are missing.
+pub(super) fn propose(current: i32, samples: &[Sample], target: Target) -> Result<Proposal, String> {
+    let measured: Vec<(i64, i64)> =
+        samples.iter().filter(|s| s.ready).filter_map(|s| Some((s.usage?, s.request))).collect();
+    if measured.is_empty() {
+        return Err("no metrics returned from resource metrics API".into());
+    }
+    if matches!(target, Target::Utilization(_)) && samples.iter().any(|s| s.request <= 0) {
+        return Err("missing request for the resource".into());
+    }
+    let ratio = |all: &[(i64, i64)]| {
+        let usage: i64 = all.iter().map(|(u, _)| u).sum();
+        match target {
+            Target::Utilization(percent) => {
+                let request: i64 = all.iter().map(|(_, r)| r).sum();
+                usage as f64 * 100.0 / request.max(1) as f64 / percent.max(1) as f64
+            }
+            Target::Average(amount) => usage as f64 / all.len() as f64 / amount.max(1) as f64,
+        }
+    };
+    let usage: i64 = measured.iter().map(|(u, _)| u).sum();
+    let request: i64 = measured.iter().map(|(_, r)| r).sum();
+    let average = usage / i64::try_from(measured.len()).unwrap_or(1);
+    let percent = matches!(target, Target::Utilization(_)).then(|| usage * 100 / request.max(1));
+    let done = |replicas| Ok(Proposal { replicas, percent, average });
+    let first = ratio(&measured);
+    if (first - 1.0).abs() <= TOLERANCE {
+        return done(current);
+    }
+    // Pods without a measure are taken to speak against the change.
+    let mut all = measured;
+    for sample in samples.iter().filter(|s| !s.ready || s.usage.is_none()) {
+        match (first < 1.0, sample.usage) {
+            (true, None) => all.push((full(target, sample), sample.request)),
+            (false, _) => all.push((0, sample.request)),
+            (true, Some(_)) => {}
+        }
+    }
+    let second = ratio(&all);
+    if (second - 1.0).abs() <= TOLERANCE || (first > 1.0) != (second > 1.0) {
+        return done(current);
+    }
+    let wanted = (second * all.len() as f64).ceil() as i32;
+    let backwards = (first > 1.0 && wanted < current) || (first < 1.0 && wanted > current);
+    done(if backwards { current } else { wanted })
+}
+
+/// What a pod uses that is exactly at the target.
+fn full(target: Target, sample: &Sample) -> i64 {
+    match target {
+        Target::Utilization(_) => sample.request,
+        Target::Average(amount) => amount,
+    }
+}
+
+/// What happened to an autoscaler's target lately.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Memory {
+    /// Recommendations before they were smoothed.
+    pub(super) recommended: Vec<(Timestamp, i32)>,
+    /// Changes: by how many pods.
+    pub(super) changes: Vec<(Timestamp, i32)>,
+}
+
+/// The limits of an autoscaler.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Limits {
+    pub(super) min: i32,
+    pub(super) max: i32,
+}
+
+/// The outcome and the reason it is limited, if it is.
+pub(super) type Limited = (i32, Option<(&'static str, &'static str)>);
+
+/// Smooths a recommendation: holds it for the stabilization window, paces it, keeps it in
+/// its limits.
+pub(super) fn smooth(
+    current: i32,
+    wanted: i32,
+    limits: Limits,
+    behavior: Option<&HorizontalPodAutoscalerBehavior>,
+    memory: &mut Memory,
+    now: Timestamp,
+) -> Limited {
+    let up = behavior.and_then(|b| b.scale_up.as_ref());
+    let down = behavior.and_then(|b| b.scale_down.as_ref());
+    let window = |rules: Option<&HPAScalingRules>, default: Duration| {
+        let seconds = rules.and_then(|r| r.stabilization_window_seconds).and_then(|s| u64::try_from(s).ok());
+        seconds.map_or(default, Duration::from_secs)
+    };
+    let (hold_up, hold_down) = (window(up, Duration::ZERO), window(down, SETTLE_DOWN));
+    memory.recommended.push((now, wanted));
+    forget(&mut memory.recommended, now, hold_up.max(hold_down));
+    let within = |span: Duration| {
+        memory.recommended.iter().filter(move |(at, _)| now.since(*at) <= span).map(|(_, n)| *n)
+    };
+    let least = within(hold_up).min().unwrap_or(wanted);
+    let most = within(hold_down).max().unwrap_or(wanted);
+    let steady = current.max(least).min(most);
+    forget(&mut memory.changes, now, Duration::from_secs(1800));
+    let (paced, rate) = match steady.cmp(&current) {
+        std::cmp::Ordering::Greater => (steady.min(pace_up(current, up, memory, now)), "ScaleUpLimit"),
+        std::cmp::Ordering::Less => (steady.max(pace_down(current, down, memory, now)), "ScaleDownLimit"),
+        std::cmp::Ordering::Equal => (steady, ""),
+    };
+    if paced > limits.max {
+        return (
+            limits.max,
+            Some(("TooManyReplicas", "the desired replica count is more than the maximum replica count")),
+        );
+    }
+    if paced < limits.min {
+        return (
+            limits.min,
+            Some(("TooFewReplicas", "the desired replica count is less than the minimum replica count")),
+        );
+    }
+    let reason = (paced != steady)
+        .then_some((rate, "the desired replica count is changing faster than the policy allows"));
+    (paced, reason)
+}
+
+fn forget(list: &mut Vec<(Timestamp, i32)>, now: Timestamp, span: Duration) {
+    list.retain(|(at, _)| now.since(*at) <= span);
+    let surplus = list.len().saturating_sub(MAX_MEMORY);
+    list.drain(..surplus);
+}
+
+fn policy(kind: &str, value: i32) -> HPAScalingPolicy {
+    HPAScalingPolicy { type_: kind.into(), value, period_seconds: 15 }
+}
+
+/// The most replicas that the policies allow now.
+fn pace_up(current: i32, rules: Option<&HPAScalingRules>, memory: &Memory, now: Timestamp) -> i32 {
+    let default = vec![policy("Pods", 4), policy("Percent", 100)];
+    let policies = rules.and_then(|r| r.policies.clone()).filter(|p| !p.is_empty()).unwrap_or(default);
+    let allowed = policies.iter().map(|p| {
+        let start = current - changed(memory, p, now, 1);
+        match &*p.type_ {
+            "Pods" => start + p.value,
+            _ => (f64::from(start) * (1.0 + f64::from(p.value) / 100.0)).ceil() as i32,
+        }
+    });
+    match rules.and_then(|r| r.select_policy.as_deref()) {
+        Some("Disabled") => current,
+        Some("Min") => allowed.min().unwrap_or(current),
+        _ => allowed.max().unwrap_or(current),
+    }
+}
+
+/// The fewest replicas that the policies allow now.
+fn pace_down(current: i32, rules: Option<&HPAScalingRules>, memory: &Memory, now: Timestamp) -> i32 {
+    let default = vec![policy("Percent", 100)];
+    let policies = rules.and_then(|r| r.policies.clone()).filter(|p| !p.is_empty()).unwrap_or(default);
+    let allowed = policies.iter().map(|p| {
+        let start = current + changed(memory, p, now, -1);
+        match &*p.type_ {
+            "Pods" => start - p.value,
+            _ => (f64::from(start) * (1.0 - f64::from(p.value) / 100.0)) as i32,
+        }
+    });
+    match rules.and_then(|r| r.select_policy.as_deref()) {
+        Some("Disabled") => current,
+        Some("Min") => allowed.max().unwrap_or(current),
+        _ => allowed.min().unwrap_or(current),
+    }
+}
+
+/// By how many pods the target changed in that direction within a policy's period.
+fn changed(memory: &Memory, policy: &HPAScalingPolicy, now: Timestamp, sign: i32) -> i32 {
+    let period = Duration::from_secs(u64::try_from(policy.period_seconds).unwrap_or(0));
+    let recent = memory.changes.iter().filter(|(at, _)| now.since(*at) < period);
+    recent.map(|(_, by)| (by * sign).max(0)).sum()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Usages in percent of a request of 1000; `-` not measured, `!` not ready.
+    fn samples(text: &str) -> Vec<Sample> {
+        let sample = |word: &str| {
+            let ready = !word.ends_with('!');
+            let usage = word.trim_end_matches('!').parse::<i64>().ok().map(|p| p * 10);
+            Sample { usage, request: 1000, ready }
+        };
+        text.split_whitespace().map(sample).collect()
+    }
+
+    #[test]
+    fn usage_over_target_times_pods_rounded_up() {
+        let check = |current, usages: &str, target, expect| {
+            let proposal = propose(current, &samples(usages), Target::Utilization(target)).unwrap();
+            assert_eq!(proposal.replicas, expect, "{usages}");
+        };
+        check(2, "160 160", 80, 4);
+        check(2, "85 85", 80, 2);
+        check(4, "20 20 20 20", 80, 1);
+        check(3, "100 100 -", 80, 3);
+        check(3, "200 200 -", 80, 5);
+        check(3, "10 10 -", 80, 2);
+        check(3, "200 200 200!", 80, 5);
+        check(1, "500", 50, 10);
+        assert!(propose(1, &samples("-"), Target::Utilization(80)).is_err());
+        let bare = [Sample { usage: Some(5), request: 0, ready: true }];
+        assert!(propose(1, &bare, Target::Utilization(80)).is_err());
+        assert_eq!(propose(1, &bare, Target::Average(2)).unwrap().replicas, 3);
+    }
+
+    fn at(seconds: u64) -> Timestamp {
+        let start: Timestamp = "2026-01-01T00:00:00Z".parse().unwrap();
+        start.after(Duration::from_secs(seconds))
+    }
+
+    #[test]
+    fn up_at_once_but_paced_and_down_after_a_while() {
+        let limits = Limits { min: 2, max: 20 };
+        let mut memory = Memory::default();
+        assert_eq!(smooth(2, 15, limits, None, &mut memory, at(0)).0, 6);
+        memory.changes.push((at(0), 4));
+        assert_eq!(smooth(6, 15, limits, None, &mut memory, at(5)).0, 6, "the period's pods are spent");
+        assert_eq!(smooth(6, 15, limits, None, &mut memory, at(15)).0, 12);
+        assert_eq!(smooth(12, 3, limits, None, &mut memory, at(60)).0, 12, "held");
+        assert_eq!(smooth(12, 3, limits, None, &mut memory, at(316)).0, 3);
+        let (replicas, why) = smooth(12, 0, limits, None, &mut memory, at(700));
+        assert_eq!((replicas, why.unwrap().0), (2, "TooFewReplicas"));
+        let (replicas, why) = smooth(19, 99, limits, None, &mut memory, at(1200));
+        assert_eq!((replicas, why.unwrap().0), (20, "TooManyReplicas"));
+    }
+}

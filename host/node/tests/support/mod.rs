@@ -86,13 +86,18 @@ pub struct Cluster {
     pub api: Api,
     pub dir: tempfile::TempDir,
     range: u8,
+    engine: Arc<dyn Engine>,
     node: Option<Node>,
 }
 
 impl Cluster {
     pub async fn new(range: u8) -> Self {
+        Self::with(range, Arc::new(Pretend)).await
+    }
+
+    pub async fn with(range: u8, engine: Arc<dyn Engine>) -> Self {
         let (api, dir) = (Api::new(), tempfile::tempdir().unwrap());
-        let mut cluster = Self { api, dir, range, node: None };
+        let mut cluster = Self { api, dir, range, engine, node: None };
         cluster.start().await;
         cluster
     }
@@ -101,7 +106,7 @@ impl Cluster {
         let mut settings = Settings::new("n1", self.dir.path());
         settings.pod_cidr = Some(format!("127.42.{}.0/24", self.range));
         settings.proxy = false;
-        self.node = Some(Node::start(settings, self.api.client(), Arc::new(Pretend)).await.unwrap());
+        self.node = Some(Node::start(settings, self.api.client(), self.engine.clone()).await.unwrap());
     }
 
     pub async fn stop(&mut self) {

@@ -5,7 +5,7 @@ export CARGO_TARGET_DIR
 export WASMK_GUESTS := $(CARGO_TARGET_DIR)/guests
 export WASMK_TEST_VENV := $(CARGO_TARGET_DIR)/test-venv
 
-.PHONY: demo build test test-setup lint ledger bench help
+.PHONY: demo build test test-setup lint licences ledger bench help
 
 help: ## list these commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | column -t -s '	'
@@ -28,6 +28,9 @@ test: test-setup ## everything the tests need, then all tests
 lint: ## formatting and clippy, warnings denied
 	cargo fmt --all --check
 	cargo clippy --locked --workspace --all-targets -- -D warnings
+
+licences: ## licences of dependencies, and crates that are banned
+	@tools/licences
 
 ledger: ## how many features are proven by a test, per area
 	@cargo run -q --locked -p wasmk-tests --bin ledger

@@ -1,76 +1,16 @@
-//! Pod security: the levels `baseline` and `restricted`, as the labels of a namespace ask for.
-//!
-//! Each check is a row: the level it belongs to, the minor version it began in, and a function that says what a pod
-//! does wrong.
+//! What a pod may not do: one small function for each thing.
 
 use serde_json::{Map, Value};
-use wasmk_api::{Cause, Object, Status};
-
-use crate::write::{Mode, Work};
-
-const PREFIX: &str = "pod-security.kubernetes.io/";
-
-/// What pods are held to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-enum Level {
-    Privileged,
-    Baseline,
-    Restricted,
-}
-
-impl Level {
-    fn parse(text: &str) -> Option<Self> {
-        match text {
-            "privileged" => Some(Self::Privileged),
-            "baseline" => Some(Self::Baseline),
-            "restricted" => Some(Self::Restricted),
-            _ => None,
-        }
-    }
-
-    fn word(self) -> &'static str {
-        match self {
-            Self::Privileged => "privileged",
-            Self::Baseline => "baseline",
-            Self::Restricted => "restricted",
-        }
-    }
-}
+use wasmk_api::Object;
 
 /// A check's complaint: what is forbidden, and where it was found.
-type Complaint = Option<(&'static str, String)>;
-type Check = fn(&Pod<'_>) -> Complaint;
-
-/// No restricted check takes the place of a check.
-const ALWAYS: u32 = u32::MAX;
-
-/// Level, first minor version, the minor version from which a restricted check takes its place, and the check.
-const CHECKS: [(Level, u32, u32, Check); 18] = [
-    (Level::Baseline, 0, ALWAYS, app_armor),
-    (Level::Baseline, 0, 22, capabilities),
-    (Level::Baseline, 0, ALWAYS, host_namespaces),
-    (Level::Baseline, 0, ALWAYS, host_paths),
-    (Level::Baseline, 0, ALWAYS, host_ports),
-    (Level::Baseline, 34, ALWAYS, host_probes),
-    (Level::Baseline, 0, ALWAYS, privileged),
-    (Level::Baseline, 0, ALWAYS, proc_mount),
-    (Level::Baseline, 0, ALWAYS, se_linux),
-    (Level::Baseline, 19, 0, seccomp_baseline),
-    (Level::Baseline, 0, ALWAYS, sysctls),
-    (Level::Baseline, 0, ALWAYS, host_process),
-    (Level::Restricted, 8, ALWAYS, escalation),
-    (Level::Restricted, 22, ALWAYS, capabilities_restricted),
-    (Level::Restricted, 0, ALWAYS, volumes),
-    (Level::Restricted, 0, ALWAYS, non_root),
-    (Level::Restricted, 23, ALWAYS, root_user),
-    (Level::Restricted, 19, ALWAYS, seccomp_restricted),
-];
+pub(super) type Complaint = Option<(&'static str, String)>;
 
 /// A pod with what checks look at.
-struct Pod<'a> {
-    object: &'a Object,
-    windows: bool,
-    spec: &'a Map<String, Value>,
+pub(super) struct Pod<'a> {
+    pub(super) object: &'a Object,
+    pub(super) windows: bool,
+    pub(super) spec: &'a Map<String, Value>,
 }
 
 impl Pod<'_> {
@@ -109,7 +49,7 @@ fn all_set<'a>(items: impl IntoIterator<Item = &'a str>) -> Vec<&'a str> {
     all
 }
 
-fn app_armor(pod: &Pod<'_>) -> Complaint {
+pub(super) fn app_armor(pod: &Pod<'_>) -> Complaint {
     let bad = |holder: Option<&Value>| {
         let kind = holder.and_then(|h| h.pointer("/appArmorProfile/type")).and_then(Value::as_str);
         kind.filter(|k| !matches!(*k, "RuntimeDefault" | "Localhost")).map(str::to_owned)
@@ -143,7 +83,7 @@ fn added(container: &Value) -> impl Iterator<Item = &str> {
     add.into_iter().flatten().filter_map(Value::as_str)
 }
 
-fn capabilities(pod: &Pod<'_>) -> Complaint {
+pub(super) fn capabilities(pod: &Pod<'_>) -> Complaint {
     const ALLOWED: [&str; 13] = [
         "AUDIT_WRITE",
         "CHOWN",
@@ -174,7 +114,7 @@ fn capabilities(pod: &Pod<'_>) -> Complaint {
     })
 }
 
-fn host_namespaces(pod: &Pod<'_>) -> Complaint {
+pub(super) fn host_namespaces(pod: &Pod<'_>) -> Complaint {
     let set: Vec<String> = ["hostNetwork", "hostPID", "hostIPC"]
         .into_iter()
         .filter(|key| pod.spec.get(*key) == Some(&Value::Bool(true)))
@@ -192,14 +132,14 @@ fn volume_list<'a>(pod: &'a Pod<'_>) -> impl Iterator<Item = (&'a str, &'a Map<S
         .filter_map(|v| Some((v.get("name").and_then(Value::as_str).unwrap_or(""), v.as_object()?)))
 }
 
-fn host_paths(pod: &Pod<'_>) -> Complaint {
+pub(super) fn host_paths(pod: &Pod<'_>) -> Complaint {
     let names: Vec<&str> =
         volume_list(pod).filter(|(_, v)| v.contains_key("hostPath")).map(|(n, _)| n).collect();
     let s = if names.len() == 1 { "" } else { "s" };
     (!names.is_empty()).then(|| ("hostPath volumes", format!("volume{s} {}", quoted(&names))))
 }
 
-fn host_ports(pod: &Pod<'_>) -> Complaint {
+pub(super) fn host_ports(pod: &Pod<'_>) -> Complaint {
     let ports = |c: &Value| -> Vec<u64> {
         let all = c.get("ports").and_then(Value::as_array);
         all.into_iter().flatten().filter_map(|p| p.get("hostPort")?.as_u64()).filter(|p| *p > 0).collect()
@@ -215,7 +155,7 @@ fn host_ports(pod: &Pod<'_>) -> Complaint {
         .then(|| ("hostPort", format!("{} {uses} hostPort{s} {}", named(&names), list.join(", "))))
 }
 
-fn host_probes(pod: &Pod<'_>) -> Complaint {
+pub(super) fn host_probes(pod: &Pod<'_>) -> Complaint {
     let sets_host = |action: Option<&Value>| {
         ["httpGet", "tcpSocket"].iter().any(|kind| {
             let host = action.and_then(|a| a.get(*kind)).and_then(|a| a.get("host")).and_then(Value::as_str);
@@ -235,13 +175,13 @@ fn flag(container: &Value, name: &str) -> Option<bool> {
     container.pointer(&format!("/securityContext/{name}")).and_then(Value::as_bool)
 }
 
-fn privileged(pod: &Pod<'_>) -> Complaint {
+pub(super) fn privileged(pod: &Pod<'_>) -> Complaint {
     let names = pod.which(|c| flag(c, "privileged") == Some(true));
     (!names.is_empty())
         .then(|| ("privileged", format!("{} must not set securityContext.privileged=true", named(&names))))
 }
 
-fn proc_mount(pod: &Pod<'_>) -> Complaint {
+pub(super) fn proc_mount(pod: &Pod<'_>) -> Complaint {
     if pod.spec.get("hostUsers") == Some(&Value::Bool(false)) {
         return None;
     }
@@ -262,7 +202,7 @@ fn proc_mount(pod: &Pod<'_>) -> Complaint {
     })
 }
 
-fn se_linux(pod: &Pod<'_>) -> Complaint {
+pub(super) fn se_linux(pod: &Pod<'_>) -> Complaint {
     let faults = |holder: Option<&Value>| -> Vec<String> {
         let Some(options) = holder.and_then(|h| h.get("seLinuxOptions")) else { return Vec::new() };
         let text = |key: &str| options.get(key).and_then(Value::as_str).unwrap_or("");
@@ -317,7 +257,7 @@ fn seccomp_bad(kind: Option<&str>) -> bool {
     kind.is_some_and(|k| !matches!(k, "RuntimeDefault" | "Localhost"))
 }
 
-fn seccomp_baseline(pod: &Pod<'_>) -> Complaint {
+pub(super) fn seccomp_baseline(pod: &Pod<'_>) -> Complaint {
     let mut setters = Vec::new();
     let mut kinds = Vec::new();
     if seccomp_bad(seccomp(pod.context())) {
@@ -346,7 +286,7 @@ fn seccomp_baseline(pod: &Pod<'_>) -> Complaint {
     })
 }
 
-fn seccomp_restricted(pod: &Pod<'_>) -> Complaint {
+pub(super) fn seccomp_restricted(pod: &Pod<'_>) -> Complaint {
     if pod.windows {
         return None;
     }
@@ -363,7 +303,7 @@ fn seccomp_restricted(pod: &Pod<'_>) -> Complaint {
     })
 }
 
-fn sysctls(pod: &Pod<'_>) -> Complaint {
+pub(super) fn sysctls(pod: &Pod<'_>) -> Complaint {
     const ALLOWED: [&str; 10] = [
         "kernel.shm_rmid_forced",
         "net.ipv4.ip_local_port_range",
@@ -386,7 +326,7 @@ fn sysctls(pod: &Pod<'_>) -> Complaint {
     (!bad.is_empty()).then(|| ("forbidden sysctls", bad.join(", ")))
 }
 
-fn host_process(pod: &Pod<'_>) -> Complaint {
+pub(super) fn host_process(pod: &Pod<'_>) -> Complaint {
     let set = |holder: Option<&Value>| {
         holder.and_then(|h| h.pointer("/windowsOptions/hostProcess")) == Some(&Value::Bool(true))
     };
@@ -406,7 +346,7 @@ fn host_process(pod: &Pod<'_>) -> Complaint {
     })
 }
 
-fn escalation(pod: &Pod<'_>) -> Complaint {
+pub(super) fn escalation(pod: &Pod<'_>) -> Complaint {
     if pod.windows {
         return None;
     }
@@ -419,7 +359,7 @@ fn escalation(pod: &Pod<'_>) -> Complaint {
     })
 }
 
-fn capabilities_restricted(pod: &Pod<'_>) -> Complaint {
+pub(super) fn capabilities_restricted(pod: &Pod<'_>) -> Complaint {
     if pod.windows {
         return None;
     }
@@ -444,7 +384,7 @@ fn capabilities_restricted(pod: &Pod<'_>) -> Complaint {
     complaint("unrestricted capabilities", found)
 }
 
-fn volumes(pod: &Pod<'_>) -> Complaint {
+pub(super) fn volumes(pod: &Pod<'_>) -> Complaint {
     const ALLOWED: [&str; 8] = [
         "configMap",
         "csi",
@@ -473,7 +413,7 @@ fn volumes(pod: &Pod<'_>) -> Complaint {
     ))
 }
 
-fn non_root(pod: &Pod<'_>) -> Complaint {
+pub(super) fn non_root(pod: &Pod<'_>) -> Complaint {
     if pod.spec.get("hostUsers") == Some(&Value::Bool(false)) {
         return None;
     }
@@ -501,7 +441,7 @@ fn non_root(pod: &Pod<'_>) -> Complaint {
     })
 }
 
-fn root_user(pod: &Pod<'_>) -> Complaint {
+pub(super) fn root_user(pod: &Pod<'_>) -> Complaint {
     if pod.spec.get("hostUsers") == Some(&Value::Bool(false)) {
         return None;
     }
@@ -517,128 +457,4 @@ fn root_user(pod: &Pod<'_>) -> Complaint {
     }
     (!setters.is_empty())
         .then(|| ("runAsUser=0", format!("{} must not set runAsUser=0", setters.join(" and "))))
-}
-
-/// What a pod violates at a level of a minor version, as text; empty when nothing.
-fn violations(object: &Object, level: Level, minor: u32) -> String {
-    let Some(spec) = object.at(&["spec"]).and_then(Value::as_object) else { return String::new() };
-    let windows =
-        minor >= 25 && object.at(&["spec", "os", "name"]).and_then(Value::as_str) == Some("windows");
-    let pod = Pod { object, windows, spec };
-    let checks = CHECKS.iter().filter(|(of, since, replaced, _)| {
-        let replaced = level == Level::Restricted && minor >= *replaced && *replaced != ALWAYS;
-        *of <= level && *since <= minor && !replaced
-    });
-    let found: Vec<(&str, String)> = checks.filter_map(|(_, _, _, check)| check(&pod)).collect();
-    found.iter().map(|(what, where_)| format!("{what} ({where_})")).collect::<Vec<_>>().join(", ")
-}
-
-/// A level and version that a namespace's labels ask for in a mode (`enforce`, `warn`).
-fn wanted(namespace: &Object, mode: &str) -> (Level, String, u32) {
-    let level =
-        namespace.label(&format!("{PREFIX}{mode}")).and_then(Level::parse).unwrap_or(Level::Privileged);
-    let version = namespace.label(&format!("{PREFIX}{mode}-version")).unwrap_or("latest");
-    let minor = version.strip_prefix("v1.").and_then(|m| m.parse().ok()).unwrap_or(u32::MAX);
-    (level, if minor == u32::MAX { "latest".into() } else { version.into() }, minor)
-}
-
-/// Holds a pod to what its namespace asks for.
-pub(crate) fn validate(
-    work: &Work<'_>,
-    new: &Object,
-    old: Option<&Object>,
-    mode: Mode,
-) -> Result<(), Status> {
-    let looks = match (mode, old) {
-        (Mode::Main, Some(old)) => new.at(&["spec"]) != old.at(&["spec"]),
-        (Mode::Main, None) | (Mode::Free("ephemeralcontainers"), _) => true,
-        _ => false,
-    };
-    if !looks {
-        return Ok(());
-    }
-    let Some(entry) = work.core.caches.of("core/namespaces").get(work.namespace()) else { return Ok(()) };
-    if entry.labels().all(|(key, _)| !key.starts_with(PREFIX)) {
-        return Ok(());
-    }
-    let namespace = entry.object();
-    let (level, version, minor) = wanted(&namespace, "enforce");
-    let wrong = violations(new, level, minor);
-    if !wrong.is_empty() {
-        let why = format!("violates PodSecurity \"{}:{version}\": {wrong}", level.word());
-        return Err(Status::forbidden(&work.resource.group_resource(), new.name(), &why));
-    }
-    let (level, version, minor) = wanted(&namespace, "warn");
-    let wrong = violations(new, level, minor);
-    if !wrong.is_empty() {
-        work.call.warn(format!("would violate PodSecurity \"{}:{version}\": {wrong}", level.word()));
-    }
-    Ok(())
-}
-
-/// Checks the labels of a namespace.
-pub(crate) fn validate_namespace(
-    work: &Work<'_>,
-    new: &Object,
-    old: Option<&Object>,
-    _: Mode,
-) -> Result<(), Status> {
-    let mut causes = Vec::new();
-    for mode in ["audit", "enforce", "warn"] {
-        let mut check = |key: String, good: &dyn Fn(&str) -> bool, expected: &str| {
-            let Some(value) = new.label(&key) else { return };
-            if !good(value) && old.and_then(|o| o.label(&key)) != Some(value) {
-                causes.push(Cause {
-                    reason: "FieldValueInvalid".into(),
-                    message: format!("Invalid value: {value:?}: must be {expected}"),
-                    field: format!("metadata.labels[{key}]"),
-                });
-            }
-        };
-        let version =
-            |v: &str| v == "latest" || v.strip_prefix("v1.").is_some_and(|m| m.parse::<u32>().is_ok());
-        check(
-            format!("{PREFIX}{mode}"),
-            &|v| Level::parse(v).is_some(),
-            "one of privileged, baseline, restricted",
-        );
-        check(format!("{PREFIX}{mode}-version"), &version, "\"latest\" or \"v1.x\"");
-    }
-    if causes.is_empty() {
-        Ok(())
-    } else {
-        Err(Status::invalid(&work.resource.group_kind(), new.name(), &causes))
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use serde_json::json;
-
-    use super::*;
-
-    fn check(spec: Value, level: Level, expect: &str) {
-        let pod = Object::from_value(json!({ "metadata": { "name": "p" }, "spec": spec })).unwrap();
-        let found = violations(&pod, level, u32::MAX);
-        assert!(if expect.is_empty() { found.is_empty() } else { found.contains(expect) }, "{found}");
-    }
-
-    #[test]
-    fn levels() {
-        let plain = json!({ "containers": [{ "name": "c" }] });
-        check(plain.clone(), Level::Baseline, "");
-        check(plain, Level::Restricted, "runAsNonRoot != true (pod or container \"c\" must set");
-        let host = json!({ "hostPID": true, "containers": [{ "name": "c" }] });
-        check(host.clone(), Level::Baseline, "host namespaces (hostPID=true)");
-        check(host, Level::Privileged, "");
-        let good = json!({
-            "securityContext": { "runAsNonRoot": true, "seccompProfile": { "type": "RuntimeDefault" } },
-            "containers": [{ "name": "c", "securityContext": {
-                "allowPrivilegeEscalation": false, "capabilities": { "drop": ["ALL"] },
-            } }],
-        });
-        check(good, Level::Restricted, "");
-        let port = json!({ "containers": [{ "name": "c", "ports": [{ "hostPort": 80 }] }] });
-        check(port, Level::Baseline, "hostPort (container \"c\" uses hostPort 80)");
-    }
 }

@@ -79,6 +79,8 @@ pub struct Settings {
     pub store: StoreKind,
     /// Suffix of functions' host names.
     pub domain: String,
+    /// Where pods get their addresses from.
+    pub pod_range: String,
 }
 
 /// A running cluster.
@@ -119,8 +121,7 @@ impl Cluster {
         let images = Storage::open(settings.data.join("registry"), Default::default()).await;
         let images = images.context("cannot open the registry's files")?;
         let links = Arc::new(Links::default());
-        let mut config =
-            Config::new(store, pki.token_key()?, pki.ca_cert().into(), settings.data.join("registry"));
+        let mut config = Config::new(store, pki.token_key()?, pki.ca_cert().into());
         config.dialer = links.clone();
         config.advertise_address = running.api.ip();
         config.advertise_port = running.api.port();
@@ -228,6 +229,7 @@ impl Cluster {
             ca_pem: pki.ca_cert().into(),
             ca_key_pem: pki.ca().key.clone(),
             volume_root: settings.data.join("volumes").display().to_string(),
+            cluster_cidr: settings.pod_range.clone(),
             ..Default::default()
         };
         let client = self.client("system:kube-controller-manager");

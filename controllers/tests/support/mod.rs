@@ -22,15 +22,15 @@ use wasmk_apiserver::{ApiServer, Config};
 use wasmk_controllers::{Clock, Context, Settings, run_in, scheduler};
 use wasmk_store::Memory;
 
-pub const NS: &str = "default";
+pub(crate) const NS: &str = "default";
 /// Looks at the cluster before a value counts as not coming; a tenth of a second apart.
 const MAX_LOOKS: usize = 9000;
 
-pub struct Cluster {
-    pub client: Client,
-    pub clock: Clock,
-    pub shutdown: CancellationToken,
-    pub server: ApiServer,
+pub(crate) struct Cluster {
+    pub(crate) client: Client,
+    pub(crate) clock: Clock,
+    pub(crate) shutdown: CancellationToken,
+    pub(crate) server: ApiServer,
     _folder: tempfile::TempDir,
 }
 
@@ -42,7 +42,7 @@ impl Drop for Cluster {
 
 impl Cluster {
     /// A cluster with that many nodes of 4 CPUs, one set of controllers and a scheduler.
-    pub async fn with_nodes(count: usize) -> Self {
+    pub(crate) async fn with_nodes(count: usize) -> Self {
         let cluster = Self::bare().await;
         for i in 0..count {
             cluster.add_node(&format!("n{i}"), json!({})).await;
@@ -55,10 +55,10 @@ impl Cluster {
     }
 
     /// Only the API and hollow nodes' kubelet.
-    pub async fn bare() -> Self {
+    pub(crate) async fn bare() -> Self {
         let folder = tempfile::tempdir().unwrap();
         let key = rcgen::KeyPair::generate().unwrap().serialize_pem();
-        let config = Config::new(Arc::new(Memory::new()), key, String::new(), folder.path().join("registry"));
+        let config = Config::new(Arc::new(Memory::new()), key, String::new());
         let server = ApiServer::start(config).await.unwrap();
         let client = server.client("admin", &["system:masters"]);
         let shutdown = CancellationToken::new();
@@ -67,25 +67,25 @@ impl Cluster {
         Self { client, clock, shutdown, server, _folder: folder }
     }
 
-    pub fn run_controllers(&self) {
+    pub(crate) fn run_controllers(&self) {
         let settings =
             Settings { ca_pem: "PEM".into(), volume_root: "/var/volumes".into(), ..Settings::default() };
         self.run_controllers_with(settings);
     }
 
-    pub fn run_controllers_with(&self, settings: Settings) {
+    pub(crate) fn run_controllers_with(&self, settings: Settings) {
         let client = self.server.client("system:kube-controller-manager", &["system:masters"]);
         let cx = Context::new(client, settings, self.clock, self.shutdown.clone());
         tokio::spawn(async move { run_in(cx).await.unwrap() });
     }
 
-    pub fn run_scheduler(&self) {
+    pub(crate) fn run_scheduler(&self) {
         let client = self.server.client("system:kube-scheduler", &["system:masters"]);
         let cx = Context::new(client, Settings::default(), self.clock, self.shutdown.clone());
         tokio::spawn(async move { scheduler::run_in(cx, Default::default()).await.unwrap() });
     }
 
-    pub async fn add_node(&self, name: &str, labels: Value) {
+    pub(crate) async fn add_node(&self, name: &str, labels: Value) {
         let mut all = json!({"kubernetes.io/hostname": name});
         all.as_object_mut().unwrap().extend(labels.as_object().unwrap().clone());
         let node = json!({"metadata": {"name": name, "labels": all}});
@@ -103,7 +103,7 @@ impl Cluster {
     }
 
     /// Creates an object of the namespace `default`.
-    pub async fn create<K>(&self, value: Value) -> K
+    pub(crate) async fn create<K>(&self, value: Value) -> K
     where
         K: Resource<DynamicType = (), Scope = NamespaceResourceScope>,
         K: Clone + Debug + Serialize + DeserializeOwned,
@@ -112,11 +112,11 @@ impl Cluster {
         self.api::<K>().create(&PostParams::default(), &object).await.unwrap()
     }
 
-    pub fn api<K: Resource<DynamicType = (), Scope = NamespaceResourceScope>>(&self) -> Api<K> {
+    pub(crate) fn api<K: Resource<DynamicType = (), Scope = NamespaceResourceScope>>(&self) -> Api<K> {
         Api::namespaced(self.client.clone(), NS)
     }
 
-    pub async fn patch<K>(&self, name: &str, value: Value) -> K
+    pub(crate) async fn patch<K>(&self, name: &str, value: Value) -> K
     where
         K: Resource<DynamicType = (), Scope = NamespaceResourceScope> + Clone + Debug + DeserializeOwned,
     {
@@ -124,7 +124,7 @@ impl Cluster {
     }
 
     /// Waits until an object is as wanted.
-    pub async fn until<K>(&self, name: &str, wanted: impl Fn(&K) -> bool) -> K
+    pub(crate) async fn until<K>(&self, name: &str, wanted: impl Fn(&K) -> bool) -> K
     where
         K: Resource<DynamicType = (), Scope = NamespaceResourceScope> + Clone + Debug + DeserializeOwned,
     {
@@ -141,7 +141,7 @@ impl Cluster {
     }
 
     /// Waits until the list of objects is as wanted.
-    pub async fn until_all<K>(&self, selector: &str, wanted: impl Fn(&[K]) -> bool) -> Vec<K>
+    pub(crate) async fn until_all<K>(&self, selector: &str, wanted: impl Fn(&[K]) -> bool) -> Vec<K>
     where
         K: Resource<DynamicType = (), Scope = NamespaceResourceScope> + Clone + Debug + DeserializeOwned,
     {
@@ -161,7 +161,7 @@ impl Cluster {
     }
 
     /// Lets everything settle for a while, to see that nothing more happens.
-    pub async fn rest(&self, seconds: u64) {
+    pub(crate) async fn rest(&self, seconds: u64) {
         tokio::time::sleep(Duration::from_secs(seconds)).await;
     }
 }
@@ -170,7 +170,7 @@ fn now(clock: Clock) -> String {
     clock.now().to_string()
 }
 
-pub fn deployment(name: &str, replicas: i32, image: &str) -> Value {
+pub(crate) fn deployment(name: &str, replicas: i32, image: &str) -> Value {
     json!({
         "metadata": {"name": name},
         "spec": {
@@ -184,17 +184,17 @@ pub fn deployment(name: &str, replicas: i32, image: &str) -> Value {
     })
 }
 
-pub fn is_ready(pod: &Pod) -> bool {
+pub(crate) fn is_ready(pod: &Pod) -> bool {
     let conditions = pod.status.iter().flat_map(|s| s.conditions.iter().flatten());
     conditions.into_iter().any(|c| c.type_ == "Ready" && c.status == "True")
 }
 
-pub fn is_going(pod: &Pod) -> bool {
+pub(crate) fn is_going(pod: &Pod) -> bool {
     pod.metadata.deletion_timestamp.is_some()
 }
 
 /// How many pods run each image.
-pub fn images(pods: &[Pod]) -> BTreeMap<String, usize> {
+pub(crate) fn images(pods: &[Pod]) -> BTreeMap<String, usize> {
     let mut counts = BTreeMap::new();
     for pod in pods.iter().filter(|p| !is_going(p)) {
         *counts.entry(pod.spec.as_ref().unwrap().containers[0].image.clone().unwrap()).or_insert(0) += 1;

@@ -30,7 +30,7 @@ async fn main() -> anyhow::Result<()> {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await?;
     let address = listener.local_addr()?;
     let signing = KeyPair::generate()?.serialize_pem();
-    let mut config = Config::new(Arc::new(Memory::new()), signing, ca_cert.pem(), folder.join("registry"));
+    let mut config = Config::new(Arc::new(Memory::new()), signing, ca_cert.pem());
     config.advertise_port = address.port();
     config.static_tokens = vec![(TOKEN.into(), User::new("admin", ["system:masters"]))];
     if let Some(range) = std::env::args().nth(2).and_then(|r| wasmk_apiserver::ServiceRange::parse(&r)) {

@@ -2,7 +2,6 @@
 
 use std::{
     net::{IpAddr, Ipv4Addr},
-    path::PathBuf,
     sync::Arc,
 };
 
@@ -121,8 +120,6 @@ pub struct Config {
     pub advertise_port: u16,
     /// What `/version` says.
     pub version: VersionInfo,
-    /// Where the embedded image registry keeps its blobs.
-    pub registry_dir: PathBuf,
     /// Bearer tokens with the users they stand for, for bootstrap and tests.
     pub static_tokens: Vec<(String, crate::User)>,
     /// The present.
@@ -131,12 +128,7 @@ pub struct Config {
 
 impl Config {
     /// Settings with defaults for everything but the store and the keys.
-    pub fn new(
-        store: Arc<dyn Store>,
-        service_account_key: String,
-        client_ca: String,
-        registry_dir: PathBuf,
-    ) -> Self {
+    pub fn new(store: Arc<dyn Store>, service_account_key: String, client_ca: String) -> Self {
         Self {
             store,
             service_range: ServiceRange { base: Ipv4Addr::new(127, 43, 0, 0), prefix: 16 },
@@ -148,7 +140,6 @@ impl Config {
             advertise_address: IpAddr::V4(Ipv4Addr::LOCALHOST),
             advertise_port: 6443,
             version: VersionInfo::default(),
-            registry_dir,
             static_tokens: Vec::new(),
             clock: Timestamp::now,
         }

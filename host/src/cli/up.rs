@@ -62,6 +62,9 @@ pub(super) struct Args {
     /// Domain of functions' host names
     #[arg(long, value_name = "DOMAIN", default_value = "example.com")]
     domain: String,
+    /// Where pods get their addresses from; two clusters on one machine need parts of the default
+    #[arg(long, value_name = "CIDR", default_value = "127.42.0.0/16")]
+    pod_cidr: String,
     /// Add a context `wasmk` to ~/.kube/config (or to FILE) and make it current
     #[arg(long, value_name = "FILE", num_args = 0..=1)]
     merge_kubeconfig: Option<Option<PathBuf>>,
@@ -111,6 +114,7 @@ fn settings(args: Args) -> Settings {
         controllers: args.controllers,
         store: args.store,
         domain: args.domain,
+        pod_range: args.pod_cidr,
     }
 }
 

@@ -20,8 +20,8 @@ use crate::{
     write::{DeleteOptions, Mode, Work, delete_object, update_object},
 };
 
-use version::text;
 pub(crate) use version::CustomVersion;
+use version::text;
 
 const DEFINITIONS: &str = "apiextensions.k8s.io/customresourcedefinitions";
 /// What can be done with custom resources.

@@ -26,7 +26,7 @@ pub(crate) async fn start() -> Server {
 pub(crate) async fn start_with(change: impl FnOnce(&mut Config)) -> Server {
     let folder = tempfile::tempdir().unwrap();
     let key = rcgen::KeyPair::generate().unwrap().serialize_pem();
-    let mut config = Config::new(Arc::new(Memory::new()), key, String::new(), folder.path().join("registry"));
+    let mut config = Config::new(Arc::new(Memory::new()), key, String::new());
     config.static_tokens = vec![(TOKEN.into(), User::new("admin", ["system:masters"]))];
     change(&mut config);
     let api = ApiServer::start(config).await.unwrap();

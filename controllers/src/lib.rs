@@ -38,6 +38,7 @@ mod replicationcontroller;
 mod role_aggregation;
 mod root_ca;
 pub mod scheduler;
+mod service_lb;
 mod serviceaccount;
 mod statefulset;
 mod taint_eviction;
@@ -93,6 +94,7 @@ pub const CONTROLLERS: &[Entry] = entries![
     "endpointslice-mirroring-controller", endpoints::mirror::run, "Copies Endpoints made by hand into EndpointSlices.";
     "horizontal-pod-autoscaler-controller", autoscaler::run, "Scales workloads with their pods' use of resources.";
     "endpointslice-controller", endpoints::slices::run, "Lists the pods behind each Service in EndpointSlices.";
+    "service-lb-controller", service_lb::run, "Gives Services of type LoadBalancer an address.";
     "node-lifecycle-controller", node_lifecycle::run, "Taints nodes that are silent or unfit.";
     "taint-eviction-controller", taint_eviction::run, "Deletes pods that do not tolerate their node's NoExecute taints.";
     "node-ipam-controller", node_ipam::run, "Gives every node a range of pod addresses.";

@@ -261,7 +261,7 @@ impl<S: Replicated> Keeper<S> {
             Err(error) if error.is_already_exists() => {
                 // Made by another controller, or a stranger: either way the cache must know.
                 let there = self.cx.fetch::<Pod>(&Key::new(namespace, name)).await?;
-                if !there.is_some_and(|p| controller_of(&*p).is_some_and(|o| o.uid == uid(&**set))) {
+                if there.is_none_or(|p| controller_of(&*p).is_none_or(|o| o.uid != uid(&**set))) {
                     self.used(set, slot);
                 }
                 Err(error)

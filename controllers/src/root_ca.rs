@@ -45,7 +45,7 @@ async fn reconcile(
     maps: &Informer<ConfigMap>,
     key: Key,
 ) -> Result<Next> {
-    if !namespaces.get(&key).is_some_and(|n| !is_deleting(&*n)) {
+    if namespaces.get(&key).is_none_or(|n| is_deleting(&*n)) {
         return Ok(Next::Change);
     }
     let there = maps.get(&Key::new(&*key.name, NAME));

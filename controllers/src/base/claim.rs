@@ -69,7 +69,7 @@ impl Claim {
         // The cache may not yet know that the owner is going: ask before taking anything.
         let key = super::Key::of(owner.meta());
         let live = cx.fetch::<O>(&key).await?;
-        if !live.is_some_and(|o| uid(&*o) == uid(owner) && !is_deleting(&*o)) {
+        if live.is_none_or(|o| uid(&*o) != uid(owner) || is_deleting(&*o)) {
             return Ok(own);
         }
         for child in claimed.adopt {

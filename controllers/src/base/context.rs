@@ -41,6 +41,8 @@ pub struct Settings {
     pub terminated_pod_threshold: usize,
     /// Directory below which the built-in provisioner makes volumes. Empty: none are made.
     pub volume_root: String,
+    /// Address (or name) at which services of type LoadBalancer answer. Empty: they get none here.
+    pub load_balancer_address: String,
 }
 
 impl Default for Settings {
@@ -56,6 +58,7 @@ impl Default for Settings {
             ca_key_pem: String::new(),
             terminated_pod_threshold: 12_500,
             volume_root: String::new(),
+            load_balancer_address: String::new(),
         }
     }
 }

@@ -230,3 +230,73 @@ fn is_idle(set: &ReplicaSet) -> bool {
         && status.is_none_or(|s| s.replicas == 0)
         && status.and_then(|s| s.observed_generation) >= set.metadata.generation
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::{Value, json};
+
+    /// A deployment of image `v2`; sets as `name image size available [wanted=N]`.
+    fn check(spec: Value, sets: &[&str], expect: &str) {
+        let container = |image: &str| json!({"spec": {"containers": [{"name": "c", "image": image}]}});
+        let mut whole = json!({"metadata": {"name": "web", "uid": "d", "generation": 1}, "spec": {
+            "replicas": 4, "selector": {"matchLabels": {"app": "web"}}, "template": container("v2")}});
+        for (key, value) in spec.as_object().unwrap() {
+            whole["spec"][key] = value.clone();
+        }
+        let wanted = whole["spec"]["replicas"].to_string();
+        let set = |(i, text): (usize, &&str)| -> Arc<ReplicaSet> {
+            let words: Vec<&str> = text.split_whitespace().collect();
+            let noted = words.iter().find_map(|w| w.strip_prefix("wanted=")).unwrap_or(&wanted);
+            let max = noted.parse::<i32>().unwrap() * 5 / 4;
+            let (size, available): (i32, i32) = (words[2].parse().unwrap(), words[3].parse().unwrap());
+            Arc::new(serde_json::from_value(json!({
+                "metadata": {"name": words[0], "uid": words[0], "creationTimestamp": format!("2026-01-01T00:00:0{i}Z"),
+                    "annotations": {REVISION: (i + 1).to_string(), DESIRED_REPLICAS: noted, super::super::MAX_REPLICAS: max.to_string()}},
+                "spec": {"replicas": size, "selector": {}, "template": container(words[1])},
+                "status": {"replicas": size, "availableReplicas": available, "readyReplicas": available},
+            })).unwrap())
+        };
+        let sets: Vec<_> = sets.iter().enumerate().map(set).collect();
+        let running =
+            |s: &Arc<ReplicaSet>| (uid(&**s).to_owned(), s.status.as_ref().unwrap().replicas as usize);
+        let pods = sets.iter().map(running).collect();
+        let view = View { deployment: Arc::new(serde_json::from_value(whole).unwrap()), sets, pods };
+        let plan = plan(&view, "2026-01-01T01:00:00Z".parse().unwrap());
+        let size = |s: &ReplicaSet| s.spec.as_ref().unwrap().replicas.unwrap();
+        let mut shown: Vec<String> = plan.create.iter().map(|s| format!("create {}", size(s))).collect();
+        shown.extend(plan.scale.iter().map(|(from, to, s)| format!("{} {from}>{to}", uid(s))));
+        shown.extend(plan.revision.iter().map(|r| format!("revision {r}")));
+        assert_eq!(
+            shown.join(", "),
+            expect,
+            "{spec} {:?}",
+            view.sets.iter().map(|s| uid(&**s)).collect::<Vec<_>>()
+        );
+    }
+
+    #[test]
+    fn one_step_of_a_rollout_at_a_time() {
+        check(json!({}), &[], "create 4, revision 1");
+        check(json!({}), &["a v1 4 4"], "create 1, revision 2");
+        check(json!({}), &["a v1 4 4", "b v2 1 0"], "a 4>3, revision 2");
+        check(json!({}), &["a v1 3 3", "b v2 1 0"], "b 1>2, revision 2");
+        check(json!({}), &["a v1 3 3", "b v2 2 0"], "revision 2");
+        check(json!({}), &["a v1 3 3", "b v2 2 2"], "a 3>1, revision 2");
+        check(json!({}), &["a v2 0 0", "b v1 4 4"], "a 0>1, revision 3");
+    }
+
+    #[test]
+    fn recreate_pause_and_scaling() {
+        let recreate = || json!({"strategy": {"type": "Recreate"}});
+        check(recreate(), &["a v1 4 4"], "a 4>0");
+        check(recreate(), &["a v1 0 0"], "create 4, revision 2");
+        check(json!({"paused": true}), &["a v1 4 4"], "");
+        check(json!({"paused": true, "replicas": 6}), &["a v1 4 4 wanted=4"], "a 4>6");
+        check(
+            json!({"replicas": 8}),
+            &["a v1 3 3 wanted=4", "b v2 2 0 wanted=4"],
+            "a 3>6, b 2>4, revision 2",
+        );
+    }
+}

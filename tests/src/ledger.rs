@@ -23,7 +23,10 @@ pub fn rows() -> Vec<Row> {
 }
 
 fn parse(text: &str) -> Vec<Row> {
-    text.lines().skip(1).map(|line| row(line).unwrap_or_else(|| panic!("not a row of the ledger: {line}"))).collect()
+    text.lines()
+        .skip(1)
+        .map(|line| row(line).unwrap_or_else(|| panic!("not a row of the ledger: {line}")))
+        .collect()
 }
 
 fn row(line: &str) -> Option<Row> {

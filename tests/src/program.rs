@@ -1,9 +1,9 @@
 //! The real program, started on free ports and a directory of its own, and real clients beside it.
 
 use std::{
-    net::SocketAddr,
+    net::{SocketAddr, TcpListener},
     path::{Path, PathBuf},
-    process::{Child, Command, Output, Stdio},
+    process::{Child, ChildStdin, Command, Output, Stdio},
     time::{Duration, Instant},
 };
 
@@ -19,6 +19,29 @@ pub struct Program {
     dir: TempDir,
     child: Child,
     status: Value,
+    range: Option<PodRange>,
+    _guard: ChildStdin,
+}
+
+/// A part of the pods' addresses that no other program on this machine uses, held by a port in it.
+#[derive(Debug)]
+struct PodRange {
+    third: u8,
+    _claim: TcpListener,
+}
+
+impl PodRange {
+    fn claim() -> Self {
+        let free = (1..63_u8).map(|part| part * 4).find_map(|third| {
+            let claim = TcpListener::bind(SocketAddr::from(([127, 42, third + 3, 254], 42_424))).ok()?;
+            Some(Self { third, _claim: claim })
+        });
+        free.expect("a free range of pod addresses")
+    }
+
+    fn cidr(&self) -> String {
+        format!("127.42.{}.0/22", self.third)
+    }
 }
 
 impl Program {
@@ -34,10 +57,15 @@ impl Program {
 
     /// Starts it on a data directory that may hold an earlier life.
     pub fn start_in(dir: TempDir, flags: &[&str]) -> Self {
+        Self::start_at(dir, PodRange::claim(), flags)
+    }
+
+    fn start_at(dir: TempDir, range: PodRange, flags: &[&str]) -> Self {
         let log = std::fs::File::create(dir.path().join("up.log")).expect("a log file");
         let child = Command::new(binary())
             .args(["up", "--api-addr", "127.0.0.1:0", "--gateway-addr", "127.0.0.1:0"])
-            .args(["--registry-addr", "127.0.0.1:0", "--node-name", "node-a", "--data-dir"])
+            .args(["--registry-addr", "127.0.0.1:0", "--node-name", "node-a"])
+            .args(["--pod-cidr", &range.cidr(), "--data-dir"])
             .arg(dir.path().join("data"))
             .args(flags)
             .stdin(Stdio::null())
@@ -45,7 +73,8 @@ impl Program {
             .stderr(log)
             .spawn()
             .expect("wasmk starts");
-        let mut program = Self { dir, child, status: Value::Null };
+        let mut program =
+            Self { dir, _guard: guard(child.id()), child, status: Value::Null, range: Some(range) };
         program.status = program.until_ready();
         program
     }
@@ -118,7 +147,8 @@ impl Program {
         succeeded("kubectl", &args, &self.kubectl_output(&args, Some(manifest)))
     }
 
-    fn client(&self, program: &Path, args: &[&str], stdin: Option<&str>) -> Output {
+    /// Another program with the cluster's kubeconfig.
+    pub fn client(&self, program: &Path, args: &[&str], stdin: Option<&str>) -> Output {
         use std::io::Write;
         let mut child = Command::new(program)
             .args(args)
@@ -129,7 +159,9 @@ impl Program {
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .spawn()
-            .unwrap_or_else(|e| panic!("{} cannot be started ({e}); `make test` installs it", program.display()));
+            .unwrap_or_else(|e| {
+                panic!("{} cannot be started ({e}); `make test` installs it", program.display())
+            });
         if let (Some(text), Some(mut pipe)) = (stdin, child.stdin.take()) {
             pipe.write_all(text.as_bytes()).expect("the client reads its input");
         }
@@ -164,23 +196,63 @@ impl Program {
         (code.parse().unwrap_or(0), body.into())
     }
 
-    /// Ends the process without a chance to clean up, and keeps its directory.
-    pub fn kill(mut self) -> TempDir {
+    /// Ends the process without a chance to clean up, and starts it again on what it left.
+    pub fn kill(mut self) -> Self {
         self.child.kill().expect("a child to kill");
         self.child.wait().expect("a child to wait for");
-        self.take_dir()
+        self.again()
     }
 
-    /// Stops it as a user does, and keeps its directory.
-    pub fn stop(mut self) -> TempDir {
+    /// Stops it as a user does, and starts it again.
+    pub fn restart(mut self) -> Self {
         self.wasmk(&["down", "--data-dir", &self.data_dir()]);
         self.child.wait().expect("a child to wait for");
-        self.take_dir()
+        self.again()
     }
 
-    fn take_dir(&mut self) -> TempDir {
+    fn again(&mut self) -> Self {
         let fresh = tempfile::tempdir().expect("a temporary directory");
-        std::mem::replace(&mut self.dir, fresh)
+        let range = self.range.take().expect("a range from the first start");
+        Self::start_at(std::mem::replace(&mut self.dir, fresh), range, &[])
+    }
+
+    /// The text of an example with this cluster's registry in it.
+    pub fn example(&self, file: &str) -> String {
+        let path = repository().join("examples").join(file);
+        let text = std::fs::read_to_string(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+        text.replace("127.0.0.1:5050", &self.address("registry").to_string())
+    }
+
+    /// Pushes a guest; the whole reference of its image.
+    pub fn push(&self, name: &str) -> String {
+        let file = guest(name);
+        self.wasmk(&["push", file.to_str().expect("a UTF-8 path"), &format!("default/{name}:1")]);
+        format!("{}/default/{name}:1", self.address("registry"))
+    }
+
+    /// `kubectl …`, which must fail; its standard error.
+    pub fn kubectl_refused(&self, args: &[&str], stdin: Option<&str>) -> String {
+        let out = self.kubectl_output(args, stdin);
+        assert!(!out.status.success(), "kubectl {} succeeded", args.join(" "));
+        String::from_utf8_lossy(&out.stderr).into_owned()
+    }
+
+    /// `wasmk …`, which must fail; its standard error.
+    pub fn refused(&self, args: &[&str]) -> String {
+        let out = self.run(args);
+        assert!(!out.status.success(), "wasmk {} succeeded", args.join(" "));
+        String::from_utf8_lossy(&out.stderr).into_owned()
+    }
+
+    /// One value of an object, by kubectl's JSONPath; empty when it is not there.
+    pub fn value(&self, object: &str, path: &str) -> String {
+        let out = self.kubectl_output(&["get", object, "-o", &format!("jsonpath={path}")], None);
+        String::from_utf8_lossy(&out.stdout).into_owned()
+    }
+
+    /// Waits until that value of the object is `expected`.
+    pub fn until_value(&self, object: &str, path: &str, expected: &str) {
+        self.until(&format!("{object} {path}"), |p| p.value(object, path), |v| v == expected);
     }
 }
 
@@ -197,17 +269,34 @@ fn succeeded(program: &str, args: &[&str], out: &Output) -> String {
     stdout.into_owned()
 }
 
+/// Ends a process when this one ends, however it does: programs in statics are never dropped.
+fn guard(process: u32) -> ChildStdin {
+    let mut shell = Command::new("sh")
+        .args(["-c", &format!("cat; kill -9 {process}")])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .expect("a shell to watch with");
+    shell.stdin.take().expect("a pipe")
+}
+
 /// The program that `cargo build --bin wasmk` made, beside this test.
 pub fn binary() -> PathBuf {
     let test = std::env::current_exe().expect("the test's own path");
     let path = test.parent().and_then(Path::parent).expect("a target directory").join("wasmk");
-    assert!(path.exists(), "{} is not there: run `make test`, or `cargo build --bin wasmk` first", path.display());
+    assert!(
+        path.exists(),
+        "{} is not there: run `make test`, or `cargo build --bin wasmk` first",
+        path.display()
+    );
     path
 }
 
 /// A guest built by `tools/build-test-guests`.
 pub fn guest(name: &str) -> PathBuf {
-    let dir = std::env::var_os("WASMK_GUESTS").expect("WASMK_GUESTS names the built guests; `make test` sets it");
+    let dir =
+        std::env::var_os("WASMK_GUESTS").expect("WASMK_GUESTS names the built guests; `make test` sets it");
     let path = Path::new(&dir).join(format!("{name}.wasm"));
     assert!(path.exists(), "{} is not there: run tools/build-test-guests", path.display());
     path

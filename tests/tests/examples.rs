@@ -1,0 +1,49 @@
+//! Every example is applied, and does what its comment says.
+
+use std::collections::BTreeSet;
+
+use wasmk_tests::program::{Program, repository};
+
+/// What proves that an example works: a value that some object comes to have.
+const OUTCOMES: &[(&str, &str, &str, &str)] = &[
+    (
+        "crd.yaml",
+        "crd/countdowns.example.com",
+        "{.status.conditions[?(@.type=='Established')].status}",
+        "True",
+    ),
+    ("countdown.yaml", "countdown/doomsday", "{.spec.delay}", "1200"),
+    ("deployment.yaml", "deployment/web", "{.status.availableReplicas}", "3"),
+    ("function.yaml", "ksvc/hello", "{.status.conditions[?(@.type=='Ready')].status}", "True"),
+    ("job.yaml", "job/count", "{.status.succeeded}", "3"),
+    ("rbac.yaml", "rolebinding/reader-reads-pods", "{.roleRef.name}", "pod-reader"),
+];
+
+#[test]
+fn every_example_has_an_outcome() {
+    let files: BTreeSet<String> = std::fs::read_dir(repository().join("examples"))
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .filter(|name| name.ends_with(".yaml"))
+        .collect();
+    let covered: BTreeSet<String> = OUTCOMES.iter().map(|(file, ..)| (*file).into()).collect();
+    assert_eq!(files, covered);
+}
+
+#[test]
+fn every_example_works() {
+    let program = Program::start();
+    program.push("hello");
+    program.push("command");
+    for (file, ..) in OUTCOMES {
+        let text = program.example(file);
+        let applied = |p: &Program| p.kubectl_output(&["apply", "-f", "-"], Some(&text)).status.success();
+        program.until(&format!("{file} is applied"), applied, |done| *done);
+    }
+    for (_, object, path, expected) in OUTCOMES {
+        program.until_value(object, path, expected);
+    }
+    assert_eq!(program.call("hello.default.example.com", "/"), (200, "hello wasm\n".into()));
+    let can = ["auth", "can-i", "list", "pods", "--as=system:serviceaccount:default:reader"];
+    assert_eq!(program.kubectl(&can), "yes\n");
+}

@@ -1,0 +1,119 @@
+//! Functions as their users meet them: deployed from a file, answered from zero, gone when idle.
+
+use std::sync::LazyLock;
+
+use wasmk_tests::program::{Program, guest};
+
+static CLUSTER: LazyLock<Program> = LazyLock::new(Program::start);
+
+fn deploy(program: &Program, name: &str, file: &str, flags: &[&str]) -> String {
+    let file = guest(file);
+    let mut args = vec!["fn", "deploy", file.to_str().expect("a UTF-8 path"), "--name", name];
+    args.extend(flags);
+    program.wasmk(&args);
+    format!("{name}.default.example.com")
+}
+
+/// The function's pods that are not ending.
+fn pods(program: &Program, name: &str) -> usize {
+    let selector = format!("serving.knative.dev/service={name}");
+    program.kubectl(&["get", "pods", "-l", &selector, "-o", "name"]).lines().count()
+}
+
+#[test]
+fn is_answered_from_zero_and_goes_back_to_zero() {
+    let host = deploy(&CLUSTER, "sleeper", "hello-http", &["--window", "6s", "-e", "TARGET=you"]);
+    CLUSTER.until("no pod before", |p| pods(p, "sleeper"), |n| *n == 0);
+    assert_eq!(CLUSTER.call(&host, "/"), (200, "hello you\n".into()));
+    CLUSTER.until("a pod while active", |p| pods(p, "sleeper"), |n| *n == 1);
+    CLUSTER.until("no pod after the window", |p| pods(p, "sleeper"), |n| *n == 0);
+    assert_eq!(CLUSTER.call(&host, "/"), (200, "hello you\n".into()));
+}
+
+#[test]
+fn has_the_columns_of_knative() {
+    deploy(&CLUSTER, "columns", "hello-http", &[]);
+    let table = CLUSTER.kubectl(&["get", "ksvc", "columns"]);
+    let mut lines = table.lines().map(|line| line.split_whitespace().collect::<Vec<_>>());
+    assert_eq!(lines.next().unwrap(), ["NAME", "URL", "LATESTCREATED", "LATESTREADY", "READY", "REASON"]);
+    let row = ["columns", "http://columns.default.example.com", "columns-00001", "columns-00001", "True"];
+    assert_eq!(lines.next().unwrap(), row);
+}
+
+#[test]
+fn a_host_that_nobody_has_is_not_found() {
+    assert_eq!(CLUSTER.call("nobody.default.example.com", "/").0, 404);
+}
+
+#[test]
+fn an_update_makes_a_revision_and_traffic_can_be_split() {
+    let host = deploy(&CLUSTER, "split", "hello-http", &["-e", "TARGET=one"]);
+    assert_eq!(CLUSTER.call(&host, "/").1, "hello one\n");
+    deploy(&CLUSTER, "split", "hello-http", &["-e", "TARGET=two"]);
+    assert_eq!(CLUSTER.value("ksvc/split", "{.status.latestReadyRevisionName}"), "split-00002");
+    CLUSTER.until("the new revision answers", |p| p.call(&host, "/").1, |body| body == "hello two\n");
+
+    let traffic = r#"{"spec":{"traffic":[{"revisionName":"split-00001","percent":100,"tag":"old"},
+        {"latestRevision":true,"percent":0,"tag":"new"}]}}"#;
+    CLUSTER.kubectl(&["patch", "ksvc", "split", "--type", "merge", "-p", traffic]);
+    CLUSTER.until("all traffic goes to the first", |p| p.call(&host, "/").1, |body| body == "hello one\n");
+    let tagged = |tag: &str| CLUSTER.call(&format!("{tag}-{host}"), "/").1;
+    CLUSTER.until("a host of the tag `new`", |_| tagged("new"), |body| body == "hello two\n");
+    assert_eq!(tagged("old"), "hello one\n");
+}
+
+#[test]
+fn deletion_takes_everything_with_it() {
+    let host = deploy(&CLUSTER, "gone", "hello-http", &[]);
+    CLUSTER.wasmk(&["fn", "delete", "gone"]);
+    CLUSTER.until("its host is unknown", |p| p.call(&host, "/").0, |code| *code == 404);
+    let kinds =
+        "ksvc,configurations.serving.knative.dev,revisions,routes.serving.knative.dev,deployments,pods";
+    let left = |p: &Program| p.kubectl(&["get", kinds, "-o", "name"]).matches("/gone").count();
+    CLUSTER.until("nothing is left", left, |n| *n == 0);
+}
+
+#[test]
+fn is_listed_invoked_and_its_log_read() {
+    deploy(&CLUSTER, "talker", "hello-http", &["-e", "TARGET=all"]);
+    assert!(CLUSTER.wasmk(&["fn", "list"]).contains("http://talker.default.example.com"));
+    assert_eq!(CLUSTER.wasmk(&["fn", "invoke", "talker", "--path", "/some/path"]), "hello all\n");
+    let log = |p: &Program| p.wasmk(&["fn", "logs", "talker"]);
+    CLUSTER.until("the guest's line", log, |text| text.contains("GET /some/path"));
+}
+
+#[test]
+fn a_bad_guest_gets_its_own_error_and_leaves_neighbours_alone() {
+    let good = deploy(&CLUSTER, "neighbour", "hello-http", &[]);
+    let bad = deploy(&CLUSTER, "bad", "misbehave-http", &["--timeout", "2", "--memory", "32Mi"]);
+    for (path, expected) in
+        [("/panic", 500), ("/loop", 504), ("/memory", 500), ("/exit", 500), ("/other", 404)]
+    {
+        let (code, body) = CLUSTER.call(&bad, path);
+        assert_eq!(code, expected, "{path}: {body}");
+        assert_eq!(CLUSTER.call(&good, "/"), (200, "hello world\n".into()), "after {path}");
+    }
+}
+
+#[test]
+fn what_cannot_run_says_why() {
+    let file = CLUSTER.scratch().join("text.wasm");
+    std::fs::write(&file, "not wasm").unwrap();
+    let said = CLUSTER.refused(&["fn", "deploy", file.to_str().unwrap(), "--name", "text"]);
+    assert!(said.contains("not WebAssembly"), "{said}");
+
+    let image = format!("{}/default/missing:1", CLUSTER.address("registry"));
+    CLUSTER.wasmk(&["fn", "deploy", "--image", &image, "--name", "missing", "--no-wait"]);
+    CLUSTER.until_value("ksvc/missing", "{.status.conditions[?(@.type=='Ready')].status}", "False");
+    let why = CLUSTER.value("ksvc/missing", "{.status.conditions[?(@.type=='Ready')].message}");
+    assert!(why.contains("default/missing"), "{why}");
+}
+
+#[test]
+fn a_function_is_made_built_and_deployed_from_source() {
+    CLUSTER.wasmk(&["fn", "new", "greet", "--lang", "rust"]);
+    CLUSTER.wasmk(&["fn", "deploy", "greet"]);
+    let (code, body) = CLUSTER.call("greet.default.example.com", "/");
+    assert_eq!(code, 200, "{body}");
+    assert!(!body.is_empty());
+}

@@ -1,0 +1,158 @@
+//! Workloads of WebAssembly: behind Services, to their end, restarted, and on a second node.
+
+use std::{
+    collections::BTreeSet,
+    process::{Child, Command, Stdio},
+    sync::LazyLock,
+};
+
+use wasmk_tests::program::{Program, binary};
+
+static CLUSTER: LazyLock<Program> = LazyLock::new(|| {
+    let program = Program::start();
+    program.push("hello");
+    program.push("command");
+    program.push("command-module");
+    program
+});
+
+/// A pod of the command guest.
+fn command_pod(name: &str, args: &str, more: &str) -> String {
+    let image = format!("{}/default/command:1", CLUSTER.address("registry"));
+    format!(
+        "apiVersion: v1\nkind: Pod\nmetadata: {{name: {name}, labels: {{app: {name}}}}}\nspec:\n  \
+         restartPolicy: Never\n{more}  containers:\n  - name: main\n    image: {image}\n    args: {args}\n"
+    )
+}
+
+fn fetch(url: &str) -> String {
+    let out = Command::new("curl").args(["-sS", "--max-time", "10", url]).output().expect("curl runs");
+    String::from_utf8_lossy(&out.stdout).into_owned()
+}
+
+#[test]
+fn a_deployment_answers_behind_its_service() {
+    CLUSTER.apply(&CLUSTER.example("deployment.yaml"));
+    CLUSTER.kubectl(&["rollout", "status", "deployment/web", "--timeout=60s"]);
+    let address = CLUSTER.value("service/web", "{.spec.clusterIP}");
+    assert!(address.starts_with("127.43."), "{address}");
+    let mut names = BTreeSet::new();
+    CLUSTER.until(
+        "all three answer",
+        |_| {
+            let text = fetch(&format!("http://{address}:8000/"));
+            names.extend(Some(text).filter(|text| text.contains("web-")));
+            names.len()
+        },
+        |n| *n == 3,
+    );
+}
+
+#[test]
+fn a_job_runs_to_its_end() {
+    CLUSTER.apply(&CLUSTER.example("job.yaml"));
+    CLUSTER.kubectl(&["wait", "--for=condition=complete", "job/count", "--timeout=60s"]);
+    assert_eq!(CLUSTER.value("job/count", "{.status.succeeded}"), "3");
+    assert!(CLUSTER.kubectl(&["logs", "job/count"]).contains(r#"args ["print", "counted"]"#));
+}
+
+#[test]
+fn exit_codes_are_told() {
+    for (name, args, phase, code) in
+        [("good", "[exit, '0']", "Succeeded", "0"), ("bad", "[exit, '3']", "Failed", "3")]
+    {
+        // Only a WASI 0.1 module can tell more than success and failure.
+        let manifest = command_pod(name, args, "").replace("default/command:1", "default/command-module:1");
+        CLUSTER.apply(&manifest);
+        CLUSTER.until_value(&format!("pod/{name}"), "{.status.phase}", phase);
+        let path = "{.status.containerStatuses[0].state.terminated.exitCode}";
+        assert_eq!(CLUSTER.value(&format!("pod/{name}"), path), code);
+    }
+}
+
+#[test]
+fn a_failing_container_is_restarted_with_growing_waits() {
+    let manifest = command_pod("failing", "[exit, '1']", "").replace("Never", "Always");
+    CLUSTER.apply(&manifest);
+    let waits = |p: &Program| p.value("pod/failing", "{.status.containerStatuses[0].state.waiting.reason}");
+    CLUSTER.until("it backs off", waits, |reason| reason == "CrashLoopBackOff");
+    let restarts = |p: &Program| p.value("pod/failing", "{.status.containerStatuses[0].restartCount}");
+    CLUSTER.until("it was restarted", restarts, |n| n.parse().unwrap_or(0) >= 1);
+    CLUSTER.kubectl(&["delete", "pod", "failing"]);
+}
+
+#[test]
+fn environment_comes_from_everywhere() {
+    CLUSTER.kubectl(&["create", "configmap", "settings", "--from-literal=COLOUR=blue"]);
+    CLUSTER.kubectl(&["create", "secret", "generic", "keys", "--from-literal=key=hidden"]);
+    let env = "    envFrom: [{configMapRef: {name: settings}}]\n    env:\n    \
+        - {name: KEY, valueFrom: {secretKeyRef: {name: keys, key: key}}}\n    \
+        - {name: ME, valueFrom: {fieldRef: {fieldPath: metadata.name}}}\n    \
+        - {name: BOTH, value: $(ME)-$(KEY)}\n";
+    CLUSTER.apply(&(command_pod("env", "[print]", "") + env));
+    CLUSTER.until_value("pod/env", "{.status.phase}", "Succeeded");
+    let log = CLUSTER.kubectl(&["logs", "env"]);
+    for line in ["COLOUR=blue", "KEY=hidden", "ME=env", "BOTH=env-hidden", "KUBERNETES_SERVICE_PORT=443"] {
+        assert!(log.lines().any(|l| l == line), "{line} in {log}");
+    }
+}
+
+#[test]
+fn a_deleted_pod_ends() {
+    CLUSTER.apply(&command_pod("endless", "[sleep, '600000']", "  terminationGracePeriodSeconds: 1\n"));
+    CLUSTER.until_value("pod/endless", "{.status.phase}", "Running");
+    CLUSTER.kubectl(&["delete", "pod", "endless", "--timeout=30s"]);
+    assert!(CLUSTER.kubectl_refused(&["get", "pod", "endless"], None).contains("not found"));
+}
+
+#[test]
+fn volumes_hold_configuration() {
+    CLUSTER.kubectl(&["create", "configmap", "files", "--from-literal=greeting=good morning"]);
+    let mount = "    volumeMounts: [{name: files, mountPath: /etc/files}]\n";
+    let volume = "  volumes: [{name: files, configMap: {name: files}}]\n";
+    CLUSTER.apply(&(command_pod("reader", "[read, /etc/files/greeting]", volume) + mount));
+    CLUSTER.until_value("pod/reader", "{.status.phase}", "Succeeded");
+    assert_eq!(CLUSTER.kubectl(&["logs", "reader"]).trim_end(), "good morning");
+}
+
+/// A `wasmk agent`, ended when dropped.
+struct Agent(Child);
+
+impl Drop for Agent {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+#[test]
+fn a_second_node_joins_and_shares_the_work() {
+    let program = Program::start();
+    program.push("hello");
+    let token = program.wasmk(&["token", "create", "-q"]);
+    let agent = Command::new(binary())
+        .args(["agent", "--server", &format!("https://{}", program.address("api")), "--token", token.trim()])
+        .args(["--node-name", "second", "--data-dir"])
+        .arg(program.scratch().join("second"))
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .expect("the agent starts");
+    let _agent = Agent(agent);
+    program.until_value("node/second", "{.status.conditions[?(@.type=='Ready')].status}", "True");
+
+    program.apply(&program.example("deployment.yaml"));
+    program.kubectl(&["rollout", "status", "deployment/web", "--timeout=60s"]);
+    let nodes =
+        program.kubectl(&["get", "pods", "-l", "app=web", "-o", "jsonpath={.items[*].spec.nodeName}"]);
+    let nodes: BTreeSet<_> = nodes.split(' ').collect();
+    assert_eq!(nodes, BTreeSet::from(["node-a", "second"]));
+
+    let address = program.value("service/web", "{.spec.clusterIP}");
+    fetch(&format!("http://{address}:8000/"));
+    let args = ["get", "pods", "--field-selector=spec.nodeName=second", "-o", "name"];
+    let pod = program.kubectl(&args);
+    let pod = pod.lines().next().expect("a pod on the second node");
+    program.kubectl(&["logs", pod]);
+}

@@ -15,7 +15,7 @@ use crate::data_dir::Running;
 ///
 /// # Errors
 /// When the API refuses an object.
-pub async fn write(client: &Client, running: &Running, ca: &str) -> Result<()> {
+pub(crate) async fn write(client: &Client, running: &Running, ca: &str) -> Result<()> {
     for definition in wasmk_functions::definitions() {
         apply(client, &definition).await?;
     }

@@ -7,7 +7,7 @@ use wasmk_functions::{Body, Executor, Function, Handler, Prepared, Refused};
 use wasmk_node::{FunctionError, FunctionSpec, Functions};
 
 /// An [`Executor`] over a node.
-pub struct InPlace(pub Functions);
+pub(crate) struct InPlace(pub Functions);
 
 #[async_trait]
 impl Executor for InPlace {
@@ -47,7 +47,7 @@ impl Handler for Call {
 
 /// An [`Executor`] of a program without a node: every function needs a pod elsewhere.
 #[derive(Debug)]
-pub struct Elsewhere;
+pub(crate) struct Elsewhere;
 
 #[async_trait]
 impl Executor for Elsewhere {

@@ -18,31 +18,34 @@ const TUNNEL: &str = "/wasmk.tunnel.v1.Tunnel/Link";
 
 /// Every node that can be reached.
 #[derive(Default)]
-pub struct Links {
+pub(crate) struct Links {
     local: RwLock<HashMap<String, Router>>,
     tunnel: tunnel::Server,
 }
 
 impl Links {
     /// A node of this process, by its HTTP API.
-    pub fn add_local(&self, node: &str, router: Router) {
+    pub(crate) fn add_local(&self, node: &str, router: Router) {
         self.local.write().insert(node.into(), router);
     }
 
     /// The API's router with the tunnel's route beside it; only a node's certificate opens a tunnel.
-    pub fn mounted_on(&self, api: &ApiServer) -> Router {
+    pub(crate) fn mounted_on(&self, api: &ApiServer) -> Router {
         let tunnel = self.tunnel.service(api.node_identifier());
         api.router().route_service(TUNNEL, tunnel)
     }
 
     /// Ends all tunnels.
-    pub fn close(&self) {
+    pub(crate) fn close(&self) {
         self.tunnel.close();
     }
 }
 
 /// Serves a node's HTTP API on one stream.
-pub async fn serve_stream(stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static, router: Router) {
+pub(crate) async fn serve_stream(
+    stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static,
+    router: Router,
+) {
     let service = TowerToHyperService::new(router);
     let connection =
         hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), service);

@@ -126,7 +126,7 @@ fn start_logging(default: &str) {
 
 fn run(cli: Cli) -> Result<Exit> {
     let serves = matches!(cli.command, Command::Up(_) | Command::Agent(_));
-    start_logging(if serves { "info" } else { "error" });
+    start_logging(if serves { "info,kube_client::client::tls=error" } else { "error" });
     let cx = Context::new(cli.global);
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     let result = runtime.block_on(async {

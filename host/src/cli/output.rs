@@ -40,7 +40,7 @@ impl Output {
 }
 
 /// Rows as aligned text: each column as wide as its widest cell plus three blanks; the last is not padded.
-pub fn aligned(rows: &[Vec<String>]) -> String {
+pub(super) fn aligned(rows: &[Vec<String>]) -> String {
     let mut widths: Vec<usize> = Vec::new();
     for row in rows {
         widths.resize(widths.len().max(row.len()), 0);

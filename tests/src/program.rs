@@ -1,6 +1,7 @@
 //! The real program, started on free ports and a directory of its own, and real clients beside it.
 
 use std::{
+    ffi::OsString,
     net::{SocketAddr, TcpListener},
     path::{Path, PathBuf},
     process::{Child, ChildStdin, Command, Output, Stdio},
@@ -154,6 +155,7 @@ impl Program {
             .args(args)
             .env("KUBECONFIG", self.kubeconfig())
             .env("HOME", self.dir.path())
+            .envs(toolchain())
             .current_dir(self.dir.path())
             .stdin(if stdin.is_some() { Stdio::piped() } else { Stdio::null() })
             .stdout(Stdio::piped())
@@ -267,6 +269,15 @@ fn succeeded(program: &str, args: &[&str], out: &Output) -> String {
     let (stdout, stderr) = (String::from_utf8_lossy(&out.stdout), String::from_utf8_lossy(&out.stderr));
     assert!(out.status.success(), "{program} {} failed:\n{stdout}{stderr}", args.join(" "));
     stdout.into_owned()
+}
+
+/// Where Rust is for `fn build`, which the test's own home directory would hide.
+fn toolchain() -> impl Iterator<Item = (&'static str, OsString)> {
+    let home = std::env::var_os("HOME").unwrap_or_default();
+    [("RUSTUP_HOME", ".rustup"), ("CARGO_HOME", ".cargo")].into_iter().map(move |(name, folder)| {
+        let usual = || Path::new(&home).join(folder).into_os_string();
+        (name, std::env::var_os(name).unwrap_or_else(usual))
+    })
 }
 
 /// Ends a process when this one ends, however it does: programs in statics are never dropped.

@@ -39,7 +39,9 @@ fn objects(c: &mut Criterion) {
     let body = serde_json::to_vec(&deployment()).expect("JSON");
 
     c.bench_function("decode a deployment, strictly", |b| {
-        b.iter(|| decode::decode(&body, Format::Json, &gvk, &schema, FieldValidation::Strict).expect("a deployment"));
+        b.iter(|| {
+            decode::decode(&body, Format::Json, &gvk, &schema, FieldValidation::Strict).expect("a deployment")
+        });
     });
     let object = Object::from_value(deployment()).expect("a map");
     c.bench_function("default and validate it", |b| {
@@ -55,7 +57,8 @@ fn objects(c: &mut Criterion) {
     });
     let reset = Reset::of(&gvk.group_kind(), "", true);
     let now = Timestamp::now();
-    let manager = FieldManager { gvk: &gvk, kind: &schema, subresource: "", reset: &reset, versions: None, now };
+    let manager =
+        FieldManager { gvk: &gvk, kind: &schema, subresource: "", reset: &reset, versions: None, now };
     let live = manager.apply(None, &deployment(), "bench", false).expect("a first apply");
     c.bench_function("apply it again", |b| {
         b.iter(|| manager.apply(Some(&live), &deployment(), "bench", false).expect("an apply"));

@@ -33,7 +33,8 @@ fn main() {
     let guest = guests.join("hello.wasm");
     assert!(guest.exists(), "{} is not there; `make bench` builds it", guest.display());
 
-    let first = median((0..STARTS).map(|_| start(&tempfile::tempdir().expect("a directory"), &[]).1).collect());
+    let first =
+        median((0..STARTS).map(|_| start(&tempfile::tempdir().expect("a directory"), &[]).1).collect());
     let dir = tempfile::tempdir().expect("a directory");
     drop(start(&dir, &[]));
     let again = median((0..STARTS).map(|_| start(&dir, &[]).1).collect());
@@ -46,8 +47,14 @@ fn main() {
     std::thread::sleep(REST);
     let seconds = REST.as_secs_f64();
     println!("resident at rest                            {:8.1} MiB  promise <= 64 MiB", program.resident());
-    println!("CPU at rest                                 {:8.2} %    promise <= 0.5 %", (program.cpu() - cpu) / seconds * 100.0);
-    println!("written at rest                             {:8.2} kB/s promise <= 0.2 kB/s", (program.written() - written) / seconds / 1e3);
+    println!(
+        "CPU at rest                                 {:8.2} %    promise <= 0.5 %",
+        (program.cpu() - cpu) / seconds * 100.0
+    );
+    println!(
+        "written at rest                             {:8.2} kB/s promise <= 0.2 kB/s",
+        (program.written() - written) / seconds / 1e3
+    );
 
     for i in 0..FUNCTIONS {
         program.deploy(&guest, &format!("f{i}"));
@@ -62,8 +69,14 @@ fn main() {
             cold.push(connection.call(&host).await);
             warm.push(connection.call(&host).await);
         }
-        println!("first byte from zero, p50                   {:8.3} ms   promise < 1 ms", millis(at(&mut cold, 0.5)));
-        println!("first byte from zero, p99                   {:8.3} ms   promise < 2 ms", millis(at(&mut cold, 0.99)));
+        println!(
+            "first byte from zero, p50                   {:8.3} ms   promise < 1 ms",
+            millis(at(&mut cold, 0.5))
+        );
+        println!(
+            "first byte from zero, p99                   {:8.3} ms   promise < 2 ms",
+            millis(at(&mut cold, 0.99))
+        );
         println!("first byte of the second request, p50       {:8.3} ms", millis(at(&mut warm, 0.5)));
     });
     for connections in [1, 16, 64] {
@@ -102,7 +115,15 @@ fn start(dir: &tempfile::TempDir, flags: &[&str]) -> (Program, Duration) {
     let data = dir.path().join("data");
     let begun = Instant::now();
     let child = Command::new(binary())
-        .args(["up", "--api-addr", "127.0.0.1:0", "--gateway-addr", "127.0.0.1:0", "--registry-addr", "127.0.0.1:0"])
+        .args([
+            "up",
+            "--api-addr",
+            "127.0.0.1:0",
+            "--gateway-addr",
+            "127.0.0.1:0",
+            "--registry-addr",
+            "127.0.0.1:0",
+        ])
         .arg("--data-dir")
         .arg(&data)
         .args(flags)
@@ -114,7 +135,8 @@ fn start(dir: &tempfile::TempDir, flags: &[&str]) -> (Program, Duration) {
     loop {
         // The run file appears when the API serves and the node takes pods; asking costs a process.
         if program.dir.join("run.json").exists() {
-            let status: Value = serde_json::from_str(&program.wasmk(&["status", "-o", "json"])).unwrap_or_default();
+            let status: Value =
+                serde_json::from_str(&program.wasmk(&["status", "-o", "json"])).unwrap_or_default();
             if status["ready"] == true {
                 let url = status["gateway"].as_str().expect("a gateway");
                 program.gateway = url.trim_start_matches("http://").parse().expect("an address");
@@ -166,7 +188,8 @@ impl Program {
     fn cpu(&self) -> f64 {
         let stat = self.proc("stat");
         let after = stat.rsplit_once(')').expect("a stat line").1;
-        let ticks: Vec<f64> = after.split_whitespace().skip(11).take(2).filter_map(|t| t.parse().ok()).collect();
+        let ticks: Vec<f64> =
+            after.split_whitespace().skip(11).take(2).filter_map(|t| t.parse().ok()).collect();
         // Linux counts in hundredths of a second on every platform that wasmk runs on.
         ticks.iter().sum::<f64>() / 100.0
     }
@@ -186,7 +209,8 @@ impl Connection {
     async fn open(gateway: SocketAddr) -> Self {
         let stream = TcpStream::connect(gateway).await.expect("the gateway accepts");
         stream.set_nodelay(true).expect("a socket option");
-        let (sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.expect("HTTP");
+        let (sender, connection) =
+            hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.expect("HTTP");
         tokio::spawn(connection);
         Self { sender }
     }

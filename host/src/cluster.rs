@@ -187,10 +187,10 @@ impl Cluster {
         self.tasks.close();
         self.tasks.wait().await;
         self.api.shutdown().await;
-        if let Some(store) = self.embedded {
-            if let Err(e) = store.close().await {
-                tracing::error!(error = %e, "the store did not close well");
-            }
+        if let Some(store) = self.embedded
+            && let Err(e) = store.close().await
+        {
+            tracing::error!(error = %e, "the store did not close well");
         }
     }
 

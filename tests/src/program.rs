@@ -281,6 +281,7 @@ fn toolchain() -> impl Iterator<Item = (&'static str, OsString)> {
 }
 
 /// Ends a process when this one ends, however it does: programs in statics are never dropped.
+#[allow(clippy::zombie_processes, reason = "the shell outlives this process, that is its purpose")]
 fn guard(process: u32) -> ChildStdin {
     let mut shell = Command::new("sh")
         .args(["-c", &format!("cat; kill -9 {process}")])

@@ -5,7 +5,7 @@ export CARGO_TARGET_DIR
 export WASMK_GUESTS := $(CARGO_TARGET_DIR)/guests
 export WASMK_TEST_VENV := $(CARGO_TARGET_DIR)/test-venv
 
-.PHONY: demo build test test-setup lint licences ledger bench help
+.PHONY: demo build dist test test-setup lint licences ledger bench help
 
 help: ## list these commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | column -t -s '	'
@@ -16,6 +16,9 @@ demo: ## build wasmk, start it, deploy a function and call it
 
 build: ## the release program
 	cargo build --release --locked --bin wasmk
+
+dist: ## the program as it is handed out: smaller, quicker, slow to build
+	cargo build --profile dist --locked --bin wasmk
 
 test-setup: ## what the tests need: programs, guests, Python clients
 	@tools/setup test

@@ -8,7 +8,7 @@ use tonic::transport::{Certificate, Channel, ClientTlsConfig, Identity as TlsIde
 use wasmk_net::tunnel;
 use wasmk_node::{Node, wasm::WasmEngine};
 
-use crate::{data_dir::DataDir, join::Identity, links::serve_stream};
+use crate::{data_dir::DataDir, join::Identity};
 
 /// Longest time for pods to end when the agent stops.
 const STOP: Duration = Duration::from_secs(30);
@@ -33,7 +33,7 @@ impl Agent {
         let node = node(name, data, identity.client().await?).await?;
         let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
         let router = node.router();
-        let serve = move |stream| serve_stream(stream, router.clone());
+        let serve = move |stream| wasmk_node::serve_stream(router.clone(), stream);
         tasks.spawn(tunnel::run(channel(identity)?, name.to_string(), serve, stop.clone()));
         tasks.close();
         Ok(Self { node, stop, tasks })

@@ -5,9 +5,7 @@ use std::{collections::HashMap, io};
 
 use async_trait::async_trait;
 use axum::Router;
-use hyper_util::{rt::TokioIo, service::TowerToHyperService};
 use parking_lot::RwLock;
-use tokio::io::{AsyncRead, AsyncWrite};
 use wasmk_apiserver::{ApiServer, NodeDialer, NodeStream};
 use wasmk_net::tunnel;
 
@@ -41,26 +39,13 @@ impl Links {
     }
 }
 
-/// Serves a node's HTTP API on one stream.
-pub(crate) async fn serve_stream(
-    stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static,
-    router: Router,
-) {
-    let service = TowerToHyperService::new(router);
-    let connection =
-        hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), service);
-    if let Err(e) = connection.with_upgrades().await {
-        tracing::debug!(error = %e, "a stream to this node ended early");
-    }
-}
-
 #[async_trait]
 impl NodeDialer for Links {
     async fn dial(&self, node: &str) -> io::Result<Box<dyn NodeStream>> {
         let local = self.local.read().get(node).cloned();
         let Some(router) = local else { return Ok(Box::new(self.tunnel.dial(node).await?)) };
         let (ours, theirs) = tokio::io::duplex(BUFFER);
-        tokio::spawn(serve_stream(theirs, router));
+        tokio::spawn(wasmk_node::serve_stream(router, theirs));
         Ok(Box::new(ours))
     }
 }

@@ -9,7 +9,7 @@ use anyhow::{Context, Result, bail};
 use kube::Client;
 use tokio::{net::TcpListener, sync::mpsc};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
-use wasmk_apiserver::{ApiServer, Config};
+use wasmk_apiserver::{ApiServer, Config, FrontProxy};
 use wasmk_controllers::{Clock, Context as Controllers, scheduler};
 use wasmk_functions::{Executor, Functions};
 use wasmk_node::Node;
@@ -25,6 +25,8 @@ use crate::{
     pki::{Leaf, Pki, server_names},
 };
 
+/// The name the API has towards servers of aggregated APIs.
+const FRONT_PROXY: &str = "front-proxy-client";
 /// The first address of the range that services get theirs from: the API's own.
 const API_SERVICE: &str = "127.43.0.1";
 
@@ -123,6 +125,15 @@ impl Cluster {
         let links = Arc::new(Links::default());
         let mut config = Config::new(store, pki.token_key()?, pki.ca_cert().into());
         config.dialer = links.clone();
+        // An authority of its own: no certificate of a user can pass for the server's.
+        let proxies = Pki::open(&settings.data.join("pki").join("front-proxy"))?;
+        let proxy = proxies.leaf(FRONT_PROXY, &Leaf { user: FRONT_PROXY, group: "", names: &[] })?;
+        config.front_proxy = FrontProxy {
+            cert: proxy.cert,
+            key: proxy.key,
+            name: FRONT_PROXY.into(),
+            ca: proxies.ca_cert().into(),
+        };
         config.advertise_address = running.api.ip();
         config.advertise_port = running.api.port();
         let api = ApiServer::start(config).await.context("the API cannot start")?;

@@ -97,6 +97,20 @@ impl std::fmt::Display for ServiceRange {
     }
 }
 
+/// How the server proves itself to the servers of aggregated APIs, and to webhooks that ask for it. Empty texts: not
+/// at all.
+#[derive(Clone, Default)]
+pub struct FrontProxy {
+    /// Its client certificate, PEM.
+    pub cert: String,
+    /// The private key of that, PEM.
+    pub key: String,
+    /// The common name in the certificate, which those servers are told to accept.
+    pub name: String,
+    /// The authority that signed it, PEM; published to them.
+    pub ca: String,
+}
+
 /// The settings of an API server.
 #[derive(Clone)]
 pub struct Config {
@@ -118,6 +132,8 @@ pub struct Config {
     pub advertise_address: IpAddr,
     /// The port clients reach the server at.
     pub advertise_port: u16,
+    /// How it proves itself to servers it calls.
+    pub front_proxy: FrontProxy,
     /// What `/version` says.
     pub version: VersionInfo,
     /// Bearer tokens with the users they stand for, for bootstrap and tests.
@@ -139,6 +155,7 @@ impl Config {
             client_ca,
             advertise_address: IpAddr::V4(Ipv4Addr::LOCALHOST),
             advertise_port: 6443,
+            front_proxy: FrontProxy::default(),
             version: VersionInfo::default(),
             static_tokens: Vec::new(),
             clock: Timestamp::now,

@@ -11,6 +11,7 @@ use wasmk_api::{GroupVersion, Reason, Status};
 use wasmk_machinery::resources::discovery::{self, Aggregated};
 
 use crate::{
+    aggregate,
     call::Call,
     dispatch::not_found_page,
     health,
@@ -127,7 +128,9 @@ fn groups(core: &Core, call: &Call, table: &Arc<Table>, core_group: bool) -> Res
         let address = format!("{}:{}", core.config.advertise_address, core.config.advertise_port);
         discovery::api_versions(&table.registry, &address)
     } else {
-        discovery::api_group_list(&table.registry)
+        let mut document = discovery::api_group_list(&table.registry);
+        aggregate::add_missing(&core.aggregated.load(), &mut document);
+        document
     };
     Ok(respond::value_as(StatusCode::OK, plain(call), &value))
 }
@@ -166,7 +169,11 @@ fn found(call: &Call, document: Option<Value>) -> Result<Answer, Status> {
 fn aggregated(core: &Core, call: &Call, table: &Arc<Table>, core_group: bool, form: Aggregated) -> Answer {
     let name = format!("aggregated-{core_group}-{}", form.version());
     let made = core.documents.get(table, &name, || {
-        serde_json::to_vec(&discovery::aggregated(&table.registry, core_group, form)).ok()
+        let mut document = discovery::aggregated(&table.registry, core_group, form);
+        if !core_group {
+            aggregate::add_stale(&core.aggregated.load(), &mut document);
+        }
+        serde_json::to_vec(&document).ok()
     });
     let mut answer = tagged(call, made.unwrap_or_default());
     if let Ok(kind) = HeaderValue::from_str(&form.content_type()) {

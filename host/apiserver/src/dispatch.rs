@@ -9,6 +9,7 @@ use tokio::sync::{OwnedSemaphorePermit, SemaphorePermit};
 use wasmk_api::{Reason, Status};
 
 use crate::{
+    aggregate,
     auth::{Attributes, User, authn, user::MASTERS},
     authorize,
     call::Call,
@@ -148,6 +149,9 @@ pub(crate) fn attributes(info: &RequestInfo) -> Attributes<'_> {
 }
 
 async fn route(core: &Arc<Core>, call: &Arc<Call>, request: Request) -> Result<Answer, Status> {
+    if let Some(server) = aggregate::server_of(core, &call.info.path) {
+        return aggregate::pass_on(core, call, &server, request).await;
+    }
     if !call.info.is_resource {
         return discovery::other(core, call, request).await;
     }

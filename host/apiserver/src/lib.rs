@@ -8,6 +8,7 @@
 //! (`special`, `wasmk-machinery`'s table) or a behaviour of `wasmk-kinds`.
 
 mod admission;
+mod aggregate;
 mod alloc;
 mod auth;
 mod authorize;
@@ -26,6 +27,7 @@ mod machine;
 mod metrics;
 mod openapi;
 mod read;
+mod remote;
 mod server;
 mod special;
 mod sub;
@@ -34,6 +36,6 @@ mod tls;
 mod write;
 
 pub use auth::{KeyError, User};
-pub use config::{Config, NoNodes, NodeDialer, NodeStream, ServiceRange, VersionInfo};
+pub use config::{Config, FrontProxy, NoNodes, NodeDialer, NodeStream, ServiceRange, VersionInfo};
 pub use server::{ApiServer, NodeIdentifier, StartError};
 pub use tls::{TlsError, serve_tls, tls_config};

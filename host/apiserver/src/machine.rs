@@ -141,6 +141,20 @@ pub(crate) fn convert(work: &Work<'_>, gvk: &Gvk, value: Value) -> Result<Object
     Ok(object)
 }
 
+/// Reads a value that policies or webhooks made of an object, with its defaults.
+///
+/// # Errors
+/// When it is no object of that kind any more.
+pub(crate) fn reread(resource: &Resource, gvk: &Gvk, value: Value) -> Result<Object, String> {
+    let schema = schema(resource, gvk).map_err(|status| status.message)?;
+    let mut object = decode::convert(value, &schema)?.object;
+    object.set_gvk(gvk);
+    if *gvk == resource.gvk {
+        default(resource, &mut object);
+    }
+    Ok(object)
+}
+
 /// The value with its version and kind first, as messages show objects.
 fn first_identity(value: &Value) -> Value {
     let Some(mut object) = Object::from_value(value.clone()) else { return value.clone() };

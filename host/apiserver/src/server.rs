@@ -5,18 +5,23 @@ use std::{sync::Arc, time::Duration};
 use arc_swap::ArcSwap;
 use axum::{Router, extract::State, routing::any};
 use thiserror::Error;
-use tokio::{sync::Semaphore, task::JoinHandle};
+use tokio::{
+    sync::{Semaphore, watch},
+    task::JoinHandle,
+};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
     Config, KeyError,
-    admission::Policies,
+    admission::{Hook, Kept, Mutation, Policy},
+    aggregate::{self, Servers},
     alloc::Allocator,
     auth::{Authenticator, Rbac, User, tokens::Signer},
     bootstrap,
     cache::Caches,
     client, crd, dispatch,
     metrics::Metrics,
+    remote::Remote,
     table::{self, Table},
 };
 
@@ -58,7 +63,15 @@ pub(crate) struct Core {
     pub(crate) signer: Arc<Signer>,
     pub(crate) allocator: Allocator,
     pub(crate) metrics: Metrics,
-    pub(crate) policies: Policies,
+    pub(crate) policies: Kept<Policy>,
+    pub(crate) mutations: Kept<Mutation>,
+    /// Mutating and validating webhooks.
+    pub(crate) hooks: (Kept<Vec<Arc<Hook>>>, Kept<Vec<Arc<Hook>>>),
+    pub(crate) remote: Remote,
+    /// Groups and versions that other servers have.
+    pub(crate) aggregated: ArcSwap<Servers>,
+    /// How often the table was made; wakes those who look at it.
+    pub(crate) defined: watch::Sender<u64>,
     pub(crate) shutdown: CancellationToken,
     pub(crate) reads: Semaphore,
     pub(crate) writes: Semaphore,
@@ -86,7 +99,7 @@ impl ApiServer {
         let caches = Caches::load(config.store.clone(), table::readers()).await?;
         let follower = tokio::spawn(caches.clone().follow());
         let core = Arc::new(Core {
-            table: ArcSwap::from_pointee(Table::new(&caches, Vec::new())),
+            table: ArcSwap::from_pointee(Table::new(&caches, Vec::new(), Vec::new())),
             authenticator: Authenticator::new(
                 &caches,
                 signer.clone(),
@@ -99,7 +112,12 @@ impl ApiServer {
             signer,
             caches,
             metrics: Metrics::default(),
-            policies: Policies::default(),
+            policies: Kept::default(),
+            mutations: Kept::default(),
+            hooks: (Kept::default(), Kept::default()),
+            remote: Remote::new(&config.front_proxy),
+            aggregated: ArcSwap::default(),
+            defined: watch::Sender::new(0),
             shutdown: CancellationToken::new(),
             reads: Semaphore::new(MAX_READS),
             writes: Semaphore::new(MAX_WRITES),
@@ -111,6 +129,7 @@ impl ApiServer {
         let mut server = Self { core, tasks: vec![follower] };
         bootstrap::write(&server.core).await?;
         server.tasks.push(tokio::spawn(crd::follow(server.core.clone())));
+        server.tasks.push(tokio::spawn(aggregate::follow(server.core.clone())));
         server.tasks.push(tokio::spawn(compact(server.core.clone())));
         Ok(server)
     }

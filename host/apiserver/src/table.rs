@@ -5,13 +5,14 @@
 
 use std::{collections::HashMap, sync::Arc};
 
-use wasmk_api::{GroupKind, GroupResource, GroupVersion, Gvk, Gvr, Object};
+use wasmk_api::{GroupKind, GroupResource, GroupVersion, Gvk, Gvr, Object, Status};
 use wasmk_kinds::Kind;
 use wasmk_machinery::resources::{self, Registry, Subresource};
 
 use crate::{
     cache::{Cache, Caches, Entry, Reader},
     crd::CustomVersion,
+    server::Core,
     special,
 };
 
@@ -133,6 +134,26 @@ impl Resource {
         self.in_version(object, &self.stored.kind(self.gvk.kind.clone()))
     }
 
+    /// An object of this version in another version of the same resource.
+    ///
+    /// # Errors
+    /// When a conversion webhook is needed and fails.
+    pub(crate) async fn convert(
+        &self,
+        _core: &Arc<Core>,
+        object: Object,
+        to: &Self,
+    ) -> Result<Object, Status> {
+        Ok(match &self.nature {
+            Nature::Builtin(_) => to.served(self.stored(object)),
+            Nature::Custom(_) => {
+                let mut object = object;
+                object.set_gvk(&to.gvk);
+                object
+            }
+        })
+    }
+
     /// Group and kind as validation names them: events are events of the core group everywhere.
     pub(crate) fn invalid_kind(&self) -> GroupKind {
         GroupKind { group: self.stored.group.clone(), kind: self.gvk.kind.clone() }
@@ -168,7 +189,13 @@ pub(crate) struct Table {
 
 impl Table {
     /// The built-in resources with those that definitions add. A definition cannot replace a built-in resource.
-    pub(crate) fn new(caches: &Caches, additions: Vec<Addition>) -> Self {
+    ///
+    /// `remote` are the rows of what other servers have; they are only listed.
+    pub(crate) fn new(
+        caches: &Caches,
+        additions: Vec<Addition>,
+        remote: Vec<Arc<resources::Resource>>,
+    ) -> Self {
         let builtin = Registry::built_in();
         let mut rows = HashMap::new();
         for row in builtin.all() {
@@ -186,6 +213,7 @@ impl Table {
             rows.insert(row.gvr(), Arc::new(Resource::new(caches, &row, nature, addition.deprecation)));
             custom.push(row);
         }
+        custom.extend(remote.into_iter().filter(|row| !rows.contains_key(&row.gvr())));
         let registry = if custom.is_empty() { builtin } else { builtin.with(custom) };
         Self { registry, rows }
     }
@@ -198,6 +226,11 @@ impl Table {
     /// Whether anything is served in that group and version.
     pub(crate) fn has_version(&self, group: &str, version: &str) -> bool {
         self.registry.group_version(group, version).is_some()
+    }
+
+    /// Whether a row of the registry is this server's own.
+    pub(crate) fn has(&self, row: &resources::Resource) -> bool {
+        self.rows.contains_key(&row.gvr())
     }
 
     /// The resource of a kind.

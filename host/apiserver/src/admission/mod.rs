@@ -4,22 +4,36 @@
 //! resources it looks at; one file per concern. What they need to know they read from the caches.
 
 mod amounts;
+mod chain;
 mod defaults;
+mod kept;
 mod lifecycle;
 mod limits;
+mod mutations;
 mod node;
 mod pod;
 mod pod_security;
 mod policies;
+mod question;
 mod quota;
 mod service_account;
 mod subjects;
+mod webhooks;
 
 use wasmk_api::{Object, Status};
 
-pub(crate) use policies::Policies;
+pub(crate) use kept::Kept;
+pub(crate) use mutations::Mutation;
+pub(crate) use policies::Policy;
+pub(crate) use webhooks::Hook;
 
-use crate::write::{Mode, Work};
+use question::Question;
+
+use crate::{
+    sub,
+    table::Resource,
+    write::{Mode, Work},
+};
 
 /// The pods of the core group.
 pub(crate) const PODS: &str = "core/pods";
@@ -56,12 +70,60 @@ fn applies(resources: &[&str], work: &Work<'_>) -> bool {
     resources.is_empty() || resources.contains(&&*work.resource.storage)
 }
 
-/// Lets every step change an object that is created (`old` absent) or updated.
+/// What policies and webhooks have no say in: nobody can lock out those who would change them.
+fn is_exempt(resource: &Resource) -> bool {
+    resource.gvk.group == "admissionregistration.k8s.io"
+}
+
+/// Lets every step change an object that is created (`old` absent) or updated; policies and webhooks after the
+/// server's own.
 ///
 /// # Errors
 /// When a step refuses it.
-pub(crate) async fn mutate(work: &Work<'_>, object: &mut Object, old: Option<&Object>) -> Result<(), Status> {
+pub(crate) async fn mutate(
+    work: &Work<'_>,
+    object: &mut Object,
+    old: Option<&Object>,
+    mode: Mode,
+) -> Result<(), Status> {
+    own_steps(work, object, old, mode)?;
+    if mode == Mode::Scale {
+        return Ok(());
+    }
+    chain::mutate(work, Some(object), old, mode).await
+}
+
+fn own_steps(work: &Work<'_>, object: &mut Object, old: Option<&Object>, mode: Mode) -> Result<(), Status> {
+    if !matches!(mode, Mode::Main | Mode::Scale) {
+        return Ok(());
+    }
     MUTATE.iter().filter(|(r, _)| applies(r, work)).try_for_each(|(_, step)| step(work, object, old))
+}
+
+/// Asks policies and webhooks about an object that is sent to a subresource and stored nowhere (`Eviction`,
+/// `Binding`, `TokenRequest`).
+///
+/// # Errors
+/// When one refuses it.
+pub(crate) async fn sent(work: &Work<'_>, object: &mut Object) -> Result<(), Status> {
+    let subresource = work.call.info.subresource.clone();
+    chain::mutate_as(work, &subresource, Some(object), None).await?;
+    if webhooks::are_asked(work) {
+        webhooks::validate(&Question::new(work, &subresource, Some(object), None)).await?;
+    }
+    Ok(())
+}
+
+/// Asks webhooks about a connection to an object.
+///
+/// # Errors
+/// When one refuses it.
+pub(crate) async fn connect(work: &Work<'_>, options: &Object) -> Result<(), Status> {
+    let subresource = work.call.info.subresource.clone();
+    if webhooks::are_asked(work) {
+        webhooks::validate(&Question::connect(work, &subresource, options)).await?;
+    }
+    Ok(())
 }
 
 /// Notes who asks for a certificate in the request for it.
@@ -94,7 +156,17 @@ pub(crate) async fn validate(
     mode: Mode,
 ) -> Result<(), Status> {
     VALIDATE.iter().filter(|(r, _)| applies(r, work)).try_for_each(|(_, step)| step(work, new, old, mode))?;
-    policies::check(work, Some(new), old, mode)?;
+    // A change of scale is looked at as one of the scale.
+    let scales = match mode {
+        Mode::Scale => [Some(new), old].map(|o| sub::scale_of(work.resource, o?)),
+        _ => [None, None],
+    };
+    let new_seen = scales[0].as_ref().unwrap_or(new);
+    let old_seen = scales[1].as_ref().or(old);
+    policies::check(work, Some(new_seen), old_seen, mode)?;
+    if webhooks::are_asked(work) {
+        webhooks::validate(&Question::new(work, mode.subresource(), Some(new_seen), old_seen)).await?;
+    }
     if mode == Mode::Main {
         quota::charge(work, new, old).await?;
     }
@@ -105,8 +177,17 @@ pub(crate) async fn validate(
 ///
 /// # Errors
 /// When a step refuses it.
-pub(crate) fn validate_delete(work: &Work<'_>, old: &Object) -> Result<(), Status> {
+pub(crate) async fn validate_delete(work: &Work<'_>, old: &Object) -> Result<(), Status> {
     lifecycle::protect(work, old)?;
     node::validate_delete(work, old)?;
-    policies::check(work, None, Some(old), Mode::Main)
+    // An eviction was looked at as such.
+    if work.call.info.subresource == "eviction" {
+        return Ok(());
+    }
+    chain::mutate(work, None, Some(old), Mode::Main).await?;
+    policies::check(work, None, Some(old), Mode::Main)?;
+    if webhooks::are_asked(work) {
+        webhooks::validate(&Question::new(work, "", None, Some(old))).await?;
+    }
+    Ok(())
 }

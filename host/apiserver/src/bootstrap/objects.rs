@@ -42,12 +42,30 @@ pub(crate) fn all(config: &Config) -> Vec<Object> {
         "kind": "ServiceCIDR", "apiVersion": "networking.k8s.io/v1", "metadata": { "name": "kubernetes" },
         "spec": { "cidrs": [config.service_range.to_string()] },
     }));
-    all.push(json!({
+    all.into_iter().filter_map(object).collect()
+}
+
+/// What servers of aggregated APIs need to know to recognise this server and its users.
+fn authentication(config: &Config) -> Value {
+    let mut data = json!({ "client-ca-file": config.client_ca });
+    let proxy = &config.front_proxy;
+    if !proxy.ca.is_empty() {
+        for (key, value) in [
+            ("allowed-names", json!([proxy.name]).to_string()),
+            ("client-ca-file", proxy.ca.clone()),
+            ("extra-headers-prefix", r#"["X-Remote-Extra-"]"#.into()),
+            ("group-headers", r#"["X-Remote-Group"]"#.into()),
+            ("uid-headers", r#"["X-Remote-Uid"]"#.into()),
+            ("username-headers", r#"["X-Remote-User"]"#.into()),
+        ] {
+            data[format!("requestheader-{key}")] = value.into();
+        }
+    }
+    json!({
         "kind": "ConfigMap", "apiVersion": "v1",
         "metadata": { "name": "extension-apiserver-authentication", "namespace": "kube-system" },
-        "data": { "client-ca-file": config.client_ca },
-    }));
-    all.into_iter().filter_map(object).collect()
+        "data": data,
+    })
 }
 
 /// The service of the API, and where it is reached.
@@ -84,8 +102,10 @@ pub(crate) fn own_service(config: &Config) -> Vec<Object> {
         "ports": port,
     });
     // Loopback cannot be an endpoint of a validated object; then pods reach the API through the node itself.
-    let all =
-        if config.advertise_address.is_loopback() { vec![service] } else { vec![service, endpoints, slice] };
+    let mut all = vec![authentication(config), service];
+    if !config.advertise_address.is_loopback() {
+        all.extend([endpoints, slice]);
+    }
     all.into_iter().filter_map(object).collect()
 }
 

@@ -34,7 +34,9 @@ pub(crate) fn refresh(core: &Core) {
     let definitions = core.caches.of(DEFINITIONS).list(&Filter::default());
     let established = definitions.iter().map(|e| e.object()).filter(|d| is_true(d, "Established"));
     let additions = established.flat_map(|definition| additions(&definition)).collect();
-    core.table.store(Arc::new(Table::new(&core.caches, additions)));
+    let remote = core.aggregated.load().values().flat_map(|server| server.rows()).collect();
+    core.table.store(Arc::new(Table::new(&core.caches, additions, remote)));
+    core.defined.send_modify(|times| *times += 1);
 }
 
 fn is_true(definition: &Object, condition: &str) -> bool {

@@ -6,6 +6,7 @@ use serde_json::{Value, json};
 use wasmk_api::{Cause, Gvk, Object, Status};
 
 use crate::{
+    admission,
     http::{Answer, negotiate, respond},
     write::{Mode, Work, update_object},
 };
@@ -16,7 +17,8 @@ use crate::{
 /// 409 when the pod is bound already or being deleted.
 pub(crate) async fn create(work: &Work<'_>, body: &Bytes) -> Result<Answer, Status> {
     let body_type = negotiate::body_type(&work.call.headers)?;
-    let binding = work.decode_as(body, body_type, &Gvk::new("", "v1", "Binding"))?;
+    let mut binding = work.decode_as(body, body_type, &Gvk::new("", "v1", "Binding"))?;
+    admission::sent(work, &mut binding).await?;
     let name = if work.call.info.name.is_empty() { binding.name() } else { &work.call.info.name };
     if !binding.name().is_empty() && binding.name() != name {
         return Err(Status::bad_request("name in URL does not match name in Binding object"));

@@ -6,6 +6,7 @@ use serde_json::{Value, json};
 use wasmk_api::{Cause, Gvk, LabelSelector, Object, Reason, Status};
 
 use crate::{
+    admission,
     cache::{Entry, Filter},
     http::{Answer, negotiate, respond},
     machine,
@@ -20,11 +21,12 @@ const BUDGETS: &str = "policy/poddisruptionbudgets";
 /// 429 when a budget has no disruption left, 500 when several budgets cover the pod.
 pub(crate) async fn create(work: &Work<'_>, body: &Bytes) -> Result<Answer, Status> {
     let body_type = negotiate::body_type(&work.call.headers)?;
-    let eviction = work.decode_as(body, body_type, &Gvk::new("policy", "v1", "Eviction"))?;
+    let mut eviction = work.decode_as(body, body_type, &Gvk::new("policy", "v1", "Eviction"))?;
     let name = &work.call.info.name;
     if eviction.name() != name.as_str() {
         return Err(Status::bad_request("name in URL does not match name in Eviction object"));
     }
+    admission::sent(work, &mut eviction).await?;
     work.core.caches.catch_up().await?;
     let key = crate::cache::key(work.namespace(), name);
     let pod = work.resource.cache.get(&key).ok_or_else(|| work.not_found(name))?;

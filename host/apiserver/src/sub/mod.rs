@@ -1,6 +1,7 @@
 //! Subresources, and the resources that are only asked and never stored.
 
 mod binding;
+mod connect;
 mod csr;
 mod eviction;
 mod namespace;
@@ -27,7 +28,9 @@ use crate::{
     write::{self, Mode, Sent, Work},
 };
 
+pub(crate) use node::over;
 pub(crate) use review::review;
+pub(crate) use scale::seen as scale_of;
 
 /// What was sent to a subresource that takes whole objects and patches.
 enum Body {
@@ -75,6 +78,7 @@ pub(crate) async fn serve(
         return Err(Status::method_not_allowed());
     }
     if matches!(&*sub.name, "log" | "exec" | "attach" | "portforward" | "proxy") {
+        connect::admit(core, call, resource).await?;
         return node::serve(core, call, resource, request).await;
     }
     if info.verb == "get" && sub.name != "scale" {

@@ -172,7 +172,7 @@ fn unreachable(whom: &str, error: &dyn std::fmt::Display) -> Status {
 }
 
 /// Speaks HTTP/1.1 over a stream.
-pub(super) async fn over<S>(
+pub(crate) async fn over<S>(
     stream: S,
     whom: &str,
     target: &str,

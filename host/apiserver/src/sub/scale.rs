@@ -96,6 +96,11 @@ fn scale_of(object: &Object, paths: &Paths) -> Object {
     Object::from_value(value).unwrap_or_default()
 }
 
+/// The scale of an object, as admission sees it; `None` for what has none.
+pub(crate) fn seen(resource: &Resource, object: &Object) -> Option<Object> {
+    Some(scale_of(object, &paths(resource)?))
+}
+
 /// Answers get, update and patch of a scale.
 ///
 /// # Errors

@@ -6,6 +6,7 @@ use serde_json::{Value, json};
 use wasmk_api::{Cause, Gvk, Object, Status, Timestamp};
 
 use crate::{
+    admission,
     auth::tokens::{Bound, Claims, Private},
     http::{Answer, negotiate, respond},
     machine,
@@ -35,6 +36,7 @@ pub(crate) async fn create(work: &Work<'_>, body: &Bytes) -> Result<Answer, Stat
         spec.entry("expirationSeconds").or_insert(USUAL_SECONDS.into());
     }
     machine::manage_as(work, &gvk, &mut request, None, "token")?;
+    admission::sent(work, &mut request).await?;
     work.core.caches.catch_up().await?;
     let (namespace, name) = (work.namespace(), work.call.info.name.as_str());
     let account = work

@@ -30,7 +30,7 @@ pub(crate) async fn create_object(work: &Work<'_>, mut object: Object) -> Result
     work.core.caches.catch_up().await?;
     machine::manage_create(work, &mut object)?;
     if !work.trusted {
-        admission::mutate(work, &mut object, None).await?;
+        admission::mutate(work, &mut object, None, Mode::Main).await?;
     }
     let generate = object.name().is_empty() && !object.meta("generateName").is_empty();
     for _ in 0..ATTEMPTS {

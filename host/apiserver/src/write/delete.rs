@@ -178,7 +178,7 @@ async fn attempt(
 ) -> Result<Option<(Object, bool)>, Status> {
     let old = work.resource.served(entry.object());
     preconditions(work, &old, options)?;
-    admission::validate_delete(work, &old)?;
+    admission::validate_delete(work, &old).await?;
     let mut new = old.clone();
     let finalizers = options.finalizers(&old, work);
     new.set_meta("finalizers", if finalizers.is_empty() { Value::Null } else { json!(finalizers) });

@@ -161,8 +161,8 @@ async fn finish(
         new.set_meta("namespace", old.namespace());
     }
     machine::manage_update(work, new, old, mode)?;
-    if matches!(mode, Mode::Main | Mode::Scale) && !work.trusted {
-        admission::mutate(work, new, Some(old)).await?;
+    if !work.trusted {
+        admission::mutate(work, new, Some(old), mode).await?;
     }
     meta::carry(new, old, &resource.group_resource(), work.patch)?;
     prepare(work, new, old, mode);

@@ -38,3 +38,26 @@ pub use managed::{ANCIENT, BEFORE_FIRST_APPLY, MAX_UPDATE_MANAGERS, ManagerId, O
 pub use manager::{FieldManager, Versions};
 pub use reset::Reset;
 pub use set::{Set, show_path};
+
+use serde_json::Value;
+
+use crate::schema::KindSchema;
+
+/// A live object with everything a configuration says, as an apply patch that owns nothing would leave it.
+///
+/// # Errors
+/// When the configuration does not fit the kind, or items of a list cannot be told apart.
+pub fn merged(kind: &KindSchema, live: &Value, config: &Value) -> Result<Value, String> {
+    let root = typed::Type::root(kind.schema());
+    if let Some(why) = validate::validate(root, config) {
+        return Err(why);
+    }
+    let mut new = merge::merge(root, live, config)?;
+    // Merging leaves out what only the server keeps.
+    if let (Some(metadata), Some(kept)) =
+        (new.get_mut("metadata").and_then(Value::as_object_mut), live.pointer("/metadata/managedFields"))
+    {
+        metadata.insert("managedFields".into(), kept.clone());
+    }
+    Ok(new)
+}

@@ -39,6 +39,7 @@ fn context() -> Context<'static> {
     context.add_function("size", size);
     context.add_function("type", type_of);
     context.add_function("@pairs", pairs);
+    context.add_function("escapeKey", escape_key);
     for (name, stands_for) in TYPES {
         context.add_variable_from_value(name, Value::String(Arc::new(format!("type:{stands_for}"))));
     }
@@ -55,6 +56,14 @@ fn size(This(this): This<Value>) -> ResolveResult {
         _ => return Err(ExecutionError::NoSuchOverload),
     };
     Ok(Value::Int(i64::try_from(size).unwrap_or(i64::MAX)))
+}
+
+/// A key as it stands in the path of a JSON patch.
+fn escape_key(Arguments(arguments): Arguments) -> ResolveResult {
+    match &arguments[..] {
+        [Value::String(key)] => Ok(Value::String(Arc::new(key.replace('~', "~0").replace('/', "~1")))),
+        _ => Err(ExecutionError::NoSuchOverload),
+    }
 }
 
 fn type_of(Arguments(arguments): Arguments) -> ResolveResult {

@@ -1,9 +1,12 @@
-//! Loops with two variables, which the parser leaves as calls: `m.all(k, v, …)` becomes a loop over the
+//! What the evaluator lacks, put in terms of what it has. Objects of named types become maps. Loops with two
+//! variables, which the parser leaves as calls: `m.all(k, v, …)` becomes a loop over the
 //! pairs of `m`, with `k` and `v` standing for the parts of the pair.
 
 use kube_cel::cel::{
     IdedExpr,
-    common::ast::{CallExpr, ComprehensionExpr, EntryExpr, Expr, LiteralValue},
+    common::ast::{
+        CallExpr, ComprehensionExpr, EntryExpr, Expr, IdedEntryExpr, LiteralValue, MapEntryExpr, MapExpr,
+    },
 };
 
 const RESULT: &str = "@result";
@@ -14,7 +17,16 @@ const OPTIONAL_INDEX: &str = "_[?_]";
 /// Expands such calls everywhere in a tree, and has optional selections yield nothing for absent keys.
 pub(super) fn expand(expression: &mut IdedExpr) {
     for_children(expression, &mut expand);
+    if let Expr::Struct(of) = &mut expression.expr {
+        expression.expr = Expr::Map(MapExpr { entries: of.entries.drain(..).map(named_entry).collect() });
+        return;
+    }
     let Expr::Call(call) = &mut expression.expr else { return };
+    let of_library = |target: &IdedExpr| matches!(&target.expr, Expr::Ident(name) if name == "jsonpatch");
+    if call.func_name == "escapeKey" && call.target.as_deref().is_some_and(of_library) {
+        call.target = None;
+        return;
+    }
     if call.func_name == OPTIONAL_SELECT {
         call.func_name = OPTIONAL_INDEX.into();
         return;
@@ -30,6 +42,19 @@ pub(super) fn expand(expression: &mut IdedExpr) {
     let (Some(mut body), Some(target)) = (call.args.pop(), call.target.take()) else { return };
     substitute(&mut body, &names, &pair);
     expression.expr = looped(&call.func_name, *target, &pair, body);
+}
+
+/// Objects of named types (`Object.spec{replicas: 1}`) are maps by the names of their fields.
+fn named_entry(entry: IdedEntryExpr) -> IdedEntryExpr {
+    let expr = match entry.expr {
+        EntryExpr::StructField(field) => EntryExpr::MapEntry(MapEntryExpr {
+            key: of(Expr::Literal(LiteralValue::String(field.field.into()))),
+            value: field.value,
+            optional: field.optional,
+        }),
+        other => other,
+    };
+    IdedEntryExpr { id: entry.id, expr }
 }
 
 fn of(expr: Expr) -> IdedExpr {

@@ -192,6 +192,30 @@ pub fn plain(value: &Json) -> Value {
     }
 }
 
+/// A value of CEL as JSON.
+///
+/// # Errors
+/// When it is of a type that JSON does not have.
+pub fn json(value: &Value) -> Result<Json, String> {
+    Ok(match value {
+        Value::Null => Json::Null,
+        Value::Bool(flag) => Json::Bool(*flag),
+        Value::Int(number) => (*number).into(),
+        Value::UInt(number) => (*number).into(),
+        Value::Float(number) => (*number).into(),
+        Value::String(text) => text.to_string().into(),
+        Value::List(items) => Json::Array(items.iter().map(json).collect::<Result<_, _>>()?),
+        Value::Map(map) => {
+            let pairs = map.map.iter().map(|(key, value)| Ok((key.to_string(), json(value)?)));
+            let mut map: serde_json::Map<String, Json> = pairs.collect::<Result<_, String>>()?;
+            // The evaluator keeps no order of keys.
+            map.sort_keys();
+            Json::Object(map)
+        }
+        other => return Err(format!("a value of type {} cannot be written as JSON", other.type_of())),
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -213,6 +237,8 @@ mod tests {
             "{'a': 1, 'b': 2}.existsOne(k, v, v == 2)",
             "[1, 2].all(a, [3, 4].all(b, c, a < c))",
             "quantity('1Gi').isGreaterThan(quantity('1Mi'))",
+            "Object.spec{a: Object.spec.a{b: 'c'}, ?d: {}.?e} == {'a': {'b': 'c'}}",
+            "jsonpatch.escapeKey('a/b~c') == 'a~1b~0c'",
             "isIP('10.0.0.1') && cidr('10.0.0.0/8').containsIP('10.1.1.1')",
         ] {
             assert_eq!(run(source), Value::Bool(true), "{source}");

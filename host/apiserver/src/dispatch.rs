@@ -5,12 +5,12 @@ use std::{sync::Arc, time::Instant};
 use axum::{body::Body, extract::Request};
 use bytes::Bytes;
 use http::{HeaderValue, Method, StatusCode};
-use tokio::sync::{OwnedSemaphorePermit, SemaphorePermit};
+use tokio::sync::OwnedSemaphorePermit;
 use wasmk_api::{Reason, Status};
 
 use crate::{
     aggregate,
-    auth::{Attributes, User, authn, user::MASTERS},
+    auth::{Attributes, User, authn},
     authorize,
     call::Call,
     discovery,
@@ -44,12 +44,6 @@ pub(crate) async fn serve(core: Arc<Core>, request: Request) -> Answer {
     answer
 }
 
-enum Permit<'a> {
-    Short(#[allow(dead_code)] SemaphorePermit<'a>),
-    Long(OwnedSemaphorePermit),
-    Exempt,
-}
-
 async fn admit(
     core: &Arc<Core>,
     info: RequestInfo,
@@ -58,7 +52,9 @@ async fn admit(
 ) -> Result<Answer, Status> {
     let real = core.authenticator.authenticate(request.headers(), request.extensions())?;
     let user = impersonate(core, real, request.headers())?;
-    let permit = limit(core, &info, &query, &user)?;
+    let long_running = info.is_long_running(&query);
+    let flow = core.flow.admit(&user, &info, long_running).await.inspect_err(|_| core.metrics.refused())?;
+    let permit = if long_running { Some(long(core)?) } else { None };
     let selector = wasmk_api::FieldSelector::parse(query.text("fieldSelector")).unwrap_or_default();
     let asked = Attributes { on_node: selector.required("spec.nodeName").unwrap_or(""), ..attributes(&info) };
     if info.is_resource || info.path != "/" {
@@ -82,7 +78,8 @@ async fn admit(
     for warning in call.warnings() {
         respond::warn(&mut answer, &warning);
     }
-    if let Permit::Long(permit) = permit {
+    flow.tell(answer.headers_mut());
+    if let Some(permit) = permit {
         // Lives as long as the answer's body does.
         answer.extensions_mut().insert(Arc::new(permit));
         answer = hold(answer);
@@ -113,24 +110,12 @@ fn impersonate(core: &Arc<Core>, real: Arc<User>, headers: &http::HeaderMap) -> 
     }
 }
 
-fn limit<'a>(
-    core: &'a Arc<Core>,
-    info: &RequestInfo,
-    query: &Query,
-    user: &User,
-) -> Result<Permit<'a>, Status> {
-    let busy = || {
+/// Leave to run for as long as the client likes.
+fn long(core: &Core) -> Result<OwnedSemaphorePermit, Status> {
+    core.long_running.clone().try_acquire_owned().map_err(|_| {
         core.metrics.refused();
         Status::too_many_requests("Too many requests, please try again later.", 1)
-    };
-    if info.is_long_running(query) {
-        return core.long_running.clone().try_acquire_owned().map(Permit::Long).map_err(|_| busy());
-    }
-    if user.is_in(MASTERS) || !info.is_resource {
-        return Ok(Permit::Exempt);
-    }
-    let pool = if info.is_mutating() { &core.writes } else { &core.reads };
-    pool.try_acquire().map(Permit::Short).map_err(|_| busy())
+    })
 }
 
 /// What authorization is asked about.

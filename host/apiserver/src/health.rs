@@ -24,7 +24,8 @@ pub(crate) fn serve(core: &Arc<Core>, call: &Call, parts: &[&str]) -> Answer {
         }
         ["version"] => json_of(call, &version(core)),
         ["metrics"] => {
-            let body = core.metrics.text(&core.caches.sizes(), core.caches.revision());
+            let mut body = core.metrics.text(&core.caches.sizes(), core.caches.revision());
+            core.flow.metrics(&mut body);
             respond::bytes(StatusCode::OK, "text/plain; version=0.0.4; charset=utf-8", body)
         }
         [".well-known", "openid-configuration"] => json_of(call, &openid(core)),

@@ -20,6 +20,7 @@ mod config;
 mod crd;
 mod discovery;
 mod dispatch;
+mod flow;
 mod health;
 mod http;
 mod jsonpath;

@@ -100,8 +100,8 @@ impl Metrics {
             put(format_args!("# TYPE {name} gauge\n{name} {value}\n"));
         }
         let refused = self.refused.load(Ordering::Relaxed);
-        put(format_args!("# TYPE apiserver_flowcontrol_rejected_requests_total counter\n"));
-        put(format_args!("apiserver_flowcontrol_rejected_requests_total {refused}\n"));
+        put(format_args!("# TYPE apiserver_dropped_requests_total counter\n"));
+        put(format_args!("apiserver_dropped_requests_total {refused}\n"));
         put(format_args!("# TYPE apiserver_storage_objects gauge\n"));
         for (resource, count) in objects {
             put(format_args!("apiserver_storage_objects{{resource=\"{resource}\"}} {count}\n"));

@@ -20,15 +20,12 @@ use crate::{
     bootstrap,
     cache::Caches,
     client, crd, dispatch,
+    flow::{self, Flow},
     metrics::Metrics,
     remote::Remote,
     table::{self, Table},
 };
 
-/// Requests that only read, at the same time.
-const MAX_READS: usize = 800;
-/// Requests that change something, at the same time.
-const MAX_WRITES: usize = 400;
 /// Watches, streams and proxied calls, at the same time.
 pub(crate) const MAX_LONG_RUNNING: usize = 20_000;
 /// How often old history is compacted; what is older than this is forgotten.
@@ -73,8 +70,7 @@ pub(crate) struct Core {
     /// How often the table was made; wakes those who look at it.
     pub(crate) defined: watch::Sender<u64>,
     pub(crate) shutdown: CancellationToken,
-    pub(crate) reads: Semaphore,
-    pub(crate) writes: Semaphore,
+    pub(crate) flow: Flow,
     pub(crate) long_running: Arc<Semaphore>,
     /// Discovery and API descriptions, made anew when the table changes.
     pub(crate) documents: crate::discovery::Documents,
@@ -119,8 +115,7 @@ impl ApiServer {
             aggregated: ArcSwap::default(),
             defined: watch::Sender::new(0),
             shutdown: CancellationToken::new(),
-            reads: Semaphore::new(MAX_READS),
-            writes: Semaphore::new(MAX_WRITES),
+            flow: Flow::default(),
             long_running: Arc::new(Semaphore::new(MAX_LONG_RUNNING)),
             documents: crate::discovery::Documents::default(),
             config,
@@ -128,6 +123,8 @@ impl ApiServer {
         crd::refresh(&core);
         let mut server = Self { core, tasks: vec![follower] };
         bootstrap::write(&server.core).await?;
+        flow::begin(&server.core);
+        server.tasks.push(tokio::spawn(flow::follow(server.core.clone())));
         server.tasks.push(tokio::spawn(crd::follow(server.core.clone())));
         server.tasks.push(tokio::spawn(aggregate::follow(server.core.clone())));
         server.tasks.push(tokio::spawn(compact(server.core.clone())));

@@ -11,7 +11,7 @@ use wasmk_machinery::resources::{self, Registry, Subresource};
 
 use crate::{
     cache::{Cache, Caches, Entry, Reader},
-    crd::CustomVersion,
+    crd::{Converter, CustomVersion},
     server::Core,
     special,
 };
@@ -134,24 +134,72 @@ impl Resource {
         self.in_version(object, &self.stored.kind(self.gvk.kind.clone()))
     }
 
+    /// The webhook that converts its objects between versions.
+    fn converter(&self) -> Option<&Arc<Converter>> {
+        self.custom().and_then(|version| version.converter.as_ref())
+    }
+
+    /// Whether its objects need a webhook to be seen in another version than they are stored in.
+    pub(crate) fn converts(&self) -> bool {
+        self.converter().is_some()
+    }
+
+    /// Stored objects in the version that is served, as far as it takes a webhook; [`Resource::served`] does the
+    /// rest.
+    ///
+    /// # Errors
+    /// When the webhook fails.
+    pub(crate) async fn present(
+        &self,
+        core: &Core,
+        entries: Vec<Arc<Entry>>,
+    ) -> Result<Vec<Arc<Entry>>, Status> {
+        match self.converter() {
+            None => Ok(entries),
+            Some(converter) => converter.entries(core, entries, &self.gvk).await,
+        }
+    }
+
+    /// The same for one object.
+    ///
+    /// # Errors
+    /// When the webhook fails.
+    pub(crate) async fn present_one(&self, core: &Core, entry: Arc<Entry>) -> Result<Arc<Entry>, Status> {
+        if !self.converts() {
+            return Ok(entry);
+        }
+        let mut all = self.present(core, vec![entry]).await?;
+        all.pop().ok_or_else(|| Status::internal("a converted object is missing"))
+    }
+
+    /// A served object in the version that is stored, by the webhook if there is one.
+    ///
+    /// # Errors
+    /// When the webhook fails.
+    pub(crate) async fn to_stored(&self, core: &Core, object: Object) -> Result<Object, Status> {
+        let wanted = self.stored.kind(self.gvk.kind.clone());
+        match self.converter() {
+            Some(converter) if wanted != self.gvk => one(converter, core, object, &wanted).await,
+            _ => Ok(self.stored(object)),
+        }
+    }
+
     /// An object of this version in another version of the same resource.
     ///
     /// # Errors
     /// When a conversion webhook is needed and fails.
-    pub(crate) async fn convert(
-        &self,
-        _core: &Arc<Core>,
-        object: Object,
-        to: &Self,
-    ) -> Result<Object, Status> {
-        Ok(match &self.nature {
-            Nature::Builtin(_) => to.served(self.stored(object)),
-            Nature::Custom(_) => {
+    pub(crate) async fn convert(&self, core: &Core, object: Object, to: &Self) -> Result<Object, Status> {
+        if matches!(self.nature, Nature::Builtin(_)) {
+            return Ok(to.served(self.stored(object)));
+        }
+        match self.converter() {
+            Some(converter) if self.gvk != to.gvk => one(converter, core, object, &to.gvk).await,
+            _ => {
                 let mut object = object;
                 object.set_gvk(&to.gvk);
-                object
+                Ok(object)
             }
-        })
+        }
     }
 
     /// Group and kind as validation names them: events are events of the core group everywhere.
@@ -171,6 +219,11 @@ impl Resource {
         }
         object
     }
+}
+
+async fn one(converter: &Converter, core: &Core, object: Object, to: &Gvk) -> Result<Object, Status> {
+    let mut all = converter.objects(core, vec![object], to).await?;
+    all.pop().ok_or_else(|| Status::internal("a converted object is missing"))
 }
 
 /// A row that a definition adds.

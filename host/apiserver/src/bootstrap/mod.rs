@@ -9,6 +9,7 @@ use wasmk_api::{Object, Status};
 
 use crate::{
     crd::own_call,
+    flow,
     server::{Core, StartError},
     write::{Mode, Work, create_object, update_object},
 };
@@ -19,6 +20,9 @@ use crate::{
 /// When an object is refused.
 pub(crate) async fn write(core: &Arc<Core>) -> Result<(), StartError> {
     for object in objects::all(&core.config) {
+        ensure(core, object, Keep::AsItIs).await?;
+    }
+    for object in flow::defaults::all() {
         ensure(core, object, Keep::AsItIs).await?;
     }
     for object in roles::all() {

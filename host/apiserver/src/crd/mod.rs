@@ -3,6 +3,7 @@
 //! The definitions in the cache are the truth. Whenever one changes, its conditions are brought up to date and the
 //! table is made anew from the built-in rows and all established definitions.
 
+mod convert;
 mod version;
 
 use std::sync::Arc;
@@ -20,6 +21,7 @@ use crate::{
     write::{DeleteOptions, Mode, Work, delete_object, update_object},
 };
 
+pub(crate) use convert::Converter;
 pub(crate) use version::CustomVersion;
 use version::text;
 
@@ -54,11 +56,16 @@ fn additions(definition: &Object) -> Vec<Addition> {
     let flag = |v: &Value, key: &str| v.get(key) == Some(&Value::Bool(true));
     let stored = versions.iter().find(|v| flag(v, "storage")).map_or("", |v| text(v, "/name"));
     let served = versions.iter().filter(|v| flag(v, "served"));
-    served.filter_map(|version| addition(definition, names, version, stored)).collect()
+    let converter = Converter::read(definition);
+    served
+        .filter_map(|version| {
+            let custom = CustomVersion::read(definition, version, converter.clone())?;
+            Some(addition(custom, names, version, stored))
+        })
+        .collect()
 }
 
-fn addition(definition: &Object, names: &Value, version: &Value, stored: &str) -> Option<Addition> {
-    let custom = CustomVersion::read(definition, version)?;
+fn addition(custom: CustomVersion, names: &Value, version: &Value, stored: &str) -> Addition {
     let gvk = custom.gvk.clone();
     let list = |key: &str| -> Vec<String> {
         let items = names.get(key).and_then(Value::as_array);
@@ -86,7 +93,7 @@ fn addition(definition: &Object, names: &Value, version: &Value, stored: &str) -
     row.storage = GroupVersion::new(gvk.group, stored);
     row.subresources = subresources(&custom);
     row.custom = Some(custom.schema.clone());
-    Some(Addition { row, version: custom, deprecation })
+    Addition { row, version: custom, deprecation }
 }
 
 fn subresources(custom: &CustomVersion) -> Vec<Subresource> {

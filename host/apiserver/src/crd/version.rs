@@ -1,8 +1,12 @@
 //! One version of a custom resource: its schema, columns, subresources and selectable fields.
 
+use std::sync::Arc;
+
 use serde_json::{Value, json};
 use wasmk_api::{Gvk, Object, Timestamp};
 use wasmk_machinery::{decode, schema::KindSchema};
+
+use super::Converter;
 
 /// A printed column of a custom resource.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -38,6 +42,8 @@ pub(crate) struct CustomVersion {
     pub(crate) selectable: Vec<(String, Vec<String>)>,
     /// What its objects look like in the version they are stored in.
     stored: KindSchema,
+    /// The webhook that converts between versions; without one, versions differ by name alone.
+    pub(crate) converter: Option<Arc<Converter>>,
     /// The revision of the definition it was read from.
     pub(crate) since: u64,
     pub(super) namespaced: bool,
@@ -54,7 +60,11 @@ pub(super) fn text<'a>(value: &'a Value, pointer: &str) -> &'a str {
 
 impl CustomVersion {
     /// One version of a definition; `None` when its schema cannot be read.
-    pub(super) fn read(definition: &Object, version: &Value) -> Option<Self> {
+    pub(super) fn read(
+        definition: &Object,
+        version: &Value,
+        converter: Option<Arc<Converter>>,
+    ) -> Option<Self> {
         let spec = definition.0.get("spec")?;
         let preserve = spec.get("preserveUnknownFields") == Some(&Value::Bool(true));
         let schema_of = |version: &Value| match version.pointer("/schema/openAPIV3Schema") {
@@ -87,6 +97,7 @@ impl CustomVersion {
             has_status: version.pointer("/subresources/status").is_some_and(Value::is_object),
             scale,
             selectable,
+            converter,
             since: definition.resource_version().parse().unwrap_or(0),
             namespaced: text(spec, "/scope") == "Namespaced",
             columns: match columns {
@@ -122,12 +133,14 @@ impl CustomVersion {
     /// A stored object as the present schema shows it: undeclared fields are gone, defaults are filled in.
     pub(crate) fn read_stored(&self, object: Object) -> Object {
         let kept = object.clone();
-        let mut object = match decode::convert(object.into_value(), &self.stored) {
+        // What a webhook converted is of this version already.
+        let schema = if self.converter.is_some() { &self.schema } else { &self.stored };
+        let mut object = match decode::convert(object.into_value(), schema) {
             Ok(decoded) => decoded.object,
             // What does not fit the schema at all is shown as it is.
             Err(_) => return kept,
         };
-        crate::machine::default_by(&self.stored, &mut object);
+        crate::machine::default_by(schema, &mut object);
         object.set_gvk(&self.gvk);
         object
     }

@@ -122,11 +122,6 @@ impl RequestInfo {
             || (self.subresource == "log" && query.flag("follow"))
     }
 
-    /// Whether it changes something.
-    pub(crate) fn is_mutating(&self) -> bool {
-        !matches!(self.verb, "get" | "list" | "watch" | "head" | "options")
-    }
-
     /// `pods` or `pods/log`.
     pub(crate) fn full_resource(&self) -> String {
         if self.subresource.is_empty() {

@@ -59,7 +59,8 @@ struct Shown {
 pub(crate) async fn list(core: &Core, call: &Call, resource: &Resource) -> Result<Answer, Status> {
     let options = ListOptions::parse(&call.query, false)?;
     let filter = filter(call, resource, &options)?;
-    let shown = page(core, resource, &options, &filter).await?;
+    let mut shown = page(core, resource, &options, &filter).await?;
+    shown.page.entries = resource.present(core, shown.page.entries).await?;
     let cont = shown
         .page
         .more

@@ -33,7 +33,9 @@ pub(crate) async fn current(
         text => core.caches.wait_for(parse_version(text)?).await?,
     }
     let key = crate::cache::key(namespace_of(call, resource), &call.info.name);
-    resource.cache.get(&key).ok_or_else(|| Status::not_found(&resource.group_resource(), &call.info.name))
+    let found = resource.cache.get(&key);
+    let found = found.ok_or_else(|| Status::not_found(&resource.group_resource(), &call.info.name))?;
+    resource.present_one(core, found).await
 }
 
 /// The namespace objects of the call's resource are in; empty for cluster-scoped ones.

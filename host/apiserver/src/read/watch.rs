@@ -18,7 +18,7 @@ use wasmk_api::{Object, Status};
 
 use super::{Former, filter, partial};
 use crate::{
-    cache::{Cache, Compacted, Entry, Filter},
+    cache::{Cache, Compacted, Entry, Event, Filter},
     call::Call,
     http::{Answer, Form, ListOptions, query::parse_version},
     server::Core,
@@ -89,7 +89,7 @@ pub(crate) async fn watch(
         first_table: true,
         ended: false,
     };
-    watcher.begin(start, options.send_initial_events == Some(true));
+    watcher.begin(start, options.send_initial_events == Some(true)).await?;
     let permit = core.metrics.watch_opened();
     let stream = futures::stream::unfold((watcher, permit), |(mut watcher, permit)| async move {
         let bytes = watcher.next().await?;
@@ -121,7 +121,7 @@ async fn start(core: &Core, options: &ListOptions) -> Result<Start, Status> {
 }
 
 impl Watcher {
-    fn begin(&mut self, start: Start, mark_end: bool) {
+    async fn begin(&mut self, start: Start, mark_end: bool) -> Result<(), Status> {
         match start {
             Start::After(revision) => match self.cache.position_after(revision) {
                 Ok(position) => self.position = position,
@@ -134,7 +134,7 @@ impl Watcher {
                 self.position = position;
                 let shown = entries.iter().map(|e| e.revision).max().unwrap_or(0).max(revision);
                 let mut out = BytesMut::new();
-                for entry in &entries {
+                for entry in &self.resource.present(&self.core, entries).await? {
                     self.write(&mut out, "ADDED", entry);
                 }
                 if mark_end && self.bookmarks {
@@ -145,6 +145,24 @@ impl Watcher {
                 }
             }
         }
+        Ok(())
+    }
+
+    /// Changes with their objects in the version that is watched.
+    async fn converted(&self, events: Vec<Arc<Event>>) -> Result<Vec<Arc<Event>>, Status> {
+        if !self.resource.converts() {
+            return Ok(events);
+        }
+        let mut all = Vec::with_capacity(events.len());
+        for event in events {
+            let after = self.resource.present_one(&self.core, event.after.clone()).await?;
+            let before = match event.before.clone() {
+                Some(before) => Some(self.resource.present_one(&self.core, before).await?),
+                None => None,
+            };
+            all.push(Arc::new(Event { revision: event.revision, before, after, deleted: event.deleted }));
+        }
+        Ok(all)
     }
 
     async fn next(&mut self) -> Option<Bytes> {
@@ -162,6 +180,13 @@ impl Watcher {
                 Ok(events) if events.is_empty() => self.wait(reached).await,
                 Ok(events) => {
                     self.position += events.len() as u64;
+                    let events = match self.converted(events).await {
+                        Ok(events) => events,
+                        Err(status) => {
+                            self.fail(&status);
+                            continue;
+                        }
+                    };
                     let mut out = BytesMut::new();
                     for event in events {
                         self.told = event.revision;
@@ -220,7 +245,7 @@ impl Watcher {
         frame(out, "BOOKMARK", &serde_json::to_vec(&value).unwrap_or_default());
     }
 
-    fn write_change(&mut self, out: &mut BytesMut, word: &str, event: &crate::cache::Event) {
+    fn write_change(&mut self, out: &mut BytesMut, word: &str, event: &Event) {
         if word != "DELETED" || event.deleted {
             return self.write(out, word, &event.after);
         }

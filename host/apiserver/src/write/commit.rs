@@ -45,7 +45,7 @@ pub(crate) async fn put(
     claims: Vec<Claim>,
 ) -> Result<Written, Status> {
     super::meta::order(object);
-    let stored = work.resource.stored(object.clone());
+    let stored = work.resource.to_stored(work.core, object.clone()).await?;
     let key = work.resource.store_key(object.namespace(), object.name());
     let txn = Txn::put(key, encode(&stored), expected);
     let written = transact(work, txn, claims).await?;

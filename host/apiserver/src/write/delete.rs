@@ -164,6 +164,7 @@ pub(crate) async fn delete_object(
             .cache
             .get(&crate::cache::key(namespace, name))
             .ok_or_else(|| work.not_found(name))?;
+        let entry = work.resource.present_one(work.core, entry).await?;
         if let Some(done) = attempt(work, &entry, options).await? {
             return Ok(done);
         }
@@ -335,7 +336,8 @@ pub(crate) async fn delete_collection(work: &mut Work<'_>, body: &Bytes) -> Resu
     let filter = read::filter(work.call, work.resource, &list)?;
     let revision = work.core.caches.catch_up().await?;
     let mut items = Vec::new();
-    for entry in work.resource.cache.list(&filter) {
+    let entries = work.resource.present(work.core, work.resource.cache.list(&filter)).await?;
+    for entry in entries {
         match delete_object(work, &entry.namespace, &entry.name, &options).await {
             Ok(_) => {
                 let mut object = work.resource.served(entry.object());

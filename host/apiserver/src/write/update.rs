@@ -125,6 +125,7 @@ pub(crate) async fn update_object(
             let object = change(&Object::default())?;
             return Box::pin(super::create_object(work, object)).await.map(Done::Created);
         };
+        let entry = work.resource.present_one(work.core, entry).await?;
         let old = work.resource.served(entry.object());
         let mut new = change(&old)?;
         let wanted = new.resource_version();

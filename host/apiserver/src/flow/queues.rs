@@ -1,0 +1,345 @@
+//! The queues of priority levels: who gets a seat, who waits, and who is turned away.
+//!
+//! Each level has a number of seats; what others lend it while they do not need it comes on top. Requests that find
+//! no seat wait in one of a few queues that their flow is dealt, the shortest of them; free seats go round the
+//! queues fairly, so that a flow which fills its queues leaves the others' alone.
+
+use std::{
+    collections::{HashMap, VecDeque},
+    hash::{DefaultHasher, Hash, Hasher},
+    sync::Arc,
+};
+
+use parking_lot::Mutex;
+use tokio::sync::oneshot;
+
+/// The settings of a level.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Limits {
+    /// Seats of its own.
+    pub(super) seats: usize,
+    /// How many of them others may use while it does not.
+    pub(super) lendable: usize,
+    /// Queues, how many of them a flow is dealt, and their longest length; `None`: nobody waits.
+    pub(super) queuing: Option<(usize, usize, usize)>,
+}
+
+#[derive(Default)]
+struct Queue {
+    waiting: VecDeque<oneshot::Sender<Seat>>,
+    /// How much service it has had, in the level's virtual time.
+    served: u64,
+}
+
+struct Level {
+    limits: Limits,
+    taken: usize,
+    queues: Vec<Queue>,
+    waiting: usize,
+    clock: u64,
+    dispatched: u64,
+    rejected: u64,
+}
+
+/// All levels.
+#[derive(Default)]
+pub(super) struct Levels(Mutex<HashMap<Box<str>, Level>>);
+
+/// A seat in a level, given back when it is dropped.
+pub(super) struct Seat {
+    levels: Arc<Levels>,
+    level: Box<str>,
+}
+
+impl Drop for Seat {
+    fn drop(&mut self) {
+        self.levels.free(&self.level);
+    }
+}
+
+/// What a request finds.
+pub(super) enum Admission {
+    /// A seat.
+    Seat(Seat),
+    /// A place in a queue.
+    Wait(oneshot::Receiver<Seat>),
+    /// Neither.
+    Full,
+}
+
+/// Numbers of a level, for metrics.
+pub(super) struct Numbers {
+    pub(super) level: Box<str>,
+    pub(super) seats: usize,
+    pub(super) executing: usize,
+    pub(super) waiting: usize,
+    pub(super) dispatched: u64,
+    pub(super) rejected: u64,
+}
+
+impl Level {
+    fn new(limits: Limits) -> Self {
+        let queues = limits.queuing.map_or(0, |q| q.0);
+        Self {
+            limits,
+            taken: 0,
+            queues: (0..queues).map(|_| Queue::default()).collect(),
+            waiting: 0,
+            clock: 0,
+            dispatched: 0,
+            rejected: 0,
+        }
+    }
+
+    /// Seats it lends while it does not need them itself.
+    fn spare(&self) -> usize {
+        let idle = if self.waiting > 0 { 0 } else { self.limits.seats.saturating_sub(self.taken) };
+        idle.min(self.limits.lendable)
+    }
+
+    fn borrowed(&self) -> usize {
+        self.taken.saturating_sub(self.limits.seats)
+    }
+
+    /// The queue a flow waits in: the shortest of those it is dealt.
+    fn queue(&self, flow: u64) -> Option<usize> {
+        let (queues, hand, length) = self.limits.queuing?;
+        let mut left: Vec<usize> = (0..queues).collect();
+        let mut cards = flow;
+        let mut best: Option<usize> = None;
+        for dealt in 0..hand.min(queues) {
+            let remaining = (queues - dealt) as u64;
+            let at = usize::try_from(cards % remaining).unwrap_or(0);
+            cards /= remaining;
+            let queue = left.swap_remove(at);
+            if best.is_none_or(|b| self.queues[queue].waiting.len() < self.queues[b].waiting.len()) {
+                best = Some(queue);
+            }
+        }
+        best.filter(|b| self.queues[*b].waiting.len() < length)
+    }
+
+    /// The next that waits: of the queue that has been served least.
+    fn next(&mut self) -> Option<oneshot::Sender<Seat>> {
+        let waiting = self.queues.iter_mut().filter(|q| !q.waiting.is_empty());
+        let queue = waiting.min_by_key(|q| q.served)?;
+        self.clock = queue.served;
+        queue.served += 1;
+        self.waiting -= 1;
+        queue.waiting.pop_front()
+    }
+}
+
+impl Levels {
+    /// Takes new settings over. Requests that wait in a level whose queues change are let in.
+    pub(super) fn set(self: &Arc<Self>, wanted: HashMap<Box<str>, Limits>) {
+        let mut let_in = Vec::new();
+        {
+            let mut all = self.0.lock();
+            for (name, limits) in wanted.iter() {
+                match all.get_mut(name) {
+                    Some(level) if level.limits.queuing == limits.queuing => level.limits = limits.clone(),
+                    Some(level) => {
+                        while let Some(next) = level.next() {
+                            level.taken += 1;
+                            let_in.push((name.clone(), next));
+                        }
+                        *level = Level { taken: level.taken, ..Level::new(limits.clone()) };
+                    }
+                    None => drop(all.insert(name.clone(), Level::new(limits.clone()))),
+                }
+            }
+            // A level that is gone keeps its numbers for as long as requests are in it.
+            all.retain(|name, level| wanted.contains_key(name) || level.taken > 0 || level.waiting > 0);
+        }
+        for (level, sender) in let_in {
+            // Whoever does not wait any more gives the seat back by dropping it.
+            let _ = sender.send(Seat { levels: self.clone(), level });
+        }
+    }
+
+    /// Asks for a seat for a request of a flow.
+    pub(super) fn ask(self: &Arc<Self>, name: &str, schema: &str, distinguisher: &str) -> Admission {
+        let mut all = self.0.lock();
+        if !all.contains_key(name) {
+            return Admission::Full;
+        }
+        if may_take(&all, name) {
+            let Some(level) = all.get_mut(name) else { return Admission::Full };
+            level.taken += 1;
+            level.dispatched += 1;
+            return Admission::Seat(Seat { levels: self.clone(), level: name.into() });
+        }
+        let Some(level) = all.get_mut(name) else { return Admission::Full };
+        let mut hasher = DefaultHasher::new();
+        (schema, distinguisher).hash(&mut hasher);
+        let Some(at) = level.queue(hasher.finish()) else {
+            level.rejected += 1;
+            return Admission::Full;
+        };
+        let (sender, receiver) = oneshot::channel();
+        let clock = level.clock;
+        let queue = &mut level.queues[at];
+        if queue.waiting.is_empty() {
+            // Whoever was away has no claim to what it did not use.
+            queue.served = queue.served.max(clock);
+        }
+        queue.waiting.push_back(sender);
+        level.waiting += 1;
+        Admission::Wait(receiver)
+    }
+
+    /// Counts a request that waited too long.
+    pub(super) fn gave_up(&self, name: &str) {
+        if let Some(level) = self.0.lock().get_mut(name) {
+            level.rejected += 1;
+        }
+    }
+
+    fn free(self: &Arc<Self>, name: &str) {
+        let mut given = Vec::new();
+        {
+            let mut all = self.0.lock();
+            if let Some(level) = all.get_mut(name) {
+                level.taken = level.taken.saturating_sub(1);
+            }
+            // First those of the level itself, then those it lends to.
+            let others: Vec<Box<str>> = all
+                .iter()
+                .filter(|(n, l)| l.waiting > 0 && n.as_ref() != name)
+                .map(|(n, _)| n.clone())
+                .collect();
+            for candidate in std::iter::once(Box::from(name)).chain(others) {
+                while all.get(&candidate).is_some_and(|l| l.waiting > 0) && may_take(&all, &candidate) {
+                    let Some(level) = all.get_mut(&candidate) else { break };
+                    let Some(next) = level.next() else { break };
+                    if next.is_closed() {
+                        continue;
+                    }
+                    level.taken += 1;
+                    level.dispatched += 1;
+                    given.push((candidate.clone(), next));
+                }
+            }
+        }
+        for (level, sender) in given {
+            // Whoever stopped waiting in this moment gives the seat back by dropping it.
+            let _ = sender.send(Seat { levels: self.clone(), level });
+        }
+    }
+
+    /// The numbers of all levels.
+    pub(super) fn numbers(&self) -> Vec<Numbers> {
+        let all = self.0.lock();
+        let one = |(name, level): (&Box<str>, &Level)| Numbers {
+            level: name.clone(),
+            seats: level.limits.seats,
+            executing: level.taken,
+            waiting: level.waiting,
+            dispatched: level.dispatched,
+            rejected: level.rejected,
+        };
+        all.iter().map(one).collect()
+    }
+}
+
+/// Whether a level has a seat left, of its own or lent by others.
+fn may_take(all: &HashMap<Box<str>, Level>, name: &str) -> bool {
+    let Some(level) = all.get(name) else { return false };
+    if level.taken < level.limits.seats {
+        // Seats lent out are missed until they come back.
+        return true;
+    }
+    let spare: usize = all.iter().filter(|(n, _)| n.as_ref() != name).map(|(_, l)| l.spare()).sum();
+    let borrowed: usize = all.values().map(Level::borrowed).sum();
+    spare > borrowed
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn levels(all: &[(&str, usize, usize, Option<(usize, usize, usize)>)]) -> Arc<Levels> {
+        let levels = Arc::new(Levels::default());
+        let limits = |(name, seats, lendable, queuing): &(&str, usize, usize, _)| {
+            (Box::from(*name), Limits { seats: *seats, lendable: *lendable, queuing: *queuing })
+        };
+        levels.set(all.iter().map(limits).collect());
+        levels
+    }
+
+    fn seat(admission: Admission) -> Seat {
+        match admission {
+            Admission::Seat(seat) => seat,
+            Admission::Wait(_) => panic!("it has to wait"),
+            Admission::Full => panic!("it is turned away"),
+        }
+    }
+
+    fn place(admission: Admission) -> oneshot::Receiver<Seat> {
+        match admission {
+            Admission::Wait(place) => place,
+            _ => panic!("it does not wait"),
+        }
+    }
+
+    #[test]
+    fn a_flow_that_fills_its_queue_leaves_others_alone() {
+        let levels = levels(&[("a", 1, 0, Some((64, 1, 3)))]);
+        let first = seat(levels.ask("a", "s", "loud"));
+        let mut loud: Vec<_> = (0..3).map(|_| place(levels.ask("a", "s", "loud"))).collect();
+        assert!(matches!(levels.ask("a", "s", "loud"), Admission::Full));
+        // Some other user is dealt another queue.
+        let quiet =
+            (0..100).map(|i| format!("quiet-{i}")).find_map(|user| match levels.ask("a", "s", &user) {
+                Admission::Wait(place) => Some(place),
+                _ => None,
+            });
+        let mut quiet = quiet.expect("every queue is the loud one's");
+        drop(first);
+        let mut order = Vec::new();
+        for _ in 0..4 {
+            let (who, seat) = loud
+                .iter_mut()
+                .map(|p| ("loud", p))
+                .chain([("quiet", &mut quiet)])
+                .find_map(|(who, place)| place.try_recv().ok().map(|seat| (who, seat)))
+                .expect("somebody is next");
+            order.push(who);
+            drop(seat);
+        }
+        assert!(order[..2].contains(&"quiet"), "{order:?}");
+        assert_eq!(levels.numbers()[0].executing, 0);
+    }
+
+    #[test]
+    fn idle_levels_lend_seats_and_get_them_back() {
+        let levels = levels(&[("busy", 1, 0, Some((1, 1, 10))), ("idle", 4, 2, Some((1, 1, 10)))]);
+        let own = seat(levels.ask("busy", "s", ""));
+        let lent: Vec<_> = (0..2).map(|_| seat(levels.ask("busy", "s", ""))).collect();
+        let mut waits = place(levels.ask("busy", "s", ""));
+        let used: Vec<_> = (0..4).map(|_| seat(levels.ask("idle", "s", ""))).collect();
+        drop(lent);
+        assert!(waits.try_recv().is_err(), "the lender needs its seats itself");
+        drop(own);
+        assert!(waits.try_recv().is_ok());
+        drop(used);
+    }
+
+    #[test]
+    fn those_who_left_are_passed_over_and_changes_let_everybody_in() {
+        let levels = levels(&[("a", 1, 0, Some((2, 2, 5)))]);
+        let first = seat(levels.ask("a", "s", "x"));
+        drop(place(levels.ask("a", "s", "x")));
+        let mut second = place(levels.ask("a", "s", "x"));
+        drop(first);
+        let held = second.try_recv().unwrap();
+        let mut third = place(levels.ask("a", "s", "x"));
+        levels.set(HashMap::from([("a".into(), Limits { seats: 1, lendable: 0, queuing: None })]));
+        assert!(third.try_recv().is_ok());
+        assert!(matches!(levels.ask("a", "s", "x"), Admission::Full));
+        drop(held);
+        assert!(matches!(levels.ask("a", "s", "x"), Admission::Seat(_)));
+        assert!(matches!(levels.ask("gone", "s", "x"), Admission::Full));
+    }
+}

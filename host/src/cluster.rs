@@ -3,7 +3,7 @@
 //! [`Cluster::start`] reads as the program's story: keys, store, API, listeners, then the parts that
 //! are ordinary clients of the API. Each part gets a client of its own identity.
 
-use std::{net::SocketAddr, path::PathBuf, str::FromStr, sync::Arc, time::Duration};
+use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use anyhow::{Context, Result, bail};
 use kube::Client;
@@ -14,15 +14,16 @@ use wasmk_controllers::{Clock, Context as Controllers, scheduler};
 use wasmk_functions::{Executor, Functions};
 use wasmk_node::Node;
 use wasmk_registry::Storage;
-use wasmk_store::{Embedded, Etcd, Memory, Store};
+use wasmk_store::{Embedded, Store};
 
 use crate::{
-    agent, bootstrap,
+    agent, bootstrap, control,
     data_dir::{Claim, DataDir, Running},
     executor::{Elsewhere, InPlace},
     kubeconfig,
     links::Links,
     pki::{Leaf, Pki, server_names},
+    store::{Opened, StoreSettings},
 };
 
 /// The name the API has towards servers of aggregated APIs.
@@ -32,33 +33,6 @@ const API_SERVICE: &str = "127.43.0.1";
 
 /// Longest time for pods to end when everything stops.
 const STOP: Duration = Duration::from_secs(30);
-
-/// Where objects are kept.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum StoreKind {
-    /// On this disk; survives everything.
-    Embedded,
-    /// In memory; gone when the process ends.
-    Memory,
-    /// In an etcd, by its endpoints.
-    Etcd(Vec<String>),
-}
-
-impl FromStr for StoreKind {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        match text {
-            "embedded" => Ok(Self::Embedded),
-            "memory" => Ok(Self::Memory),
-            _ => {
-                let hosts = text.strip_prefix("etcd://").filter(|hosts| !hosts.is_empty());
-                let hosts = hosts.ok_or("`embedded`, `memory` or `etcd://HOST:PORT,...` was expected")?;
-                Ok(Self::Etcd(hosts.split(',').map(|host| format!("http://{host}")).collect()))
-            }
-        }
-    }
-}
 
 /// What `wasmk up` is asked for.
 #[derive(Clone, Debug)]
@@ -77,8 +51,8 @@ pub struct Settings {
     pub node: Option<String>,
     /// Controllers to run, as kube-controller-manager's flag says it.
     pub controllers: Vec<String>,
-    /// Where objects are kept.
-    pub store: StoreKind,
+    /// Where objects are kept, and how.
+    pub store: StoreSettings,
     /// Suffix of functions' host names.
     pub domain: String,
     /// Where pods get their addresses from.
@@ -119,7 +93,7 @@ impl Cluster {
         };
         write_kubeconfig(&settings.data, &pki, running.api)?;
 
-        let (store, embedded) = open_store(&settings).await?;
+        let Opened { store, kept, embedded } = settings.store.open(&settings.data.join("store")).await?;
         let images = Storage::open(settings.data.join("registry"), Default::default()).await;
         let images = images.context("cannot open the registry's files")?;
         let links = Arc::new(Links::default());
@@ -153,6 +127,7 @@ impl Cluster {
             embedded,
             _claim: claim,
         };
+        cluster.serve_commands(&settings.data, kept);
         cluster.listen(&settings, &pki, api_listener, registry_listener, images)?;
         bootstrap::write(
             &cluster.api.client("system:apiserver", &["system:masters"]),
@@ -202,6 +177,14 @@ impl Cluster {
             && let Err(e) = store.close().await
         {
             tracing::error!(error = %e, "the store did not close well");
+        }
+    }
+
+    /// What commands on this machine ask a running process for; without it the cluster works as well.
+    fn serve_commands(&self, data: &DataDir, kept: Arc<dyn Store>) {
+        match control::serve(data.path(), kept, self.stop.clone()) {
+            Ok(served) => drop(self.tasks.spawn(served)),
+            Err(e) => tracing::warn!("`wasmk store snapshot` will not reach this process: {e:#}"),
         }
     }
 
@@ -289,28 +272,6 @@ async fn bind(address: SocketAddr, what: &str, flag: &str) -> Result<TcpListener
             "{what} cannot listen on {address}: the port is in use; choose another with {flag} (port 0 picks a free one)"
         ),
         Err(e) => Err(e).with_context(|| format!("{what} cannot listen on {address} ({flag})")),
-    }
-}
-
-async fn open_store(settings: &Settings) -> Result<(Arc<dyn Store>, Option<Arc<Embedded>>)> {
-    match &settings.store {
-        StoreKind::Memory => Ok((Arc::new(Memory::new()), None)),
-        StoreKind::Etcd(endpoints) => {
-            let store = Etcd::connect(endpoints, None).await;
-            Ok((
-                Arc::new(store.with_context(|| format!("cannot use the etcd at {}", endpoints.join(",")))?),
-                None,
-            ))
-        }
-        StoreKind::Embedded => {
-            let path: PathBuf = settings.data.join("store");
-            let opened = Embedded::open(&path, Default::default());
-            let (store, recovery) =
-                opened.with_context(|| format!("cannot open the store in {}", path.display()))?;
-            tracing::info!(?recovery, "store opened");
-            let store = Arc::new(store);
-            Ok((store.clone(), Some(store)))
-        }
     }
 }
 

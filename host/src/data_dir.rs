@@ -6,6 +6,7 @@
 //! DIR/kubeconfig    the administrator's (control plane only)
 //! DIR/pki/          certificates and keys
 //! DIR/store/        every object
+//! DIR/store.sock    where the live process answers commands about the store
 //! DIR/registry/     pushed artifacts
 //! DIR/node/         images, compiled code, logs and volumes of this node's pods
 //! DIR/wasmk.log     output of a detached process

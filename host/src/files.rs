@@ -33,6 +33,15 @@ pub fn read_if_there(path: &Path) -> Result<Option<String>> {
     }
 }
 
+/// Makes a name in a directory durable.
+///
+/// # Errors
+/// When the directory cannot be synced.
+pub fn sync_parent(path: &Path) -> std::io::Result<()> {
+    let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
+    fs::File::open(parent.unwrap_or(Path::new(".")))?.sync_all()
+}
+
 /// Replaces a file by one that only its owner can read, synced before it takes the name.
 ///
 /// # Errors
@@ -44,7 +53,8 @@ pub fn write_private(path: &Path, bytes: &[u8]) -> Result<()> {
             fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&fresh)?;
         file.write_all(bytes)?;
         file.sync_all()?;
-        fs::rename(&fresh, path)
+        fs::rename(&fresh, path)?;
+        sync_parent(path)
     };
     write().with_context(|| format!("cannot write {}", path.display()))
 }

@@ -26,6 +26,10 @@ pub(crate) fn serve(core: &Arc<Core>, call: &Call, parts: &[&str]) -> Answer {
         ["metrics"] => {
             let mut body = core.metrics.text(&core.caches.sizes(), core.caches.revision());
             core.flow.metrics(&mut body);
+            for (name, help, value) in core.config.store.health().figures {
+                let kind = if name.ends_with("_total") { "counter" } else { "gauge" };
+                body += &format!("# HELP {name} {help}\n# TYPE {name} {kind}\n{name} {value}\n");
+            }
             respond::bytes(StatusCode::OK, "text/plain; version=0.0.4; charset=utf-8", body)
         }
         [".well-known", "openid-configuration"] => json_of(call, &openid(core)),
@@ -47,7 +51,16 @@ fn json_of(call: &Call, value: &Value) -> Answer {
 
 /// The check that fails, if any.
 fn failing(core: &Core) -> Option<&'static str> {
-    core.shutdown.is_cancelled().then_some("ping")
+    if core.shutdown.is_cancelled() {
+        return Some("ping");
+    }
+    core.config.store.health().problem.map(|_| "store")
+}
+
+/// Why it does, and what else should be looked after.
+fn reasons(core: &Core) -> (String, Vec<String>) {
+    let health = core.config.store.health();
+    (health.problem.unwrap_or_else(|| "shutting down".into()), health.warnings)
 }
 
 fn verdict(good: bool, text: &str) -> Answer {
@@ -60,15 +73,17 @@ fn health(core: &Core, call: &Call, name: &str) -> Answer {
     if failing.is_none() && call.query.get("verbose").is_none() {
         return respond::text(StatusCode::OK, "ok");
     }
+    let (why, warnings) = reasons(core);
     let mut text = String::new();
     for check in CHECKS {
         let excluded = call.query.all("exclude").any(|e| e == check);
         text += &match failing {
             _ if excluded => format!("[+]{check} excluded: ok\n"),
-            Some(bad) if bad == check => format!("[-]{check} failed: shutting down\n"),
+            Some(bad) if bad == check => format!("[-]{check} failed: {why}\n"),
             _ => format!("[+]{check} ok\n"),
         };
     }
+    warnings.iter().for_each(|warning| text += &format!("[!]store: {warning}\n"));
     let word = if failing.is_none() { "passed" } else { "failed" };
     text += &format!("{name} check {word}\n");
     verdict(failing.is_none(), &text)

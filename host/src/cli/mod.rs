@@ -28,6 +28,7 @@ mod resources;
 mod scale;
 mod selection;
 mod status;
+mod store;
 mod table;
 mod token;
 mod up;
@@ -67,6 +68,9 @@ enum Command {
     /// Let machines join as nodes
     #[command(subcommand)]
     Token(token::Command),
+    /// Back up, restore, check and repair what objects are kept in
+    #[command(subcommand)]
+    Store(store::Command),
     /// Make, build, deploy and call functions
     #[command(subcommand)]
     Fn(function::Command),
@@ -136,6 +140,7 @@ fn run(cli: Cli) -> Result<Exit> {
             Command::Status(args) => status::run(args, &cx).await,
             Command::Agent(args) => agent::run(args, &cx).await,
             Command::Token(command) => token::run(command, &cx).await,
+            Command::Store(command) => store::run(command, &cx).await,
             Command::Fn(command) => function::run(command, &cx).await,
             Command::Push(args) => push::run(args, &cx).await,
             Command::Get(args) => get::run(args, &cx).await,

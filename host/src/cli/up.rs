@@ -20,11 +20,13 @@ use super::{
     client::{default_data_dir, home},
     hint::WithHint,
     status,
+    store::StoreArgs,
 };
 use crate::{
-    cluster::{Cluster, Settings, StoreKind},
+    cluster::{Cluster, Settings},
     data_dir::{DataDir, Running},
     files, kubeconfig,
+    store::StoreSettings,
 };
 
 /// Longest wait of `--detach` for the process to be ready.
@@ -56,9 +58,14 @@ pub(super) struct Args {
     /// Controllers to run: `*` for all, `name`, `-name` to leave one out, `-*` for none
     #[arg(long, value_name = "LIST", value_delimiter = ',', default_value = "*", allow_hyphen_values = true)]
     controllers: Vec<String>,
-    /// Where objects are kept: `embedded` on this disk, `memory` until the process ends, or `etcd://HOST:PORT,...`
-    #[arg(long, value_name = "KIND", default_value = "embedded")]
-    store: StoreKind,
+    #[command(flatten)]
+    store: StoreArgs,
+    /// What is encrypted in the store, and with which keys: an EncryptionConfiguration, as kube-apiserver takes it
+    #[arg(long, value_name = "FILE")]
+    encryption_provider_config: Option<PathBuf>,
+    /// Start an empty store with what is in a snapshot
+    #[arg(long, value_name = "FILE")]
+    from_snapshot: Option<PathBuf>,
     /// Domain of functions' host names
     #[arg(long, value_name = "DOMAIN", default_value = "example.com")]
     domain: String,
@@ -112,7 +119,11 @@ fn settings(args: Args) -> Settings {
         names: args.tls_san,
         node: (!args.no_node).then(|| args.node_name.unwrap_or_else(hostname)),
         controllers: args.controllers,
-        store: args.store,
+        store: StoreSettings {
+            encryption: args.encryption_provider_config,
+            snapshot: args.from_snapshot,
+            ..args.store.settings()
+        },
         domain: args.domain,
         pod_range: args.pod_cidr,
     }

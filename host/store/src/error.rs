@@ -69,8 +69,9 @@ pub enum Error {
     },
     /// A file is damaged in a place that had been made durable: opening it would lose acknowledged writes.
     #[error(
-        "{} is damaged at byte {offset}, after revision {revision}: {reason}; restore a snapshot or a copy of the \
-         data directory, nothing was changed",
+        "{} is damaged at byte {offset}, after revision {revision}: {reason}; nothing was changed: `wasmk store \
+         verify` tells what is affected, `wasmk store dump` prints what can be read, `wasmk store repair` gives up \
+         what follows the damage, `wasmk store restore` brings back a snapshot",
         path.display()
     )]
     Corrupt {
@@ -100,6 +101,16 @@ pub enum Error {
         path: PathBuf,
         /// The process holding it, as it noted itself in the lock file.
         pid: String,
+    },
+    /// A value cannot be encrypted or decrypted.
+    #[error("cannot {action} the value of {key}: {reason}")]
+    Seal {
+        /// "encrypt" or "decrypt".
+        action: &'static str,
+        /// The key it belongs to.
+        key: String,
+        /// What is missing or wrong.
+        reason: String,
     },
     /// A snapshot stream cannot be read.
     #[error("not a usable snapshot: {0}")]

@@ -7,6 +7,8 @@
 //! - [`Embedded`]: an append-only log of our own in a data directory, the default of a real server;
 //! - [`Etcd`]: an etcd cluster, for several servers on one state.
 //!
+//! [`Sealed`] encrypts the values of some keys on their way into any of them.
+//!
 //! What every backend keeps:
 //!
 //! - A transaction is atomic: all of its changes carry one revision, and no reader or watcher sees half of it.
@@ -20,6 +22,7 @@ mod error;
 mod etcd;
 mod memory;
 mod mvcc;
+mod seal;
 mod shared;
 mod snapshot;
 mod store;
@@ -27,14 +30,18 @@ mod watch;
 
 pub use bytes::Bytes;
 
-pub use embedded::{Embedded, Recovery, Settings, Stats};
+pub use embedded::{
+    CheckpointInfo, Contents, Embedded, Inspection, LogEntry, LoggedChange, Recovery, Repair, SegmentInfo,
+    Settings, Stats,
+};
 pub use error::Error;
 pub use etcd::{Etcd, EtcdTls};
 pub use memory::Memory;
 pub use mvcc::History;
-pub use snapshot::SnapshotInfo;
+pub use seal::{Cipher, Key, Provider, Rule, Sealed};
+pub use snapshot::{SnapshotInfo, check as check_snapshot, export, import};
 pub use store::{
-    Compare, Durability, KeyValue, MAX_KEY_BYTES, MAX_TXN_KEYS, MAX_VALUE_BYTES, Op, Range, RangeResult,
-    Revision, Store, Txn, TxnOutcome,
+    Compare, Durability, Health, KeyValue, MAX_KEY_BYTES, MAX_TXN_KEYS, MAX_VALUE_BYTES, Op, Range,
+    RangeResult, Revision, Store, Txn, TxnOutcome,
 };
 pub use watch::{Event, MAX_BATCH_EVENTS, Watch, WatchBatch, WatchSource};

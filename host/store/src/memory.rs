@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use async_trait::async_trait;
 
-use crate::mvcc::{History, Overlay, State, Verdict};
+use crate::mvcc::{History, Overlay, SWEEP, State, Verdict};
 use crate::shared::Shared;
 use crate::{
     Error, KeyValue, Range, RangeResult, Revision, SnapshotInfo, Store, Txn, TxnOutcome, Watch, snapshot,
@@ -76,6 +76,7 @@ impl Store for Memory {
         let (revision, now) = (state.revision() + 1, Instant::now());
         state.apply(revision, changes, now);
         state.expire(&self.history, now);
+        state.sweep(SWEEP.max(2 * txn.ops.len()));
         drop(state);
         self.shared.ring_progress(None);
         Ok(TxnOutcome::Committed { revision })
@@ -93,7 +94,10 @@ impl Store for Memory {
 
     async fn compact(&self, revision: Revision) -> Result<(), Error> {
         self.shared.open()?;
-        self.shared.state.write().compact(revision)
+        self.shared.state.write().compact(revision)?;
+        // Others get the lock in between.
+        while self.shared.state.write().sweep(SWEEP) {}
+        Ok(())
     }
 
     async fn revision(&self) -> Result<Revision, Error> {

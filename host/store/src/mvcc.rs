@@ -11,6 +11,8 @@ use bytes::Bytes;
 
 use crate::{Compare, Error, Event, KeyValue, Op, Range, RangeResult, Revision, Txn};
 
+/// Changes swept at a time: what a writer may have to wait for, some tens of microseconds.
+pub(crate) const SWEEP: usize = 256;
 /// Bytes a change costs in memory beyond its key and the value it replaced.
 const CHANGE_OVERHEAD: usize = 160;
 
@@ -106,6 +108,8 @@ pub(crate) struct State {
     keys: BTreeMap<Bytes, Slot>,
     history: VecDeque<Arc<Committed>>,
     history_bytes: usize,
+    /// How much of that is compacted and only waits to be swept.
+    dead_bytes: usize,
     live: u64,
     digest: u64,
     revision: Revision,
@@ -120,6 +124,7 @@ impl State {
             keys: BTreeMap::new(),
             history: VecDeque::new(),
             history_bytes: 0,
+            dead_bytes: 0,
             live: 0,
             digest: 0,
             revision: 1,
@@ -315,17 +320,31 @@ impl State {
         self.revision = revision;
     }
 
-    /// Forgets what only reads before `revision` could see.
+    /// Refuses reads before `revision` from now on. What only they could see goes with [`sweep`](Self::sweep), a
+    /// slice at a time, so that nobody waits for all of it.
     pub(crate) fn compact(&mut self, revision: Revision) -> Result<(), Error> {
         if revision > self.revision {
             return Err(Error::FutureRevision { requested: revision, current: self.revision });
         }
-        self.compacted = self.compacted.max(revision);
+        if revision <= self.compacted {
+            return Ok(());
+        }
+        let from = self.first_readable();
+        let dead = self.history.range(from..).take_while(|entry| entry.revision <= revision);
+        self.dead_bytes += dead.map(|entry| entry.bytes).sum::<usize>();
+        self.compacted = revision;
         self.gaps.retain(|(_, after)| *after > revision);
-        while let Some(first) = self.history.front().filter(|first| first.revision <= self.compacted).cloned()
-        {
-            self.history.pop_front();
+        Ok(())
+    }
+
+    /// Forgets compacted changes, about `limit` of them; whether there are more.
+    pub(crate) fn sweep(&mut self, limit: usize) -> bool {
+        let mut swept = 0;
+        while swept < limit && self.is_unswept() {
+            let Some(first) = self.history.pop_front() else { break };
             self.history_bytes -= first.bytes;
+            self.dead_bytes -= first.bytes;
+            swept += first.events.len().max(1);
             for event in &first.events {
                 let gone = self.keys.get_mut(event.key()).is_some_and(|slot| slot.trim(self.compacted));
                 if gone {
@@ -333,14 +352,24 @@ impl State {
                 }
             }
         }
-        Ok(())
+        self.is_unswept()
     }
 
-    /// Forgets what is beyond the bounds.
+    /// Whether compacted changes are still in memory.
+    pub(crate) fn is_unswept(&self) -> bool {
+        self.history.front().is_some_and(|first| first.revision <= self.compacted)
+    }
+
+    /// Where the part of the history begins that can be read.
+    fn first_readable(&self) -> usize {
+        self.history.partition_point(|entry| entry.revision <= self.compacted)
+    }
+
+    /// Compacts what is beyond the bounds.
     pub(crate) fn expire(&mut self, bounds: &History, now: Instant) {
-        let mut bytes = self.history_bytes;
+        let mut bytes = self.history_bytes - self.dead_bytes;
         let mut last = None;
-        for entry in &self.history {
+        for entry in self.history.range(self.first_readable()..) {
             if bytes <= bounds.bytes && now.saturating_duration_since(entry.at) <= bounds.age {
                 break;
             }
@@ -353,9 +382,9 @@ impl State {
         }
     }
 
-    /// When the oldest change was made.
+    /// When the oldest change that can be read was made.
     pub(crate) fn oldest(&self) -> Option<Instant> {
-        self.history.front().map(|entry| entry.at)
+        self.history.get(self.first_readable()).map(|entry| entry.at)
     }
 
     /// The committed revisions after `from`, oldest first.
@@ -379,4 +408,54 @@ pub(crate) fn entry_digest(kv: &KeyValue) -> u64 {
     crc = crc32c::crc32c_append(crc, &kv.value);
     // Spread over 64 bits, so that sums of few entries do not cancel out.
     (u64::from(crc) ^ kv.mod_revision.rotate_left(32)).wrapping_mul(0x9E37_79B9_7F4A_7C15)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn put(state: &mut State, key: &str) -> Revision {
+        let revision = state.revision() + 1;
+        let change = Change { key: Bytes::copy_from_slice(key.as_bytes()), value: Some("v".into()) };
+        state.apply(revision, vec![change], Instant::now());
+        revision
+    }
+
+    #[test]
+    fn compaction_holds_at_once_and_is_swept_in_slices() {
+        let mut state = State::new();
+        for index in 0..1000 {
+            put(&mut state, &format!("k{}", index % 10));
+        }
+        let (revision, bytes) = (state.revision(), state.history_bytes());
+        state.compact(revision - 10).unwrap();
+        assert!(matches!(state.get(b"k0", Some(revision - 11)), Err(Error::Compacted { .. })));
+        assert_eq!(state.history_bytes(), bytes, "nothing was swept yet");
+        let mut slices = 0;
+        while state.sweep(100) {
+            slices += 1;
+            assert!(
+                state.range(Range { at: Some(revision - 10), ..Range::default() }).unwrap().items.len() == 10
+            );
+        }
+        assert_eq!(slices, 9, "990 changes in slices of a hundred");
+        assert_eq!((state.history.len(), state.dead_bytes), (10, 0));
+        assert!(state.history_bytes() <= bytes / 100 + 1);
+        assert!(!state.is_unswept() && state.since(revision - 10).count() == 10);
+    }
+
+    #[test]
+    fn the_bound_in_bytes_counts_what_can_be_read() {
+        let mut state = State::new();
+        let bounds = History { age: Duration::from_secs(60), bytes: 10_000 };
+        for _ in 0..1000 {
+            put(&mut state, "k");
+            state.expire(&bounds, Instant::now());
+        }
+        // Nothing was swept, and still only as much is gone as the bound asks for.
+        assert!(state.history_bytes() - state.dead_bytes > 9000);
+        assert!(state.history_bytes() - state.dead_bytes <= 10_000);
+        while state.sweep(SWEEP) {}
+        assert!(state.history_bytes() <= 10_000);
+    }
 }

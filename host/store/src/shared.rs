@@ -26,6 +26,11 @@ pub(crate) struct Shared {
     pub(crate) log_bytes: AtomicU64,
     /// The disk error that made the store read-only.
     pub(crate) broken: Mutex<Option<Error>>,
+    /// Times the log refused something.
+    pub(crate) refused: AtomicU64,
+    /// Why the last checkpoint failed, if it did, and how many have.
+    pub(crate) checkpoint_error: Mutex<Option<String>>,
+    pub(crate) checkpoints_failed: AtomicU64,
 }
 
 /// The bell of one watch. Nothing is queued for it: it reads the history at its own pace.
@@ -42,6 +47,9 @@ impl Shared {
             closed: AtomicBool::new(false),
             log_bytes: AtomicU64::new(0),
             broken: Mutex::default(),
+            refused: AtomicU64::new(0),
+            checkpoint_error: Mutex::default(),
+            checkpoints_failed: AtomicU64::new(0),
         })
     }
 

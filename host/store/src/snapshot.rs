@@ -10,14 +10,20 @@ use bytes::Bytes;
 
 use crate::mvcc::State;
 use crate::shared::Shared;
-use crate::{Error, KeyValue, MAX_KEY_BYTES, MAX_VALUE_BYTES, Revision};
+use crate::{
+    Compare, Error, KeyValue, MAX_KEY_BYTES, MAX_VALUE_BYTES, Op, Range, Revision, Store, Txn, TxnOutcome,
+};
 
 const MAGIC: &[u8; 12] = b"wasmk-snap\r\n";
 const VERSION: u32 = 1;
 const ENTRY_HEADER: usize = 24;
 /// How far a restored store starts beyond its snapshot: more than any store writes between taking a snapshot and
 /// being replaced by it, so that no revision ever means two things.
-const REVISION_GAP: Revision = 1_000_000_000;
+pub(crate) const REVISION_GAP: Revision = 1_000_000_000;
+
+/// Keys, and about as many bytes, that one transaction of an import has: what an etcd takes with its defaults.
+const IMPORT_KEYS: usize = 100;
+const IMPORT_BYTES: usize = 1 << 20;
 
 /// What a snapshot holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -26,6 +32,56 @@ pub struct SnapshotInfo {
     pub revision: Revision,
     /// Number of keys.
     pub keys: u64,
+}
+
+/// Writes everything a store of any kind holds at one revision, with a checksum.
+pub async fn export(store: &dyn Store, writer: impl Write + Send) -> Result<SnapshotInfo, Error> {
+    let all = store.range(Range::default()).await?;
+    let info = SnapshotInfo { revision: all.revision, keys: all.items.len() as u64 };
+    write_items(info, &all.items, writer)
+        .map_err(|error| Error::BadSnapshot(format!("cannot write it: {error}")))?;
+    Ok(info)
+}
+
+/// Reads a snapshot to its end and tells what it holds, if its checksum is right.
+pub fn check(reader: impl Read) -> Result<SnapshotInfo, Error> {
+    parse(reader).map(|(info, _)| info)
+}
+
+/// Writes what a snapshot holds into an empty store of any kind, in transactions. The keys get revisions of that
+/// store, in the order of their last change. An embedded store keeps their revisions with
+/// [`Embedded::restore`](crate::Embedded::restore) instead.
+pub async fn import(store: &dyn Store, reader: impl Read + Send) -> Result<SnapshotInfo, Error> {
+    let (info, mut items) = parse(reader)?;
+    let first = store.range(Range { limit: 1, ..Range::default() }).await?.items.pop();
+    if let Some(kv) = first {
+        let key = String::from_utf8_lossy(&kv.key);
+        return Err(Error::Invalid(format!("cannot restore into a store that is not empty: it has {key}")));
+    }
+    items.sort_by_key(|kv| kv.mod_revision);
+    let mut rest = &items[..];
+    while !rest.is_empty() {
+        let mut bytes = 0;
+        let fits = rest.iter().take(IMPORT_KEYS).take_while(|kv| {
+            bytes += kv.key.len() + kv.value.len();
+            bytes <= IMPORT_BYTES
+        });
+        let (part, others) = rest.split_at(fits.count().max(1));
+        put_all(store, part).await?;
+        rest = others;
+    }
+    Ok(info)
+}
+
+async fn put_all(store: &dyn Store, items: &[KeyValue]) -> Result<(), Error> {
+    let compares = items.iter().map(|kv| Compare { key: kv.key.clone(), mod_revision: 0 }).collect();
+    let ops = items.iter().map(|kv| Op::Put { key: kv.key.clone(), value: kv.value.clone() }).collect();
+    match store.txn(Txn { compares, ops, ..Txn::default() }).await? {
+        TxnOutcome::Committed { .. } => Ok(()),
+        TxnOutcome::Failed { .. } => {
+            Err(Error::Invalid("somebody else writes to the store that is being restored".into()))
+        }
+    }
 }
 
 /// Writes the state as it is now. The entries are collected under the lock, written without it.
@@ -61,15 +117,19 @@ fn write_items(info: SnapshotInfo, items: &[KeyValue], writer: impl Write) -> io
 
 /// Reads a snapshot to a state beyond its revision. Nothing is returned unless the checksum holds.
 pub(crate) fn read(reader: impl Read) -> Result<(SnapshotInfo, State), Error> {
-    let mut input = Summed { inner: io::BufReader::new(reader), crc: 0 };
-    let (info, items) = read_items(&mut input).map_err(|error| match error.kind() {
-        io::ErrorKind::UnexpectedEof => Error::BadSnapshot("it ends too early".into()),
-        _ => Error::BadSnapshot(error.to_string()),
-    })?;
+    let (info, items) = parse(reader)?;
     let mut state = State::load(info.revision, items);
     state.skip(info.revision + REVISION_GAP);
     state.compact(info.revision + REVISION_GAP)?;
     Ok((info, state))
+}
+
+fn parse(reader: impl Read) -> Result<(SnapshotInfo, Vec<KeyValue>), Error> {
+    let mut input = Summed { inner: io::BufReader::new(reader), crc: 0 };
+    read_items(&mut input).map_err(|error| match error.kind() {
+        io::ErrorKind::UnexpectedEof => Error::BadSnapshot("it ends too early".into()),
+        _ => Error::BadSnapshot(error.to_string()),
+    })
 }
 
 fn read_items<R: Read>(input: &mut Summed<R>) -> io::Result<(SnapshotInfo, Vec<KeyValue>)> {

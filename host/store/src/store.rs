@@ -207,4 +207,20 @@ pub trait Store: Send + Sync + 'static {
 
     /// The oldest revision that can still be read or watched from.
     async fn compacted(&self) -> Result<Revision, Error>;
+
+    /// How the store is doing, without asking anybody.
+    fn health(&self) -> Health {
+        Health::default()
+    }
+}
+
+/// How a store is doing, for health checks and metrics.
+#[derive(Debug, Clone, Default)]
+pub struct Health {
+    /// Why writes are refused until somebody does something, if they are.
+    pub problem: Option<String>,
+    /// What should be looked after before it becomes one.
+    pub warnings: Vec<String>,
+    /// Figures, as Prometheus would name them: name, what it is, value.
+    pub figures: Vec<(&'static str, &'static str, f64)>,
 }

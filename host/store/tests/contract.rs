@@ -2,6 +2,7 @@
 
 mod contract {
     pub(crate) mod etcd;
+    pub(crate) mod linear;
     pub(crate) mod reads;
     pub(crate) mod suite;
     pub(crate) mod txns;
@@ -87,4 +88,85 @@ async fn etcd_is_reached_over_tls_with_a_certificate_only() {
 /// The authority of somebody else.
 fn stranger() -> EtcdTls {
     EtcdTls { ca: contract::etcd::authority(), identity: None }
+}
+
+/// Waits until `count` more writes than `from` were answered.
+async fn progress(answered: &std::sync::atomic::AtomicU64, count: u64) {
+    use std::sync::atomic::Ordering::SeqCst;
+    let from = answered.load(SeqCst);
+    let limit = tokio::time::Instant::now() + Duration::from_secs(60);
+    while answered.load(SeqCst) < from + count {
+        assert!(tokio::time::Instant::now() < limit, "writes do not go on");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn three_members_lose_one_at_a_time_and_nothing_acknowledged() {
+    use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
+    let Some(mut cluster) = contract::etcd::Cluster::start() else { return };
+    let store = cluster.connect().await;
+    let backend = Backend::new(Arc::new(store.clone()), ());
+    let start = backend.put("/three/first", "0").await;
+    let mut watch = backend.watch("/three/", start).await;
+    let (stop, answered) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
+    let writers: Vec<_> = (0..4)
+        .map(|writer| {
+            let (store, stop, answered) = (store.clone(), stop.clone(), answered.clone());
+            tokio::spawn(async move {
+                let (mut acknowledged, mut number) = (Vec::new(), 0);
+                while !stop.load(SeqCst) {
+                    number += 1;
+                    let (key, value) = (format!("/three/{writer}"), number.to_string());
+                    let op = wasmk_store::Op::Put { key: key.clone().into(), value: value.clone().into() };
+                    let txn = wasmk_store::Txn { ops: vec![op], ..Default::default() };
+                    // What has no answer may have happened or not.
+                    if let Ok(wasmk_store::TxnOutcome::Committed { revision }) =
+                        wasmk_store::Store::txn(&store, txn).await
+                    {
+                        acknowledged.push((revision, format!("{key}={value}")));
+                        answered.fetch_add(1, SeqCst);
+                    }
+                }
+                acknowledged
+            })
+        })
+        .collect();
+    progress(&answered, 20).await;
+    for member in 0..3 {
+        cluster.kill(member);
+        progress(&answered, 40).await;
+        cluster.start_again(member);
+        cluster.until_healthy(member).await;
+        cluster.pause(member);
+        progress(&answered, 40).await;
+        if member == 1 {
+            // History goes while a member and perhaps the watch's stream are away.
+            backend.store.compact(start + 1).await.expect("two of three are enough");
+        }
+        cluster.resume(member);
+        progress(&answered, 20).await;
+    }
+    stop.store(true, SeqCst);
+    let mut acknowledged = Vec::new();
+    for writer in writers {
+        acknowledged.extend(writer.await.unwrap());
+    }
+    let last = backend.put("/three/last", "0").await;
+    let batches = contract::suite::until(&mut watch, last).await;
+    let events: Vec<_> = batches.iter().flat_map(|batch| &batch.events).collect();
+    assert!(events.is_sorted_by(|a, b| a.revision() < b.revision()), "in order, and nothing twice");
+    let mut seen = std::collections::BTreeMap::new();
+    for event in events {
+        let wasmk_store::Event::Put { kv, .. } = event else { panic!("nothing is deleted: {event:?}") };
+        let (key, value) = (contract::suite::text(&kv.key), contract::suite::text(&kv.value));
+        seen.insert(kv.mod_revision, format!("{key}={value}"));
+    }
+    assert!(acknowledged.len() > 200, "{}", acknowledged.len());
+    for (revision, change) in acknowledged {
+        assert_eq!(seen.get(&revision), Some(&change), "acknowledged in {revision}");
+    }
+    // A watch that resumes where the first began hears that this is gone.
+    let resumed = backend.store.watch(b"/three/", start).await;
+    assert!(matches!(resumed.err(), Some(Error::Compacted { .. })));
 }

@@ -176,7 +176,7 @@ async fn another_format_is_refused_by_name() {
     let error = refused(Embedded::open(dir.path(), settings()));
     let text = error.to_string();
     assert!(matches!(error, Error::ForeignVersion { .. }));
-    assert!(text.contains("wasmk-store 9") && text.contains("wasmk-store 1"), "{text}");
+    assert!(text.contains("wasmk-store 9") && text.contains("wasmk-store 2"), "{text}");
 
     // A directory of something else is not taken over.
     let dir = tempfile::tempdir().unwrap();
@@ -205,7 +205,8 @@ async fn checkpointed() -> (tempfile::TempDir, Settings) {
     for round in 0..3 {
         let (store, _) = Embedded::open(dir.path(), settings).unwrap();
         for index in 0..100 {
-            put(&store, &format!("/k/{index:02}"), &format!("{round} {}", "x".repeat(200))).await;
+            // Nothing in common with the value before, so that the log grows.
+            put(&store, &format!("/k/{index:02}"), &round.to_string().repeat(200)).await;
         }
         store.close().await.unwrap();
     }
@@ -344,4 +345,179 @@ async fn history_is_bounded_by_bytes() {
     let compacted = store.compacted().await.unwrap();
     let revision = store.revision().await.unwrap();
     assert!(compacted > first && revision - compacted > 50, "{compacted} of {revision}");
+}
+
+/// A directory that format 1 left, closed properly: 32 revisions over three segments, compacted at 20.
+fn format_1() -> tempfile::TempDir {
+    let dir = tempfile::tempdir().unwrap();
+    copy_files(&Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/format-1"), dir.path());
+    dir
+}
+
+#[tokio::test]
+async fn a_directory_of_format_1_is_upgraded_by_opening_it() {
+    let dir = format_1();
+    let inspection = Embedded::inspect(dir.path()).unwrap();
+    assert_eq!(
+        (inspection.format.as_str(), inspection.revision, inspection.clean),
+        ("wasmk-store 1", 32, true)
+    );
+    let format = || fs::read_to_string(dir.path().join("format")).unwrap();
+    assert_eq!(format(), "wasmk-store 1\n", "looking changes nothing");
+
+    let (store, recovery) = Embedded::open(dir.path(), settings()).unwrap();
+    assert_eq!((recovery.revision, recovery.keys, recovery.clean), (32, 12, true));
+    assert_eq!(format(), "wasmk-store 2\n");
+    assert_eq!(store.compacted().await.unwrap(), 20);
+    let value = |store: Embedded, key: &'static str| async move {
+        let kv = store.get(key.as_bytes(), None).await.unwrap();
+        kv.map(|kv| (String::from_utf8_lossy(&kv.value).into_owned(), kv.create_revision, kv.mod_revision))
+    };
+    let c05 = "/registry/core/configmaps/default/c05";
+    assert_eq!(value(store.clone(), c05).await, Some((r#"{"data":{"n":"29"}}"#.into(), 7, 31)));
+    assert_eq!(value(store.clone(), "/registry/core/configmaps/default/c03").await, None);
+    // The log goes on in the new form, behind the old one.
+    for number in 0..30 {
+        put(&store, c05, &format!("{} {number}", "x".repeat(300))).await;
+    }
+    store.close().await.unwrap();
+    let (store, recovery) = Embedded::open(dir.path(), settings()).unwrap();
+    assert_eq!((recovery.revision, recovery.keys), (62, 12));
+    assert!(value(store, c05).await.unwrap().0.ends_with(" 29"));
+}
+
+#[tokio::test]
+async fn small_changes_of_large_values_take_little_log() {
+    let dir = tempfile::tempdir().unwrap();
+    let (store, _) = Embedded::open(dir.path(), settings()).unwrap();
+    let value = |number: usize| format!("{}{number:04}{}", "a".repeat(500), "b".repeat(500));
+    put(&store, "/k/lease", &value(0)).await;
+    let before = store.stats().log_bytes;
+    for number in 1..=100 {
+        put(&store, "/k/lease", &value(number)).await;
+    }
+    let each = (store.stats().log_bytes - before) / 100;
+    assert!(each < 100, "{each} bytes for a change of four");
+    let expected = store.get(b"/k/lease", Some(51)).await.unwrap().unwrap();
+    store.close().await.unwrap();
+    let (store, _) = Embedded::open(dir.path(), settings()).unwrap();
+    assert_eq!(store.get(b"/k/lease", Some(51)).await.unwrap().unwrap(), expected);
+    assert_eq!(expected.value, value(49));
+}
+
+#[tokio::test]
+async fn inspection_tells_what_is_there_and_changes_nothing() {
+    let (dir, _) = checkpointed().await;
+    let before = fs::read(dir.path().join("closed")).unwrap();
+    let found = Embedded::inspect(dir.path()).unwrap();
+    assert_eq!((found.keys, found.revision, found.clean, found.stranded), (100, 301, true, 0));
+    assert!(found.damage.is_none() && found.checkpoints.len() == 2, "{found:?}");
+    assert!(found.checkpoints.iter().all(|checkpoint| checkpoint.problem.is_none()), "{found:?}");
+    assert!(found.segments.iter().map(|segment| segment.records).sum::<u64>() > 0);
+    assert_eq!(fs::read(dir.path().join("closed")).unwrap(), before);
+
+    truncate(&dir.path().join(&found.checkpoints[0].name));
+    let found = Embedded::inspect(dir.path()).unwrap();
+    assert!(found.damage.is_none() && found.keys == 100, "the other checkpoint and the log make up for it");
+    assert_eq!(found.checkpoints.iter().filter(|checkpoint| checkpoint.problem.is_some()).count(), 1);
+
+    let (store, _) = Embedded::open(dir.path(), settings()).unwrap();
+    assert!(matches!(Embedded::inspect(dir.path()), Err(Error::InUse { .. })), "not under a running store");
+    drop(store);
+    let nothing = tempfile::tempdir().unwrap();
+    for path in [nothing.path().to_path_buf(), nothing.path().join("absent")] {
+        assert!(matches!(Embedded::inspect(&path), Err(Error::Invalid(_))));
+        assert!(!path.join("lock").exists(), "nothing is created");
+    }
+}
+
+#[tokio::test]
+async fn repair_saves_what_is_before_the_damage_and_keeps_the_rest_aside() {
+    let home = tempfile::tempdir().unwrap();
+    let dir = home.path().join("store");
+    fs::create_dir(&dir).unwrap();
+    copy_files(killed(settings()).await.path(), &dir);
+    assert!(Embedded::repair(&dir).unwrap().is_none(), "nothing to repair");
+    let log = segments(&dir)[0].clone();
+    let at = find(&fs::read(&log).unwrap(), "value 7");
+    edit(&log, |data| data[at] ^= 1);
+    let damaged = fs::read(&log).unwrap();
+
+    let found = Embedded::inspect(&dir).unwrap();
+    assert_eq!((found.revision, found.keys, found.stranded), (8, 7, 12));
+    assert!(matches!(found.damage, Some(Error::Corrupt { revision: 8, .. })));
+    let contents = Embedded::contents(&dir).unwrap();
+    assert_eq!((contents.revision, contents.items.len(), contents.damage.is_some()), (8, 7, true));
+    let mut entries = Vec::new();
+    Embedded::log(&dir, &mut |entry| entries.push(entry)).unwrap();
+    let unreadable: Vec<_> = entries.iter().filter(|entry| entry.kind == "unreadable").collect();
+    assert!(unreadable.len() == 1 && unreadable[0].offset < at as u64 && entries.len() == 20, "{entries:?}");
+    assert_eq!(entries.last().unwrap().changes[0].key, b"/k/19");
+
+    let repair = Embedded::repair(&dir).unwrap().expect("there was damage");
+    assert_eq!((repair.saved, repair.keys, repair.stranded), (8, 7, 12));
+    assert_eq!(fs::read(repair.kept.join(log.file_name().unwrap())).unwrap(), damaged, "kept as it was");
+    let (store, recovery) = Embedded::open(&dir, settings()).unwrap();
+    assert_eq!((recovery.revision, keys(&store).await), (repair.revision, 7));
+    assert!(
+        matches!(store.watch(b"", 20).await, Err(Error::Compacted { .. })),
+        "old revisions are not taken for new"
+    );
+    assert!(put(&store, "/k/more", "1").await > repair.revision);
+}
+
+#[tokio::test]
+async fn any_store_is_exported_and_imported() {
+    let from = Memory::new();
+    for index in 0..250 {
+        put(&from, &format!("/k/{index:03}"), &"v".repeat(10_000)).await;
+    }
+    let mut stream = Vec::new();
+    let info = wasmk_store::export(&from, &mut stream).await.unwrap();
+    assert_eq!((info.revision, info.keys), (251, 250));
+    assert_eq!(wasmk_store::check_snapshot(&stream[..]).unwrap(), info);
+    let to = Memory::new();
+    assert_eq!(wasmk_store::import(&to, &stream[..]).await.unwrap(), info);
+    assert_eq!(keys(&to).await, 250);
+    let refused = wasmk_store::import(&to, &stream[..]).await.unwrap_err().to_string();
+    assert!(refused.contains("not empty") && refused.contains("/k/000"), "{refused}");
+    stream[100] ^= 1;
+    assert!(matches!(wasmk_store::check_snapshot(&stream[..]), Err(Error::BadSnapshot(_))));
+}
+
+#[tokio::test]
+async fn a_checkpoint_that_fails_is_told_and_made_up_for() {
+    use std::os::unix::fs::PermissionsExt;
+    let dir = tempfile::tempdir().unwrap();
+    let settings = Settings { segment_bytes: 4 << 10, checkpoint_bytes: 16 << 10, ..Settings::default() };
+    let (store, _) = Embedded::open(dir.path(), settings).unwrap();
+    // A file where the checkpoint's directory should be.
+    for slot in 0..2 {
+        fs::write(dir.path().join(format!("checkpoint-{slot}")), "in the way").unwrap();
+    }
+    let limit = std::time::Instant::now() + std::time::Duration::from_secs(30);
+    let mut number = 0;
+    while store.stats().checkpoint_error.is_none() {
+        assert!(std::time::Instant::now() < limit, "no checkpoint was tried");
+        number += 1;
+        put(&store, &format!("/k/{number}"), &format!("{number}{}", "x".repeat(500))).await;
+    }
+    let health = store.health();
+    assert!(health.problem.is_none() && health.warnings[0].contains("checkpoint failed"), "{health:?}");
+    assert!(
+        health
+            .figures
+            .iter()
+            .any(|(name, _, value)| *name == "wasmk_store_checkpoint_errors_total" && *value > 0.0)
+    );
+    for slot in 0..2 {
+        fs::remove_file(dir.path().join(format!("checkpoint-{slot}"))).unwrap();
+    }
+    while store.stats().checkpoint_error.is_some() {
+        assert!(std::time::Instant::now() < limit, "no checkpoint succeeds");
+        number += 1;
+        put(&store, &format!("/k/{number}"), &format!("{number}{}", "x".repeat(500))).await;
+    }
+    let mode = fs::metadata(&segments(dir.path())[0]).unwrap().permissions().mode();
+    assert_eq!(mode & 0o077, 0, "nobody else can read the log");
 }

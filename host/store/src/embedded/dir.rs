@@ -23,12 +23,35 @@ const LOCK: &str = "lock";
 const FORMAT: &str = "format";
 const CLOSED: &str = "closed";
 /// What the format file says.
-const VERSION: &str = "wasmk-store 1";
+pub(crate) const VERSION: &str = "wasmk-store 2";
+/// Formats that are read as well; a directory in one of them becomes one of [`VERSION`] when it is opened.
+/// 1: without [`Kind::Edit`](super::record::Kind::Edit).
+const READABLE: [&str; 1] = ["wasmk-store 1"];
 
 /// Creates the directory if need be, for its owner only, and locks it. The lock goes with the returned file, and
 /// with the process.
 pub(crate) fn lock(path: &Path) -> Result<File, Error> {
-    DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(|e| Error::io("create", path, e))?;
+    if !path.is_dir() {
+        make(path).map_err(|e| Error::io("create", path, e))?;
+    }
+    hold(path)
+}
+
+/// Creates a directory and those above it, durably.
+fn make(path: &Path) -> io::Result<()> {
+    let above = path.parent().filter(|above| !above.as_os_str().is_empty());
+    if let Some(above) = above.filter(|above| !above.is_dir()) {
+        make(above)?;
+    }
+    match DirBuilder::new().mode(0o700).create(path) {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists && path.is_dir() => {}
+        made => made?,
+    }
+    File::open(above.unwrap_or(Path::new(".")))?.sync_all()
+}
+
+/// Locks a directory that exists.
+pub(crate) fn hold(path: &Path) -> Result<File, Error> {
     let name = path.join(LOCK);
     let failed = |error| Error::io("lock", &name, error);
     let mut options = OpenOptions::new();
@@ -48,15 +71,30 @@ pub(crate) fn lock(path: &Path) -> Result<File, Error> {
     Ok(file)
 }
 
-/// Whether the directory holds no store yet. Refuses one of another format, and one that is not a store.
-pub(crate) fn is_fresh(disk: &Arc<dyn Disk>) -> Result<bool, Error> {
+/// What a directory holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Found {
+    /// No store yet.
+    Nothing,
+    /// A store of this format.
+    Current,
+    /// A store of an older format that can be read.
+    Older(&'static str),
+}
+
+/// Looks what the directory holds. Refuses one of another format, and one that is not a store.
+pub(crate) fn find(disk: &Arc<dyn Disk>) -> Result<Found, Error> {
     let path = disk.path(FORMAT);
     let foreign =
         |found: String| Error::ForeignVersion { path: path.clone(), found, expected: VERSION.into() };
     match disk.read(FORMAT, 256) {
         Ok(text) => {
             let found = String::from_utf8_lossy(&text).trim_end().to_string();
-            if found == VERSION { Ok(false) } else { Err(foreign(found)) }
+            if found == VERSION {
+                return Ok(Found::Current);
+            }
+            let older = READABLE.into_iter().find(|older| *older == found);
+            older.map(Found::Older).ok_or_else(|| foreign(found))
         }
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
             for name in disk.list().map_err(|error| Error::io("list", &disk.path(""), error))? {
@@ -67,7 +105,7 @@ pub(crate) fn is_fresh(disk: &Arc<dyn Disk>) -> Result<bool, Error> {
                     return Err(foreign(format!("nothing, but there is a file {name}")));
                 }
             }
-            Ok(true)
+            Ok(Found::Nothing)
         }
         Err(error) => Err(Error::io("read", &path, error)),
     }

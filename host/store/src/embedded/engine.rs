@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use tokio::sync::oneshot;
 
 use super::Settings;
@@ -14,7 +15,7 @@ use super::checkpoint::{Job, Keeper, Manifest};
 use super::log::{Failure, Log};
 use super::record::{Batch, Kind};
 use super::recover::{Closed, Recovered, Recovery};
-use crate::mvcc::{Change, Committed, Overlay, Verdict};
+use crate::mvcc::{Change, Committed, Overlay, SWEEP, Verdict};
 use crate::shared::Shared;
 use crate::{Durability, Error, Revision, Txn, TxnOutcome};
 
@@ -122,7 +123,11 @@ impl Engine {
                 Verdict::Unchanged => TxnOutcome::Committed { revision },
                 Verdict::Commit(changes) => {
                     revision += 1;
-                    draft.add(revision, &changes, txn.durability);
+                    let before = |key: &Bytes| match overlay.get(key) {
+                        Some(kv) => kv.as_ref().map(|kv| kv.value.clone()),
+                        None => state.current(key).map(|kv| kv.value),
+                    };
+                    draft.add(revision, &changes, txn.durability, before);
                     if txns.len() > 1 {
                         state.foresee(&mut overlay, revision, &changes);
                     }
@@ -149,14 +154,18 @@ impl Engine {
         self.keeper.note(commits.iter().flat_map(|(_, changes)| changes), bytes);
         self.shared.log_bytes.store(self.keeper.log_bytes(), Ordering::Relaxed);
         let mut state = self.shared.state.write();
-        let committed =
+        let committed: Vec<Arc<Committed>> =
             commits.into_iter().map(|(revision, changes)| state.apply(revision, changes, now)).collect();
         state.expire(&self.settings.history, now);
+        // More than came in, so that what is to be forgotten does not pile up.
+        let added: usize = committed.iter().map(|committed| committed.events.len()).sum();
+        state.sweep(SWEEP.max(2 * added));
         Ok((outcomes, committed))
     }
 
     /// Notes a failed write; after a fatal one there are no others.
     fn fail(&mut self, Failure { error, fatal }: Failure) -> Error {
+        self.shared.refused.fetch_add(1, Ordering::Relaxed);
         if fatal {
             tracing::error!(%error, "the log cannot be written any more; the store is read-only until restarted");
             self.broken = Some(Error::ReadOnly { path: self.log.path(), reason: chain(&error) });
@@ -207,11 +216,14 @@ impl Engine {
             self.unsynced.filter(|_| self.broken.is_none()).map(|since| since + self.settings.relaxed_delay);
         let progress = self.untold.then(|| self.told_all + PROGRESS_DELAY);
         let age = self.settings.history.age;
-        let expiry = self.shared.state.read().oldest().map(|oldest| oldest + age + age / EXPIRY_STEPS);
-        [sync, progress, expiry].into_iter().flatten().min()
+        let state = self.shared.state.read();
+        let expiry = state.oldest().map(|oldest| oldest + age + age / EXPIRY_STEPS);
+        let sweep = state.is_unswept().then_some(self.told_all);
+        [sync, progress, expiry, sweep].into_iter().flatten().min()
     }
 
-    /// Does what time asks for: the sync of relaxed writes, progress for watchers, the end of old history.
+    /// Does what time asks for: the sync of relaxed writes, progress for watchers, the end of old history. Of what
+    /// is to be forgotten one slice, so that a writer who came meanwhile does not wait for all of it.
     pub(crate) fn tick(&mut self, now: Instant) {
         let overdue = self.unsynced.is_some_and(|since| now >= since + self.settings.relaxed_delay);
         if overdue && self.broken.is_none() {
@@ -224,6 +236,9 @@ impl Engine {
         let old = |oldest: Instant| now >= oldest + history.age + history.age / EXPIRY_STEPS;
         if self.shared.state.read().oldest().is_some_and(old) {
             self.shared.state.write().expire(&history, now);
+        }
+        if self.shared.state.read().is_unswept() {
+            self.shared.state.write().sweep(SWEEP);
         }
     }
 
@@ -277,6 +292,8 @@ impl Engine {
             let keep = self.log.segments.iter().rposition(|(_, base)| *base <= oldest).unwrap_or(0);
             self.log.segments.drain(..keep);
         }
+        *self.shared.checkpoint_error.lock() = result.as_ref().err().map(chain);
+        self.shared.checkpoints_failed.fetch_add(u64::from(result.is_err()), Ordering::Relaxed);
         self.keeper.finish(slot, result);
     }
 
@@ -294,7 +311,13 @@ impl Engine {
 
 impl Draft {
     /// Encodes the changes of a transaction; an unsynced one gets a revision that is reserved for such.
-    fn add(&mut self, revision: Revision, changes: &[Change], durability: Durability) {
+    fn add(
+        &mut self,
+        revision: Revision,
+        changes: &[Change],
+        durability: Durability,
+        before: impl Fn(&Bytes) -> Option<Bytes>,
+    ) {
         match durability {
             Durability::Synced => self.sync = true,
             Durability::Relaxed if revision > self.ceiling => {
@@ -304,7 +327,7 @@ impl Draft {
             }
             Durability::Relaxed => {}
         }
-        self.batch.txn(revision, changes);
+        self.batch.txn(revision, changes, before);
     }
 }
 

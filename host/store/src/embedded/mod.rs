@@ -9,6 +9,7 @@ mod checkpoint;
 mod dir;
 mod disk;
 mod engine;
+mod inspect;
 mod log;
 mod record;
 mod recover;
@@ -32,15 +33,17 @@ use tokio::sync::oneshot;
 use self::checkpoint::{Manifest, SLOTS, Shelf, SlotInfo};
 use self::disk::{Disk, RealDisk};
 use self::engine::Engine;
+pub use self::inspect::{CheckpointInfo, Contents, Inspection, LogEntry, LoggedChange, Repair, SegmentInfo};
 use self::log::Log;
 pub use self::recover::Recovery;
 use self::recover::{Closed, recover};
 use self::shelf::SledShelf;
 use self::writer::{Queue, Request, Writer};
-use crate::mvcc::History;
+use crate::mvcc::{History, State};
 use crate::shared::Shared;
 use crate::{
-    Error, KeyValue, Range, RangeResult, Revision, SnapshotInfo, Store, Txn, TxnOutcome, Watch, snapshot,
+    Error, Health, KeyValue, Range, RangeResult, Revision, SnapshotInfo, Store, Txn, TxnOutcome, Watch,
+    snapshot,
 };
 
 /// How an embedded store behaves.
@@ -48,7 +51,9 @@ use crate::{
 pub struct Settings {
     /// How much of the past is kept.
     pub history: History,
-    /// Longest time after which a relaxed write is made durable: what a power failure may cost of such writes.
+    /// Longest time after which a relaxed write is made durable: what a power failure may cost of such writes. The
+    /// default is about as long as Linux itself leaves written data in memory, so that an idle store writes a
+    /// page twice a minute and no more.
     pub relaxed_delay: Duration,
     /// A log segment is ended when it is larger, in bytes.
     pub segment_bytes: u64,
@@ -61,7 +66,7 @@ impl Default for Settings {
     fn default() -> Self {
         Self {
             history: History::default(),
-            relaxed_delay: Duration::from_secs(5),
+            relaxed_delay: Duration::from_secs(30),
             segment_bytes: 16 << 20,
             checkpoint_bytes: 32 << 20,
         }
@@ -88,11 +93,42 @@ pub struct Stats {
     pub watches: usize,
     /// Why the store is read-only, if it is.
     pub broken: Option<Error>,
+    /// Writes and syncs of the log that failed since the store was opened.
+    pub refused: u64,
+    /// Why the last checkpoint failed, if it did. The log grows until one succeeds.
+    pub checkpoint_error: Option<String>,
+    /// Checkpoints that failed since the store was opened.
+    pub checkpoints_failed: u64,
 }
 
 impl Stats {
     /// Most requests waiting; further writers wait for room.
     pub const MAX_WAITING: usize = writer::QUEUE;
+
+    fn figures(&self) -> [(&'static str, &'static str, f64); 8] {
+        [
+            ("wasmk_store_keys", "Keys in the store.", self.keys as f64),
+            ("wasmk_store_history_bytes", "Memory that past revisions take.", self.history_bytes as f64),
+            ("wasmk_store_log_bytes", "Log written since the last checkpoint.", self.log_bytes as f64),
+            ("wasmk_store_waiting_requests", "Writes waiting for the log.", self.waiting as f64),
+            ("wasmk_store_watches", "Watches open on the store.", self.watches as f64),
+            (
+                "wasmk_store_read_only",
+                "1 after a disk error that needs a restart.",
+                f64::from(u8::from(self.broken.is_some())),
+            ),
+            (
+                "wasmk_store_write_errors_total",
+                "Writes and syncs of the log that failed.",
+                self.refused as f64,
+            ),
+            (
+                "wasmk_store_checkpoint_errors_total",
+                "Checkpoints that failed.",
+                self.checkpoints_failed as f64,
+            ),
+        ]
+    }
 }
 
 /// The embedded store. Clones share it; it closes with the last of them, or by [`close`](Self::close).
@@ -154,6 +190,9 @@ impl Embedded {
         let Inner { shared, queue, .. } = &*self.inner;
         let (broken, waiting, watches) = (shared.broken.lock().clone(), queue.len(), shared.watches());
         let log_bytes = shared.log_bytes.load(Ordering::Relaxed);
+        let refused = shared.refused.load(Ordering::Relaxed);
+        let checkpoints_failed = shared.checkpoints_failed.load(Ordering::Relaxed);
+        let checkpoint_error = shared.checkpoint_error.lock().clone();
         let state = shared.state.read();
         Stats {
             revision: state.revision(),
@@ -164,6 +203,9 @@ impl Embedded {
             waiting,
             watches,
             broken,
+            refused,
+            checkpoint_error,
+            checkpoints_failed,
         }
     }
 
@@ -179,34 +221,63 @@ impl Embedded {
     pub fn restore(path: impl AsRef<Path>, reader: impl io::Read) -> Result<SnapshotInfo, Error> {
         let path = path.as_ref();
         let (info, state) = snapshot::read(reader)?;
-        if !dir::is_empty(path)? {
-            return Err(Error::Invalid(format!("cannot restore into {}: it is not empty", path.display())));
-        }
-        let _lock = dir::lock(path)?;
-        let disk: Arc<dyn Disk> = Arc::new(RealDisk::new(path));
-        let shelf = SledShelf::new(path);
-        let changes: Vec<_> = state.all().map(|kv| (kv.key.clone(), Some(kv))).collect();
-        let revision = state.revision();
-        for slot in 0..SLOTS {
-            shelf
-                .write(slot, true, &changes)
-                .map_err(|e| Error::io("write to", path, io::Error::other(e)))?;
-        }
-        let info_of = |slot| SlotInfo { slot, revision, keys: state.live(), digest: state.digest() };
-        Manifest::of((0..SLOTS).map(info_of).collect()).write(&*disk)?;
-        Log::create(disk.clone(), 1, revision, 0)?;
-        dir::write_format(&*disk)?;
+        create(path, &state)?;
         Ok(info)
     }
+
+    /// Reads a directory that no process has open and tells what is in it and what is wrong with it. An error says
+    /// that it is no store of this program at all. Changes nothing.
+    pub fn inspect(path: impl AsRef<Path>) -> Result<Inspection, Error> {
+        inspect::inspect(path.as_ref())
+    }
+
+    /// Everything that can be read in a directory that no process has open, up to the first damage.
+    pub fn contents(path: impl AsRef<Path>) -> Result<Contents, Error> {
+        inspect::contents(path.as_ref())
+    }
+
+    /// Hands every record of the log of a directory that no process has open to `each`, and every place that
+    /// cannot be read.
+    pub fn log(path: impl AsRef<Path>, each: &mut dyn FnMut(LogEntry)) -> Result<(), Error> {
+        inspect::log(path.as_ref(), each)
+    }
+
+    /// Makes a damaged directory usable again by giving up what follows the damage. The directory as it was is
+    /// kept beside it. `None` when there was nothing to repair.
+    pub fn repair(path: impl AsRef<Path>) -> Result<Option<Repair>, Error> {
+        inspect::repair(path.as_ref())
+    }
+}
+
+/// Makes a store with this state, and no past, in an absent or empty directory.
+fn create(path: &Path, state: &State) -> Result<(), Error> {
+    if !dir::is_empty(path)? {
+        return Err(Error::Invalid(format!("cannot restore into {}: it is not empty", path.display())));
+    }
+    let _lock = dir::lock(path)?;
+    let disk: Arc<dyn Disk> = Arc::new(RealDisk::new(path));
+    let shelf = SledShelf::new(path);
+    let changes: Vec<_> = state.all().map(|kv| (kv.key.clone(), Some(kv))).collect();
+    let revision = state.revision();
+    for slot in 0..SLOTS {
+        shelf.write(slot, true, &changes).map_err(|e| Error::io("write to", path, io::Error::other(e)))?;
+    }
+    let info_of = |slot| SlotInfo { slot, revision, keys: state.live(), digest: state.digest() };
+    Manifest::of((0..SLOTS).map(info_of).collect()).write(&*disk)?;
+    Log::create(disk.clone(), 1, revision, 0)?;
+    dir::write_format(&*disk)
 }
 
 /// Recovers what the disk holds and makes it ready for writes.
 fn start(disk: &Arc<dyn Disk>, shelf: &dyn Shelf, settings: Settings) -> Result<(Engine, Recovery), Error> {
-    let fresh = dir::is_fresh(disk)?;
+    let found = dir::find(disk)?;
     let closed = dir::read_closed(&**disk)?;
+    let fresh = found == dir::Found::Nothing;
     let recovered = recover(disk, shelf, fresh, closed, &settings)?;
-    if fresh {
+    if found != dir::Found::Current {
+        // Before anything is written that an older program would not understand.
         dir::write_format(&**disk)?;
+        tracing::info!(format = dir::VERSION, from = ?found, "store format written");
     }
     if closed.is_some() {
         dir::remove_closed(&**disk)?;
@@ -290,5 +361,15 @@ impl Store for Embedded {
 
     async fn compacted(&self) -> Result<Revision, Error> {
         self.inner.shared.compacted()
+    }
+
+    fn health(&self) -> Health {
+        let stats = self.stats();
+        let failed = |error: &String| format!("the last checkpoint failed, the log grows: {error}");
+        Health {
+            problem: stats.broken.as_ref().map(ToString::to_string),
+            warnings: stats.checkpoint_error.iter().map(failed).collect(),
+            figures: stats.figures().to_vec(),
+        }
     }
 }

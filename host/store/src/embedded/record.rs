@@ -42,11 +42,53 @@ pub(crate) enum Kind {
     Compact = 3,
     /// The revisions after the u64 in the payload and before this record's may have been given out and lost.
     Skip = 4,
+    /// A transaction whose new values are told by what they have in common with the old ones. Since format 2.
+    Edit = 5,
 }
 
 impl Kind {
     fn parse(number: u32) -> Option<Self> {
-        [Self::Txn, Self::Reserve, Self::Compact, Self::Skip].into_iter().find(|kind| *kind as u32 == number)
+        [Self::Txn, Self::Reserve, Self::Compact, Self::Skip, Self::Edit]
+            .into_iter()
+            .find(|kind| *kind as u32 == number)
+    }
+
+    /// Whether it is a transaction, in either form.
+    pub(crate) fn is_txn(self) -> bool {
+        matches!(self, Self::Txn | Self::Edit)
+    }
+}
+
+/// One change as it stands in a record, borrowed from its segment.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct RawChange<'a> {
+    pub(crate) key: &'a [u8],
+    /// What is new of the value; `None` for a deletion.
+    pub(crate) new: Option<&'a [u8]>,
+    /// How it is put together with the old value, and the whole's CRC32C.
+    edit: Option<(usize, usize, u32)>,
+}
+
+impl RawChange<'_> {
+    /// Length of the whole value; `None` for a deletion.
+    pub(crate) fn value_len(&self) -> Option<usize> {
+        let (prefix, suffix, _) = self.edit.unwrap_or_default();
+        Some(self.new?.len() + prefix + suffix)
+    }
+
+    /// The whole value, given the old one.
+    fn value(&self, before: impl FnOnce() -> Option<Bytes>) -> Result<Option<Bytes>, &'static str> {
+        let Some(new) = self.new else { return Ok(None) };
+        let Some((prefix, suffix, crc)) = self.edit else { return Ok(Some(Bytes::copy_from_slice(new))) };
+        let before = if prefix + suffix > 0 { before().unwrap_or_default() } else { Bytes::new() };
+        if prefix + suffix > before.len() {
+            return Err("a change builds on a value that is not there");
+        }
+        let whole = [&before[..prefix], new, &before[before.len() - suffix..]].concat();
+        if crc32c::crc32c(&whole) != crc {
+            return Err("a change builds on another value");
+        }
+        Ok(Some(whole.into()))
     }
 }
 
@@ -140,22 +182,49 @@ impl<'a> Record<'a> {
         }
     }
 
-    /// The changes of a transaction, copied out of the segment.
-    pub(crate) fn changes(&self) -> Result<Vec<Change>, &'static str> {
+    /// The changes of a transaction, copied out of the segment; `before` tells the value a key had.
+    pub(crate) fn changes(
+        &self,
+        before: impl Fn(&[u8]) -> Option<Bytes>,
+    ) -> Result<Vec<Change>, &'static str> {
+        let whole = |raw: RawChange<'_>| {
+            let value = raw.value(|| before(raw.key))?;
+            Ok(Change { key: Bytes::copy_from_slice(raw.key), value })
+        };
+        self.raw_changes()?.into_iter().map(whole).collect()
+    }
+
+    /// The changes of a transaction as they stand here.
+    pub(crate) fn raw_changes(&self) -> Result<Vec<RawChange<'a>>, &'static str> {
+        let header = if self.kind == Kind::Edit { CHANGE_HEADER + EDIT_HEADER } else { CHANGE_HEADER };
         let mut rest = self.payload;
         let mut changes = Vec::new();
         while !rest.is_empty() {
-            let head = rest.get(..8).ok_or("a change is cut short")?;
-            let (key_len, value_len) = (read_u32(head, 0) as usize, read_u32(head, 4) as usize);
-            let value_end = 8 + key_len + value_len.saturating_sub(1);
-            let data = rest.get(8..value_end).ok_or("a change is cut short")?;
-            let (key, value) = data.split_at(key_len);
-            let value = (value_len > 0).then(|| Bytes::copy_from_slice(value));
-            changes.push(Change { key: Bytes::copy_from_slice(key), value });
-            rest = &rest[value_end..];
+            let head = rest.get(..header).ok_or("a change is cut short")?;
+            let (key_len, new_len) = (read_u32(head, 0) as usize, read_u32(head, 4) as usize);
+            let end = header + key_len + new_len.saturating_sub(1);
+            let data = rest.get(header..end).ok_or("a change is cut short")?;
+            let (key, new) = data.split_at(key_len);
+            let edit = (self.kind == Kind::Edit)
+                .then(|| (read_u32(head, 8) as usize, read_u32(head, 12) as usize, read_u32(head, 16)));
+            changes.push(RawChange { key, new: (new_len > 0).then_some(new), edit });
+            rest = &rest[end..];
         }
         Ok(changes)
     }
+}
+
+/// Bytes before the key of a change: lengths of the key and of what is new of the value.
+const CHANGE_HEADER: usize = 8;
+/// What an edit adds: lengths of what the old value has in common at its beginning and end, CRC32C of the whole.
+const EDIT_HEADER: usize = 12;
+
+/// How many bytes two values share at the beginning, and how many more at the end.
+fn common(before: &[u8], after: &[u8]) -> (usize, usize) {
+    let same = |(a, b): &(&u8, &u8)| a == b;
+    let prefix = before.iter().zip(after).take_while(same).count();
+    let rest = before[prefix..].iter().rev().zip(after[prefix..].iter().rev());
+    (prefix, rest.take_while(same).count())
 }
 
 /// Records on their way into one segment.
@@ -173,17 +242,38 @@ impl Batch {
         Self { bytes: buffer, chain, salt, synced }
     }
 
-    /// Adds a transaction.
-    pub(crate) fn txn(&mut self, revision: Revision, changes: &[Change]) {
-        self.record(Kind::Txn, revision, |out| {
-            for change in changes {
+    /// Adds a transaction, in the form that takes fewer bytes; `before` tells the value a key has until then.
+    pub(crate) fn txn(
+        &mut self,
+        revision: Revision,
+        changes: &[Change],
+        before: impl Fn(&Bytes) -> Option<Bytes>,
+    ) {
+        let shared = |change: &Change| {
+            let after = change.value.as_deref()?;
+            Some(common(&before(&change.key)?, after))
+        };
+        let shared: Vec<(usize, usize)> =
+            changes.iter().map(|change| shared(change).unwrap_or_default()).collect();
+        let saved: usize = shared.iter().map(|(prefix, suffix)| prefix + suffix).sum();
+        let edit = saved > EDIT_HEADER * changes.len();
+        let kind = if edit { Kind::Edit } else { Kind::Txn };
+        self.record(kind, revision, |out| {
+            for (change, (prefix, suffix)) in changes.iter().zip(shared) {
+                let (prefix, suffix) = if edit { (prefix, suffix) } else { (0, 0) };
                 let value = change.value.as_deref();
+                let new = value.map(|value| &value[prefix..value.len() - suffix]);
                 // A length one too large leaves zero to mean "deleted".
-                let value_len = value.map_or(0, |value| value.len() as u32 + 1);
+                let new_len = new.map_or(0, |new| new.len() as u32 + 1);
                 out.extend_from_slice(&(change.key.len() as u32).to_le_bytes());
-                out.extend_from_slice(&value_len.to_le_bytes());
+                out.extend_from_slice(&new_len.to_le_bytes());
+                if edit {
+                    out.extend_from_slice(&(prefix as u32).to_le_bytes());
+                    out.extend_from_slice(&(suffix as u32).to_le_bytes());
+                    out.extend_from_slice(&value.map_or(0, crc32c::crc32c).to_le_bytes());
+                }
                 out.extend_from_slice(&change.key);
-                out.extend_from_slice(value.unwrap_or_default());
+                out.extend_from_slice(new.unwrap_or_default());
             }
         });
     }
@@ -242,6 +332,7 @@ mod tests {
                 Change { key: "b".into(), value: None },
                 Change { key: "c".into(), value: Some("xyz".into()) },
             ],
+            |_| None,
         );
         batch.number(Kind::Reserve, 5, 4101);
         batch
@@ -252,11 +343,41 @@ mod tests {
         let batch = batch();
         let first = Record::decode(&batch.bytes, 99).unwrap();
         assert_eq!((first.kind, first.revision, first.synced, first.previous), (Kind::Txn, 5, 44, 7));
-        let values: Vec<_> = first.changes().unwrap().into_iter().map(|change| change.value).collect();
+        let values: Vec<_> =
+            first.changes(|_| None).unwrap().into_iter().map(|change| change.value).collect();
         assert_eq!(values, [Some("".into()), None, Some("xyz".into())]);
         let second = Record::decode(&batch.bytes[first.len()..], 99).unwrap();
         assert_eq!((second.kind, second.number(), second.previous), (Kind::Reserve, Ok(4101), first.crc));
         assert_eq!(first.len() + second.len(), batch.bytes.len());
+    }
+
+    #[test]
+    fn a_value_that_hardly_changes_is_told_by_its_difference() {
+        let long = "x".repeat(400);
+        for (before, after, small) in [
+            (format!("{long}1{long}"), format!("{long}23{long}"), true),
+            (format!("{long}{long}"), long.clone(), true),
+            (long.clone(), format!("{long}{long}"), false),
+            (long.clone(), long.clone(), true),
+            ("abc".into(), "abd".into(), true),
+            (long, String::new(), true),
+        ] {
+            let old = |_: &[u8]| Some(Bytes::from(before.clone()));
+            let mut batch = Batch::new(Vec::new(), 7, 99, 44);
+            let changes = [
+                Change { key: "k".into(), value: Some(after.clone().into()) },
+                Change { key: "gone".into(), value: None },
+            ];
+            batch.txn(5, &changes, |key| old(key));
+            assert_eq!(batch.bytes.len() < 100, small, "{before} to {after} took {}", batch.bytes.len());
+            let record = Record::decode(&batch.bytes, 99).unwrap();
+            assert_eq!(record.changes(old).unwrap(), changes);
+            assert_eq!(record.raw_changes().unwrap()[0].value_len(), Some(after.len()));
+            if record.kind == Kind::Edit {
+                assert!(record.changes(|_| None).is_err(), "nothing to build on");
+                assert!(record.changes(|_| Some(Bytes::from("y".repeat(900)))).is_err(), "another value");
+            }
+        }
     }
 
     #[test]

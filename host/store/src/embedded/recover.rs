@@ -8,7 +8,7 @@ use super::checkpoint::{Manifest, Shelf, SlotInfo};
 use super::disk::Disk;
 use super::log::{Log, segment_name, segment_number};
 use super::record::{Header, Kind, Record, SEGMENT_HEADER};
-use crate::mvcc::State;
+use crate::mvcc::{History, State};
 use crate::{Error, Revision};
 
 /// What opening a data directory found.
@@ -55,8 +55,26 @@ pub(crate) struct Recovered {
     pub(crate) recovery: Recovery,
 }
 
-/// Reads a data directory. Nothing is changed on disk unless everything acknowledged was found.
-/// `fresh` says there was no store in it before.
+/// What a data directory says, as far as it can be trusted.
+pub(crate) struct Reading {
+    pub(crate) state: State,
+    pub(crate) recovery: Recovery,
+    /// What is wrong in the log, or between it and the note of a proper end; the state ends before it.
+    pub(crate) damage: Option<Error>,
+    /// The headers of the segments, oldest first.
+    pub(crate) segments: Vec<Header>,
+    manifest: Manifest,
+    loaded: Option<usize>,
+    changed: Vec<bytes::Bytes>,
+    ceiling: Revision,
+    /// The last segment with where its records end and the crc of the last one.
+    end: Option<(Header, u64, u32)>,
+    /// A segment that never held anything.
+    unused: Option<String>,
+}
+
+/// Reads a data directory and opens its log for writing. Nothing is changed on disk unless everything acknowledged
+/// was found. `fresh` says there was no store in it before.
 pub(crate) fn recover(
     disk: &Arc<dyn Disk>,
     shelf: &dyn Shelf,
@@ -65,11 +83,41 @@ pub(crate) fn recover(
     settings: &Settings,
 ) -> Result<Recovered, Error> {
     let started = Instant::now();
+    let reading = read(disk, shelf, fresh, closed, &settings.history)?;
+    let Reading { state, mut recovery, damage, segments, manifest, loaded, changed, ceiling, end, unused } =
+        reading;
+    if let Some(damage) = damage {
+        return Err(damage);
+    }
+    if let Some(name) = unused {
+        disk.remove(&name).map_err(|error| Error::io("remove", &disk.path(&name), error))?;
+    }
+    let all = segments.iter().map(|header| (header.number, header.base)).collect();
+    let log = match end {
+        Some((header, len, chain)) => {
+            Log::resume(disk.clone(), header, len, chain, settings.segment_bytes, all)?
+        }
+        None => Log::create(disk.clone(), 1, state.revision(), settings.segment_bytes)?,
+    };
+    recovery.elapsed = started.elapsed();
+    Ok(Recovered { state, log, manifest, loaded, changed, ceiling, recovery })
+}
+
+/// Reads a data directory without changing anything. An error when there is nothing to start from; damage behind
+/// that ends the reading and is told beside what was read.
+pub(crate) fn read(
+    disk: &Arc<dyn Disk>,
+    shelf: &dyn Shelf,
+    fresh: bool,
+    closed: Option<Closed>,
+    history: &History,
+) -> Result<Reading, Error> {
     let manifest = Manifest::read(&**disk)?;
-    let segments = if fresh { Vec::new() } else { headers(disk)? };
+    let Headers { found: segments, unused, damage } = if fresh { Headers::default() } else { headers(disk)? };
     if segments.is_empty() && !fresh {
         let reason = "its log is missing".to_string();
-        return Err(Error::Corrupt { path: disk.path(""), offset: 0, revision: 0, reason });
+        let missing = Error::Corrupt { path: disk.path(""), offset: 0, revision: 0, reason };
+        return Err(damage.unwrap_or(missing));
     }
     let log_starts = segments.first().map_or(1, |header| header.base);
     let (state, loaded, damaged) = load(disk, shelf, &manifest, log_starts)?;
@@ -81,23 +129,34 @@ pub(crate) fn recover(
         changed: Vec::new(),
         ceiling: 0,
         recovery: Recovery { damaged_checkpoints: damaged.len(), ..Recovery::default() },
-        settings,
-        now: started,
+        history,
+        now: Instant::now(),
+        end: None,
     };
-    let log = replay.segments(disk, &segments)?;
-    let Replay { state, changed, ceiling, mut recovery, .. } = replay;
-    check_closed(disk, closed, &log, &state)?;
+    let replayed = replay.segments(disk, &segments);
+    let Replay { state, changed, ceiling, mut recovery, end, .. } = replay;
+    let ends = replayed.and_then(|()| damage.map_or(Ok(()), Err));
+    let ends = ends.and_then(|()| check_closed(disk, closed, end.as_ref(), &state));
+    let damage = match ends {
+        Err(damage @ Error::Corrupt { .. }) => Some(damage),
+        ends => ends.map(|()| None)?,
+    };
     recovery.checkpoint = loaded.map(|slot| manifest.revision(slot));
     recovery.clean = closed.is_some();
     recovery.revision = state.revision();
     recovery.keys = state.live();
-    recovery.elapsed = started.elapsed();
-    Ok(Recovered { state, log, manifest, loaded, changed, ceiling, recovery })
+    Ok(Reading { state, recovery, damage, segments, manifest, loaded, changed, ceiling, end, unused })
 }
 
 /// A store that was closed must end where it said it ended.
-fn check_closed(disk: &Arc<dyn Disk>, closed: Option<Closed>, log: &Log, state: &State) -> Result<(), Error> {
-    let found = Closed { revision: state.revision(), segment: log.number(), len: log.len() };
+fn check_closed(
+    disk: &Arc<dyn Disk>,
+    closed: Option<Closed>,
+    end: Option<&(Header, u64, u32)>,
+    state: &State,
+) -> Result<(), Error> {
+    let (segment, len) = end.map_or((1, SEGMENT_HEADER as u64), |(header, len, _)| (header.number, *len));
+    let found = Closed { revision: state.revision(), segment, len };
     let Some(closed) = closed.filter(|closed| *closed != found) else { return Ok(()) };
     let reason = format!(
         "the store was closed at revision {} with {} bytes in {}, but the log ends here",
@@ -105,8 +164,8 @@ fn check_closed(disk: &Arc<dyn Disk>, closed: Option<Closed>, log: &Log, state: 
         closed.len,
         segment_name(closed.segment)
     );
-    let (path, offset) = (disk.path(&segment_name(log.number())), log.len());
-    Err(Error::Corrupt { path, offset, revision: state.revision(), reason })
+    let path = disk.path(&segment_name(segment));
+    Err(Error::Corrupt { path, offset: len, revision: state.revision(), reason })
 }
 
 /// The newest state a checkpoint holds that the log continues; an empty one if the log goes back to the start.
@@ -143,38 +202,47 @@ fn load(
     Err(Error::Corrupt { path: disk.path(""), offset: 0, revision: 1, reason })
 }
 
-/// The headers of all segments, oldest first, without gaps. A last segment whose header never became durable holds
-/// nothing and is removed.
-fn headers(disk: &Arc<dyn Disk>) -> Result<Vec<Header>, Error> {
+/// The segments there are.
+#[derive(Default)]
+pub(crate) struct Headers {
+    /// Oldest first, without gaps, up to the first damage.
+    pub(crate) found: Vec<Header>,
+    /// A last segment whose header never became durable: it holds nothing.
+    unused: Option<String>,
+    damage: Option<Error>,
+}
+
+/// Reads the headers of all segments.
+pub(crate) fn headers(disk: &Arc<dyn Disk>) -> Result<Headers, Error> {
     let names = disk.list().map_err(|error| Error::io("list", &disk.path(""), error))?;
     let mut numbers: Vec<u64> = names.iter().filter_map(|name| segment_number(name)).collect();
     numbers.sort_unstable();
-    let mut found: Vec<Header> = Vec::new();
+    let mut out = Headers::default();
     for (index, number) in numbers.iter().copied().enumerate() {
         let name = segment_name(number);
         let path = disk.path(&name);
-        let last = found.last().copied();
-        let corrupt = |reason: String| {
-            let revision = last.map_or(0, |header| header.base);
-            Error::Corrupt { path: path.clone(), offset: 0, revision, reason }
-        };
-        if let Some(before) = last.filter(|before| before.number + 1 != number) {
-            return Err(corrupt(format!(
-                "the segment before it is missing: {}",
-                segment_name(before.number + 1)
-            )));
-        }
+        let last = out.found.last().copied();
         let head = disk.read(&name, SEGMENT_HEADER).map_err(|error| Error::io("read", &path, error))?;
-        match Header::decode(&head) {
-            Ok(header) if header.number == number => found.push(header),
-            Ok(header) => return Err(corrupt(format!("it is a copy of {}", segment_name(header.number)))),
-            Err(_) if index + 1 == numbers.len() && index > 0 && is_unused(disk, &name)? => {
-                disk.remove(&name).map_err(|error| Error::io("remove", &path, error))?;
+        let reason = match (Header::decode(&head), last.map(|last| last.number + 1)) {
+            (_, Some(next)) if next != number => {
+                format!("the segment before it is missing: {}", segment_name(next))
             }
-            Err(reason) => return Err(corrupt(reason.into())),
-        }
+            (Ok(header), _) if header.number == number => {
+                out.found.push(header);
+                continue;
+            }
+            (Ok(header), _) => format!("it is a copy of {}", segment_name(header.number)),
+            (Err(_), _) if index + 1 == numbers.len() && index > 0 && is_unused(disk, &name)? => {
+                out.unused = Some(name);
+                continue;
+            }
+            (Err(reason), _) => reason.into(),
+        };
+        let revision = last.map_or(0, |header| header.base);
+        out.damage = Some(Error::Corrupt { path, offset: 0, revision, reason });
+        break;
     }
-    Ok(found)
+    Ok(out)
 }
 
 /// Whether a segment was never written beyond its header: records follow only a synced header.
@@ -189,36 +257,31 @@ struct Replay<'a> {
     changed: Vec<bytes::Bytes>,
     ceiling: Revision,
     recovery: Recovery,
-    settings: &'a Settings,
+    history: &'a History,
     now: Instant,
+    end: Option<(Header, u64, u32)>,
 }
 
 impl Replay<'_> {
-    /// Replays every segment that reaches beyond the checkpoint and returns the log at its end.
-    fn segments(&mut self, disk: &Arc<dyn Disk>, found: &[Header]) -> Result<Log, Error> {
-        let all: Vec<(u64, Revision)> = found.iter().map(|header| (header.number, header.base)).collect();
-        let mut end = None;
+    /// Replays every segment that reaches beyond the checkpoint.
+    fn segments(&mut self, disk: &Arc<dyn Disk>, found: &[Header]) -> Result<(), Error> {
         for (index, header) in found.iter().enumerate() {
-            let next = all.get(index + 1);
-            if next.is_some_and(|(_, base)| *base <= self.checkpoint) {
+            let next = found.get(index + 1);
+            if next.is_some_and(|next| next.base <= self.checkpoint) {
                 continue;
             }
             let name = segment_name(header.number);
             let data =
                 disk.read(&name, usize::MAX).map_err(|error| Error::io("read", &disk.path(&name), error))?;
-            end = Some((*header, self.segment(disk, header, &data, next.is_none())?));
-            let expected = next.map_or(self.state.revision(), |(_, base)| *base);
+            let (len, chain) = self.segment(disk, header, &data, next.is_none())?;
+            self.end = Some((*header, len as u64, chain));
+            let expected = next.map_or(self.state.revision(), |next| next.base);
             if expected != self.state.revision() {
                 let reason = format!("the next segment starts at revision {expected}");
                 return Err(self.corrupt(disk, header, data.len(), reason));
             }
         }
-        match end {
-            Some((header, (len, chain))) => {
-                Log::resume(disk.clone(), header, len as u64, chain, self.settings.segment_bytes, all)
-            }
-            None => Log::create(disk.clone(), 1, self.state.revision(), self.settings.segment_bytes),
-        }
+        Ok(())
     }
 
     /// Replays one segment; answers where it ends and with which crc.
@@ -273,17 +336,18 @@ impl Replay<'_> {
 
     fn apply(&mut self, record: &Record<'_>) -> Result<(), &'static str> {
         match record.kind {
-            Kind::Txn if record.revision > self.state.revision() => {
-                let changes = record.changes()?;
+            Kind::Txn | Kind::Edit if record.revision > self.state.revision() => {
+                let changes = record.changes(|key| self.state.current(key).map(|kv| kv.value))?;
                 self.changed.extend(changes.iter().map(|change| change.key.clone()));
                 self.state.apply(record.revision, changes, self.now);
-                self.state.expire(&self.settings.history, self.now);
+                self.state.expire(self.history, self.now);
+                self.state.sweep(usize::MAX);
                 self.recovery.replayed += 1;
             }
-            Kind::Txn if record.revision > self.checkpoint => {
+            Kind::Txn | Kind::Edit if record.revision > self.checkpoint => {
                 return Err("a record's revision does not rise");
             }
-            Kind::Txn => {}
+            Kind::Txn | Kind::Edit => {}
             Kind::Reserve => self.ceiling = self.ceiling.max(record.number()?),
             Kind::Compact => {
                 let revision = record.number()?;

@@ -11,9 +11,11 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
+use tonic::metadata::MetadataValue;
 use tonic::transport::Channel;
 
 use super::convert::{prefix_range, revisions, to_i64, to_u64};
+use super::members::Members;
 use super::proto::{self, watch_client::WatchClient, watch_request::RequestUnion};
 use super::{MAX_MESSAGE_BYTES, RETRY_LONGEST, RETRY_SHORTEST};
 use crate::shared::Shared;
@@ -25,6 +27,8 @@ const REACH_LIMIT: Duration = Duration::from_secs(10);
 /// A stream over all keys.
 pub(super) struct Stream {
     responses: tonic::Streaming<proto::WatchResponse>,
+    /// The member it comes from.
+    member: usize,
     /// etcd ends the watch when this end is gone.
     _requests: mpsc::Sender<proto::WatchRequest>,
 }
@@ -37,7 +41,16 @@ pub(super) enum Delivery {
 
 impl Stream {
     /// Every change after `from`.
-    pub(super) async fn open(channel: &Channel, from: Revision) -> Result<Self, Error> {
+    pub(super) async fn open(members: &Members, from: Revision) -> Result<Self, Error> {
+        let (member, channel) = members.pick();
+        let opened = Self::open_on(member, channel, from).await;
+        if opened.is_err() {
+            members.failed(member);
+        }
+        opened
+    }
+
+    async fn open_on(member: usize, channel: Channel, from: Revision) -> Result<Self, Error> {
         let (requests, receiver) = mpsc::channel(1);
         let (key, range_end) = prefix_range(b"");
         let create =
@@ -45,13 +58,15 @@ impl Stream {
         let request = proto::WatchRequest { request_union: Some(RequestUnion::CreateRequest(create)) };
         // There is room for one.
         let _ = requests.try_send(request);
-        let mut client = WatchClient::new(channel.clone()).max_decoding_message_size(MAX_MESSAGE_BYTES);
-        let opened =
-            tokio::time::timeout(super::REQUEST_LIMIT, client.watch(ReceiverStream::new(receiver))).await;
+        let mut client = WatchClient::new(channel).max_decoding_message_size(MAX_MESSAGE_BYTES);
+        let mut watch = tonic::Request::new(ReceiverStream::new(receiver));
+        // A member that has lost the others ends the stream instead of going quiet.
+        watch.metadata_mut().insert("hasleader", MetadataValue::from_static("true"));
+        let opened = tokio::time::timeout(super::REQUEST_LIMIT, client.watch(watch)).await;
         let opened = opened.map_err(|_| Error::Backend("etcd: no answer to a watch".into()))?;
         let responses =
             opened.map_err(|status| Error::Backend(format!("etcd: {}", status.message())))?.into_inner();
-        Ok(Self { responses, _requests: requests })
+        Ok(Self { responses, member, _requests: requests })
     }
 
     /// The next changes, or that those are gone. Safe to drop and call again.
@@ -74,13 +89,13 @@ impl Stream {
 }
 
 /// Keeps the history in step with etcd for ever; runs as a task that is aborted with the store.
-pub(super) async fn follow(channel: Channel, shared: Arc<Shared>, history: History, first: Stream) {
+pub(super) async fn follow(members: Arc<Members>, shared: Arc<Shared>, history: History, first: Stream) {
     let (mut stream, mut pause) = (Some(first), RETRY_SHORTEST);
     loop {
         let from = shared.state.read().revision();
         let result = match &mut stream {
             Some(stream) => stream.next().await,
-            None => match Stream::open(&channel, from).await {
+            None => match Stream::open(&members, from).await {
                 Ok(opened) => {
                     stream = Some(opened);
                     continue;
@@ -102,7 +117,9 @@ pub(super) async fn follow(channel: Channel, shared: Arc<Shared>, history: Histo
             }
             Err(error) => {
                 tracing::warn!(%error, retry_in = ?pause, "lost the stream of changes");
-                stream = None;
+                if let Some(lost) = stream.take() {
+                    members.failed(lost.member);
+                }
                 tokio::time::sleep(pause).await;
                 pause = (pause * 2).min(RETRY_LONGEST);
             }
@@ -119,13 +136,14 @@ fn record(shared: &Shared, history: &History, changes: Vec<(Revision, Vec<Event>
         }
     }
     state.expire(history, now);
+    state.sweep(usize::MAX);
     drop(state);
     shared.ring_progress(None);
 }
 
 /// A watch from a revision that is known to be readable.
 pub(super) async fn watch(
-    channel: &Channel,
+    members: &Members,
     shared: &Arc<Shared>,
     prefix: &[u8],
     from: Revision,
@@ -134,7 +152,7 @@ pub(super) async fn watch(
     if let Some(watch) = live(shared, prefix, from)? {
         return Ok(watch);
     }
-    let stream = Stream::open(channel, from).await?;
+    let stream = Stream::open(members, from).await?;
     let prefix = Bytes::copy_from_slice(prefix);
     Ok(Watch::new(CatchUp {
         shared: shared.clone(),

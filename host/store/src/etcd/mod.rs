@@ -7,6 +7,7 @@
 
 mod convert;
 mod follow;
+mod members;
 #[allow(unreachable_pub, clippy::all)]
 mod proto {
     tonic::include_proto!("etcdserverpb");
@@ -24,6 +25,7 @@ use self::convert::{
     Refusal, key_value, prefix_range, refusal, revision, to_i64, to_u64, txn_outcome, txn_request,
 };
 use self::follow::Stream;
+use self::members::Members;
 use self::proto::kv_client::KvClient;
 use crate::mvcc::State;
 use crate::shared::Shared;
@@ -33,8 +35,10 @@ use crate::{Error, History, KeyValue, Range, RangeResult, Revision, Store, Txn, 
 const REQUEST_LIMIT: Duration = Duration::from_secs(10);
 /// Longest a connection may take to come up.
 const CONNECT_LIMIT: Duration = Duration::from_secs(5);
-/// How often a connection is asked for a sign of life, and how long it may take to give one.
-const KEEP_ALIVE: Duration = Duration::from_secs(10);
+/// How often a connection is asked for a sign of life (etcd takes more than one in 5 s for an attack), and how long
+/// it may take to give one.
+const KEEP_ALIVE: Duration = Duration::from_secs(6);
+const KEEP_ALIVE_LIMIT: Duration = Duration::from_secs(3);
 /// Pauses between attempts to get a lost stream back.
 const RETRY_SHORTEST: Duration = Duration::from_millis(100);
 const RETRY_LONGEST: Duration = Duration::from_secs(5);
@@ -59,7 +63,7 @@ pub struct Etcd {
 }
 
 struct Inner {
-    channel: Channel,
+    members: Arc<Members>,
     /// The recent changes; it knows no keys.
     shared: Arc<Shared>,
     follower: JoinHandle<()>,
@@ -89,23 +93,19 @@ impl Etcd {
         }
         let endpoints: Vec<Endpoint> =
             endpoints.iter().map(|endpoint| configure(endpoint, tls.as_ref())).collect::<Result<_, _>>()?;
-        let channel = Channel::balance_list(endpoints.into_iter());
-        let current = current_revision(&channel).await?;
+        let members = Arc::new(Members::new(&endpoints));
+        let current = current_revision(&members).await?;
         let shared = Shared::new(State::load(current, []));
-        let first = Stream::open(&channel, current).await?;
-        let follower = tokio::spawn(follow::follow(channel.clone(), shared.clone(), history, first));
-        Ok(Self { inner: Arc::new(Inner { channel, shared, follower }) })
-    }
-
-    fn client(&self) -> KvClient<Channel> {
-        kv_client(&self.inner.channel)
+        let first = Stream::open(&members, current).await?;
+        let follower = tokio::spawn(follow::follow(members.clone(), shared.clone(), history, first));
+        Ok(Self { inner: Arc::new(Inner { members, shared, follower }) })
     }
 
     /// One page as etcd gives it.
     async fn page(&self, request: proto::RangeRequest) -> Result<proto::RangeResponse, Error> {
         let at = to_u64(request.revision);
-        match limited(self.client().range(request)).await? {
-            Ok(response) => Ok(response.into_inner()),
+        match read_range(&self.inner.members, request).await? {
+            Ok(response) => Ok(response),
             Err(status) => Err(self.explain(&status, at).await),
         }
     }
@@ -129,7 +129,7 @@ impl Etcd {
         let (key, _) = prefix_range(b"");
         let request =
             proto::RangeRequest { key, revision: to_i64(revision), keys_only: true, ..Default::default() };
-        match limited(self.client().range(request)).await? {
+        match read_range(&self.inner.members, request).await? {
             Ok(_) => Ok(true),
             Err(status) => match refusal(&status) {
                 Refusal::Compacted => Ok(false),
@@ -149,7 +149,7 @@ fn configure(endpoint: &str, tls: Option<&EtcdTls>) -> Result<Endpoint, Error> {
     let configured = configured
         .connect_timeout(CONNECT_LIMIT)
         .http2_keep_alive_interval(KEEP_ALIVE)
-        .keep_alive_timeout(KEEP_ALIVE)
+        .keep_alive_timeout(KEEP_ALIVE_LIMIT)
         .tcp_nodelay(true);
     let Some(tls) = tls else { return Ok(configured) };
     let mut config = ClientTlsConfig::new().ca_certificate(Certificate::from_pem(&tls.ca));
@@ -159,21 +159,28 @@ fn configure(endpoint: &str, tls: Option<&EtcdTls>) -> Result<Endpoint, Error> {
     configured.tls_config(config).map_err(invalid)
 }
 
-fn kv_client(channel: &Channel) -> KvClient<Channel> {
-    KvClient::new(channel.clone()).max_decoding_message_size(MAX_MESSAGE_BYTES)
+fn kv_client(channel: Channel) -> KvClient<Channel> {
+    KvClient::new(channel).max_decoding_message_size(MAX_MESSAGE_BYTES)
 }
 
-async fn limited<T>(request: impl Future<Output = T>) -> Result<T, Error> {
-    let answer = tokio::time::timeout(REQUEST_LIMIT, request).await;
-    answer.map_err(|_| Error::Backend(format!("etcd: no answer in {REQUEST_LIMIT:?}")))
+async fn read_range(
+    members: &Members,
+    request: proto::RangeRequest,
+) -> Result<Result<proto::RangeResponse, tonic::Status>, Error> {
+    members
+        .read(|channel| {
+            let request = request.clone();
+            async move { kv_client(channel).range(request).await }
+        })
+        .await
 }
 
-async fn current_revision(channel: &Channel) -> Result<Revision, Error> {
+async fn current_revision(members: &Members) -> Result<Revision, Error> {
     let (key, _) = prefix_range(b"");
     let request = proto::RangeRequest { key, count_only: true, ..Default::default() };
-    let response = limited(kv_client(channel).range(request)).await?;
+    let response = read_range(members, request).await?;
     let response = response.map_err(|status| Error::Backend(format!("etcd: {}", status.message())))?;
-    Ok(revision(response.into_inner().header.as_ref()))
+    Ok(revision(response.header.as_ref()))
 }
 
 #[async_trait]
@@ -215,8 +222,13 @@ impl Store for Etcd {
 
     async fn txn(&self, txn: Txn) -> Result<TxnOutcome, Error> {
         txn.check()?;
-        match limited(self.client().txn(txn_request(txn))).await? {
-            Ok(response) => Ok(txn_outcome(response.into_inner())),
+        let request = txn_request(txn);
+        let send = |channel| {
+            let request = request.clone();
+            async move { kv_client(channel).txn(request).await }
+        };
+        match self.inner.members.write(send).await? {
+            Ok(response) => Ok(txn_outcome(response)),
             Err(status) => Err(self.explain(&status, 0).await),
         }
     }
@@ -227,7 +239,7 @@ impl Store for Etcd {
         let (key, _) = prefix_range(b"");
         self.page(proto::RangeRequest { key, revision: to_i64(from), keys_only: true, ..Default::default() })
             .await?;
-        follow::watch(&self.inner.channel, &self.inner.shared, prefix, from).await
+        follow::watch(&self.inner.members, &self.inner.shared, prefix, from).await
     }
 
     async fn request_progress(&self, prefix: &[u8]) -> Result<(), Error> {
@@ -237,7 +249,8 @@ impl Store for Etcd {
 
     async fn compact(&self, revision: Revision) -> Result<(), Error> {
         let request = proto::CompactionRequest { revision: to_i64(revision) };
-        match limited(self.client().compact(request)).await? {
+        let send = |channel| async move { kv_client(channel).compact(request).await };
+        match self.inner.members.read(send).await? {
             Ok(_) => Ok(()),
             Err(status) => match self.explain(&status, revision).await {
                 Error::Compacted { .. } => Ok(()),
@@ -247,7 +260,7 @@ impl Store for Etcd {
     }
 
     async fn revision(&self) -> Result<Revision, Error> {
-        current_revision(&self.inner.channel).await
+        current_revision(&self.inner.members).await
     }
 
     /// etcd does not tell, so it is asked whether it has the revisions in question, halving their range each time.

@@ -64,14 +64,7 @@ impl Server {
     }
 
     pub(crate) async fn connect(&self, tls: Option<EtcdTls>) -> Etcd {
-        let limit = Instant::now() + START_LIMIT;
-        loop {
-            match Etcd::connect(&self.endpoints(), tls.clone()).await {
-                Ok(store) if store.revision().await.is_ok() => return store,
-                Err(error) if Instant::now() > limit => panic!("etcd does not answer: {error}"),
-                _ => tokio::time::sleep(Duration::from_millis(50)).await,
-            }
-        }
+        connect(&self.endpoints(), tls).await
     }
 
     pub(crate) fn endpoints(&self) -> Vec<String> {
@@ -87,6 +80,106 @@ impl Server {
 impl Drop for Server {
     fn drop(&mut self) {
         self.stop();
+    }
+}
+
+/// Three members that elect a leader among them.
+pub(crate) struct Cluster {
+    members: Vec<Member>,
+}
+
+struct Member {
+    dir: tempfile::TempDir,
+    name: String,
+    client: String,
+    peer: String,
+    process: Child,
+}
+
+impl Cluster {
+    /// Starts one; `None` where etcd is not installed.
+    pub(crate) fn start() -> Option<Self> {
+        drop(Server::start()?);
+        let addresses: Vec<(String, String)> = (0..3).map(|_| (free_address(), free_address())).collect();
+        let named = |(index, (_, peer)): (usize, &(String, String))| format!("m{index}={peer}");
+        let peers: Vec<String> = addresses.iter().enumerate().map(named).collect();
+        let peers = peers.join(",");
+        let members = addresses
+            .into_iter()
+            .enumerate()
+            .map(|(index, (client, peer))| {
+                let dir = tempfile::tempdir().expect("a temporary directory");
+                let name = format!("m{index}");
+                let process = spawn_member(&dir, &name, &client, &peer, &peers);
+                Member { dir, name, client, peer, process }
+            })
+            .collect();
+        Some(Self { members })
+    }
+
+    pub(crate) async fn connect(&self) -> Etcd {
+        let endpoints: Vec<String> = self.members.iter().map(|member| member.client.clone()).collect();
+        connect(&endpoints, None).await
+    }
+
+    pub(crate) fn kill(&mut self, member: usize) {
+        let process = &mut self.members[member].process;
+        process.kill().expect("our own process");
+        process.wait().expect("our own process");
+    }
+
+    /// Starts a killed member on what it left.
+    pub(crate) fn start_again(&mut self, member: usize) {
+        let named = |member: &Member| format!("{}={}", member.name, member.peer);
+        let peers = self.members.iter().map(named).collect::<Vec<_>>().join(",");
+        let Member { dir, name, client, peer, process } = &mut self.members[member];
+        *process = spawn_member(dir, name, client, peer, &peers);
+    }
+
+    /// Waits until a member takes part.
+    pub(crate) async fn until_healthy(&self, member: usize) {
+        drop(connect(std::slice::from_ref(&self.members[member].client), None).await);
+    }
+
+    pub(crate) fn pause(&self, member: usize) {
+        self.signal(member, nix::sys::signal::Signal::SIGSTOP);
+    }
+
+    pub(crate) fn resume(&self, member: usize) {
+        self.signal(member, nix::sys::signal::Signal::SIGCONT);
+    }
+
+    fn signal(&self, member: usize, signal: nix::sys::signal::Signal) {
+        let pid = i32::try_from(self.members[member].process.id()).expect("a process number");
+        nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), signal).expect("our own process");
+    }
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        for member in 0..self.members.len() {
+            self.kill(member);
+        }
+    }
+}
+
+fn spawn_member(dir: &tempfile::TempDir, name: &str, client: &str, peer: &str, peers: &str) -> Child {
+    command(dir, client, peer)
+        .args(["--name", name, "--initial-cluster", peers])
+        // Elections are quick, but not so quick that a busy machine causes them.
+        .args(["--heartbeat-interval", "100", "--election-timeout", "1000"])
+        .spawn()
+        .expect("etcd starts")
+}
+
+async fn connect(endpoints: &[String], tls: Option<EtcdTls>) -> Etcd {
+    let limit = Instant::now() + START_LIMIT;
+    loop {
+        match Etcd::connect(endpoints, tls.clone()).await {
+            Ok(store) if store.revision().await.is_ok() => return store,
+            Err(error) if Instant::now() > limit => panic!("etcd does not answer: {error}"),
+            _ => tokio::time::sleep(Duration::from_millis(50)).await,
+        }
     }
 }
 

@@ -135,6 +135,7 @@ macro_rules! contract {
             watches::watch_from_compacted_says_so
             watches::watch_from_the_future_is_refused
             watches::watches_agree_under_load
+            linear::concurrent_histories_are_linearizable
         }
     };
 }

@@ -212,6 +212,14 @@ impl Program {
         self.again()
     }
 
+    /// Stops it as a user does; the directory it leaves is for [`start_in`](Self::start_in).
+    pub fn stop(mut self) -> TempDir {
+        self.wasmk(&["down", "--data-dir", &self.data_dir()]);
+        self.child.wait().expect("a child to wait for");
+        let fresh = tempfile::tempdir().expect("a temporary directory");
+        std::mem::replace(&mut self.dir, fresh)
+    }
+
     fn again(&mut self) -> Self {
         let fresh = tempfile::tempdir().expect("a temporary directory");
         let range = self.range.take().expect("a range from the first start");

@@ -126,7 +126,9 @@ async fn snapshot(args: Snapshot, cx: &Context) -> Result<Exit> {
     if args.file.exists() {
         bail!("{} is there already; a snapshot is not written over another file", args.file.display());
     }
-    let partial = args.file.with_extension("partial");
+    let mut partial = args.file.clone().into_os_string();
+    partial.push(".partial");
+    let partial = PathBuf::from(partial);
     let taken = take(&args, &partial).await.and_then(|()| {
         let info =
             wasmk_store::check_snapshot(open(&partial)?).context("the snapshot did not arrive whole")?;

@@ -13,7 +13,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use contract::suite::{Backend, contract};
-use wasmk_store::{Embedded, Error, Etcd, EtcdTls, History, Memory, Settings};
+use wasmk_store::{
+    Cipher, Embedded, Error, Etcd, EtcdTls, History, Key, Memory, Provider, Rule, Sealed, Settings,
+};
 
 /// Little enough history that a test can outrun it.
 const HISTORY: History = History { age: Duration::from_secs(300), bytes: 200_000 };
@@ -35,6 +37,15 @@ async fn embedded() -> Option<Backend> {
     Some(Backend::new(Arc::new(store), dir))
 }
 
+/// Everything encrypted, on top of memory.
+async fn sealed() -> Option<Backend> {
+    let key = Key { name: "k".into(), secret: vec![7; 32] };
+    let providers = vec![Provider::Keys { cipher: Cipher::AesGcm, keys: vec![key] }];
+    let rule = Rule { prefixes: vec![String::new()], providers };
+    let store = Sealed::new(Arc::new(Memory::with_history(HISTORY)), vec![rule]).expect("usable rules");
+    Some(Backend::new(Arc::new(store), ()))
+}
+
 async fn etcd() -> Option<Backend> {
     let server = contract::etcd::Server::start()?;
     let store = server.connect(None).await;
@@ -43,6 +54,7 @@ async fn etcd() -> Option<Backend> {
 
 contract!(memory);
 contract!(embedded);
+contract!(sealed);
 contract!(etcd);
 
 #[tokio::test]

@@ -1,7 +1,7 @@
 //! Looking into a data directory that no process has open: what it holds, what is wrong, and how to go on.
 //!
-//! Nothing here writes into the directory it looks at, but for the lock. A repair builds a new directory beside it
-//! and swaps the two.
+//! Nothing here writes into the directory it looks at, but for the lock, and what sled tidies in its own files when
+//! a checkpoint is read. A repair builds a new directory beside it and swaps the two.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;

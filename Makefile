@@ -5,7 +5,7 @@ export CARGO_TARGET_DIR
 export WASMK_GUESTS := $(CARGO_TARGET_DIR)/guests
 export WASMK_TEST_VENV := $(CARGO_TARGET_DIR)/test-venv
 
-.PHONY: demo build dist test test-setup lint licences ledger bench help
+.PHONY: demo build dist test test-setup test-crashes lint licences ledger bench help
 
 help: ## list these commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | column -t -s '	'
@@ -27,6 +27,9 @@ test-setup: ## what the tests need: programs, guests, Python clients
 test: test-setup ## everything the tests need, then all tests
 	cargo build --locked --bin wasmk
 	cargo test --locked --workspace
+
+test-crashes: ## thousands of simulated crashes of the store; a failure names the seed that repeats it
+	STORE_CRASH_SEEDS=4000 cargo test --locked -p wasmk-store --lib no_crash -- --nocapture
 
 lint: ## formatting and clippy, warnings denied
 	cargo fmt --all --check

@@ -356,7 +356,7 @@ fn kills_under_load_lose_nothing_acknowledged() {
             .into_iter()
             .map(|object| {
                 let name = object.metadata.name.expect("a name");
-                let whole = object.data.is_some_and(|data| data["name"] == name.repeat(20));
+                let whole = object.data.is_some_and(|data| data.get("name") == Some(&name.repeat(20)));
                 let revision = object.metadata.resource_version.expect("a revision");
                 (name, (revision.parse().expect("a number"), whole))
             })

@@ -32,10 +32,12 @@ use wasmk_api::{
         },
     },
 };
+use wasmk_cri::Info;
 use wasmk_net::AddressPool;
 
 use crate::{
     machine,
+    pressure::{LOW_DISK, LOW_MEMORY},
     settings::{Capacity, Settings},
 };
 
@@ -45,19 +47,21 @@ const LEASES: &str = "kube-node-lease";
 const LEASE_SECONDS: i32 = 40;
 /// The status is written at least this often.
 const STATUS_PERIOD: Duration = Duration::from_secs(300);
+/// How often it is seen whether the node has become short of something, or no longer is.
+const SHORT_PERIOD: Duration = Duration::from_secs(10);
 /// Wait before a failed write is tried again.
 const RETRY: Duration = Duration::from_secs(1);
 /// How often the Node is read while it has no pod range yet.
 const RANGE_PERIOD: Duration = Duration::from_millis(250);
 /// Longest time for one exchange with the API.
 const LIMIT: Duration = Duration::from_secs(10);
-/// Memory below which the node says it is under pressure, in bytes.
-const LOW_MEMORY: i64 = 64 << 20;
 
 /// Says that this node runs Wasm.
 pub const WASM_LABEL: &str = "wasmk.dev/runtime-wasm";
-/// Runtime handlers a node of ours answers to.
-pub const HANDLERS: &[&str] = &["", "wasmtime"];
+/// Says whether this node runs OCI containers now.
+pub const CONTAINER_LABEL: &str = "wasmk.dev/runtime-container";
+/// Runtime handlers that stand for the Wasm runtime of this process.
+pub const WASM_HANDLERS: &[&str] = &["wasmtime", "wasmtime-spin-v2", "spin"];
 
 fn range_file(data_dir: &Path) -> PathBuf {
     data_dir.join("pod-range")
@@ -76,6 +80,8 @@ pub(crate) struct Registrar {
     runtime: String,
     client: kube::Client,
     addresses: watch::Sender<Option<Arc<AddressPool>>>,
+    /// How the container runtime is, if one is named.
+    containers: watch::Receiver<Option<Info>>,
 }
 
 impl Registrar {
@@ -86,8 +92,9 @@ impl Registrar {
         runtime: String,
         client: kube::Client,
         addresses: watch::Sender<Option<Arc<AddressPool>>>,
+        containers: watch::Receiver<Option<Info>>,
     ) -> Self {
-        Self { settings, capacity, runtime, client, addresses }
+        Self { settings, capacity, runtime, client, addresses, containers }
     }
 
     /// Registers, then renews and updates until told to stop.
@@ -163,11 +170,31 @@ impl Registrar {
             ("beta.kubernetes.io/os", "linux"),
             ("beta.kubernetes.io/arch", machine::architecture()),
             (WASM_LABEL, "true"),
+            (CONTAINER_LABEL, if self.runs_containers() { "true" } else { "false" }),
         ]
         .map(|(k, v)| (k.into(), v.into()))
         .into();
         labels.extend(self.settings.labels.clone());
         labels
+    }
+
+    fn runs_containers(&self) -> bool {
+        self.containers.borrow().as_ref().is_some_and(|i| i.trouble.is_none())
+    }
+
+    /// The default handler, ours, and the container runtime's while it is there.
+    fn handlers(&self) -> Vec<NodeRuntimeHandler> {
+        let containers = self.containers.borrow();
+        let theirs = containers.iter().flat_map(|i| i.handlers.iter().map(String::as_str));
+        let names = std::iter::once("").chain(WASM_HANDLERS.iter().copied()).chain(theirs);
+        names.map(|h| NodeRuntimeHandler { name: Some(h.into()), features: None }).collect()
+    }
+
+    /// Brings labels and status up to date.
+    async fn write_all(&self) -> Result<Node, kube::Error> {
+        let labels = json!({"metadata": {"labels": self.labels()}});
+        self.nodes().patch(&self.settings.name, &PatchParams::default(), &Patch::Merge(labels)).await?;
+        self.write_status().await
     }
 
     async fn write_status(&self) -> Result<Node, kube::Error> {
@@ -182,17 +209,33 @@ impl Registrar {
         let mut news = self.addresses.subscribe();
         // The registration may have told of a node that had no range at the time.
         news.mark_changed();
+        let mut containers = self.containers.clone();
         loop {
-            let changed = tokio::time::timeout(STATUS_PERIOD, news.changed()).await;
-            if matches!(changed, Ok(Err(_))) {
-                return;
+            tokio::select! {
+                changed = news.changed() => if changed.is_err() { return },
+                // Without a container runtime there is no news of one.
+                Ok(()) = containers.changed() => {}
+                () = self.shortness_changed() => {}
+                () = tokio::time::sleep(STATUS_PERIOD) => {}
             }
-            self.until_done("write the node's status", || Box::pin(self.write_status())).await;
+            containers.mark_unchanged();
+            self.until_done("write the node's status", || Box::pin(self.write_all())).await;
+        }
+    }
+
+    async fn shortness_changed(&self) {
+        let look = || Short::now(&self.settings.data_dir);
+        let before = look();
+        while look() == before {
+            tokio::time::sleep(SHORT_PERIOD).await;
         }
     }
 
     fn status(&self, previous: &NodeStatus, now: Timestamp) -> NodeStatus {
-        let amounts = amounts(&self.capacity, self.settings.max_pods);
+        // No more pods than there are addresses.
+        let addresses = self.addresses.borrow().as_ref().map(|pool| pool.size());
+        let most = addresses.and_then(|n| u32::try_from(n).ok()).unwrap_or(u32::MAX);
+        let amounts = amounts(&self.capacity, self.settings.max_pods.min(most));
         let address = |kind: &str, value: String| NodeAddress { type_: kind.into(), address: value };
         NodeStatus {
             addresses: Some(vec![
@@ -201,19 +244,25 @@ impl Registrar {
             ]),
             capacity: Some(amounts.clone()),
             allocatable: Some(amounts),
-            conditions: Some(conditions(self.addresses.borrow().is_some(), previous, now)),
+            conditions: Some(conditions(
+                self.addresses.borrow().is_some(),
+                Short::now(&self.settings.data_dir),
+                previous,
+                now,
+            )),
             daemon_endpoints: Some(NodeDaemonEndpoints {
                 kubelet_endpoint: Some(DaemonEndpoint { port: self.settings.port.into() }),
             }),
-            node_info: Some(machine::system_info(&self.runtime)),
-            runtime_handlers: Some(
-                HANDLERS
-                    .iter()
-                    .map(|h| NodeRuntimeHandler { name: Some((*h).into()), features: None })
-                    .collect(),
-            ),
+            node_info: Some(machine::system_info(&self.runtime_version())),
+            runtime_handlers: Some(self.handlers()),
             ..NodeStatus::default()
         }
+    }
+
+    /// The container runtime's name and version while it is there, else the Wasm runtime's.
+    fn runtime_version(&self) -> String {
+        let containers = self.containers.borrow();
+        containers.as_ref().map_or_else(|| self.runtime.clone(), |i| format!("{}://{}", i.name, i.version))
     }
 
     /// Opens the address pool as soon as the node has a range.
@@ -309,12 +358,38 @@ pub(crate) fn amounts(capacity: &Capacity, max_pods: u32) -> BTreeMap<String, Ap
     .into()
 }
 
-fn conditions(has_range: bool, previous: &NodeStatus, now: Timestamp) -> Vec<NodeCondition> {
-    let low = machine::memory_available().is_some_and(|m| m < LOW_MEMORY);
+/// What the node is short of.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Short {
+    memory: bool,
+    disk: bool,
+}
+
+impl Short {
+    fn now(data_dir: &Path) -> Self {
+        Self {
+            memory: machine::memory_available().is_some_and(|m| m < LOW_MEMORY),
+            disk: machine::disk_available(data_dir).is_some_and(|d| d < LOW_DISK),
+        }
+    }
+}
+
+fn conditions(
+    has_range: bool,
+    short: Short,
+    previous: &NodeStatus,
+    now: Timestamp,
+) -> Vec<NodeCondition> {
+    let low = short.memory;
     let memory = if low {
         ("True", "KubeletHasInsufficientMemory", "kubelet has insufficient memory available")
     } else {
         ("False", "KubeletHasSufficientMemory", "kubelet has sufficient memory available")
+    };
+    let disk = if short.disk {
+        ("True", "KubeletHasDiskPressure", "kubelet has disk pressure")
+    } else {
+        ("False", "KubeletHasNoDiskPressure", "kubelet has no disk pressure")
     };
     let ready = if has_range {
         ("True", "KubeletReady", "kubelet is posting ready status")
@@ -323,7 +398,7 @@ fn conditions(has_range: bool, previous: &NodeStatus, now: Timestamp) -> Vec<Nod
     };
     let rows = [
         ("MemoryPressure", memory),
-        ("DiskPressure", ("False", "KubeletHasNoDiskPressure", "kubelet has no disk pressure")),
+        ("DiskPressure", disk),
         ("PIDPressure", ("False", "KubeletHasSufficientPID", "kubelet has sufficient PID available")),
         ("Ready", ready),
     ];
@@ -356,14 +431,16 @@ mod tests {
     #[test]
     fn readiness_follows_the_range_and_keeps_its_time() {
         let at = |s| Timestamp(wasmk_api::k8s_openapi::jiff::Timestamp::from_second(s).unwrap());
-        let first = conditions(false, &NodeStatus::default(), at(1));
+        let first = conditions(false, Short { disk: true, memory: false }, &NodeStatus::default(), at(1));
         let before = NodeStatus { conditions: Some(first), ..NodeStatus::default() };
-        let second = conditions(true, &before, at(2));
+        let second = conditions(true, Short::default(), &before, at(2));
         let time = |list: &[NodeCondition], kind: &str| {
             let c = list.iter().find(|c| c.type_ == kind).unwrap();
             (c.status.clone(), c.last_transition_time.clone().unwrap().0.as_second())
         };
         assert_eq!(time(&second, "Ready"), ("True".into(), 2));
-        assert_eq!(time(&second, "DiskPressure"), ("False".into(), 1));
+        assert_eq!(time(&before.conditions.unwrap(), "DiskPressure"), ("True".into(), 1));
+        assert_eq!(time(&second, "DiskPressure"), ("False".into(), 2));
+        assert_eq!(time(&second, "MemoryPressure"), ("False".into(), 1));
     }
 }

@@ -35,8 +35,14 @@ pub struct Settings {
     pub capacity: Option<Capacity>,
     /// Time between two renewals of the node's Lease.
     pub lease_period: Duration,
+    /// Time between two looks at what pods take of the node.
+    pub pressure_period: Duration,
     /// Run the service proxy.
     pub proxy: bool,
+    /// Socket of the container runtime that runs OCI containers; `None` when there is none.
+    pub container_runtime: Option<PathBuf>,
+    /// Directory of manifests of pods that this node runs without being told by the API.
+    pub manifests: Option<PathBuf>,
 }
 
 /// What a machine has.
@@ -64,7 +70,10 @@ impl Settings {
             max_pods: DEFAULT_MAX_PODS,
             capacity: None,
             lease_period: Duration::from_secs(10),
+            pressure_period: Duration::from_secs(10),
             proxy: true,
+            container_runtime: None,
+            manifests: None,
         }
     }
 }

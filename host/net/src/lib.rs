@@ -14,5 +14,5 @@ pub mod proxy;
 pub mod tunnel;
 mod view;
 
-pub use pool::{AddressPool, PoolError};
+pub use pool::{AddressPool, PoolError, last_address};
 pub use view::View;

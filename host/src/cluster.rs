@@ -27,6 +27,11 @@ use crate::{
 
 /// The name the API has towards servers of aggregated APIs.
 const FRONT_PROXY: &str = "front-proxy-client";
+/// Which address of the services' range the DNS server has, as everywhere.
+const DNS_SERVICE: u32 = 10;
+/// Where the system says who answers names outside the cluster.
+const RESOLV_CONF: &str = "/etc/resolv.conf";
+
 /// Longest time for pods to end when everything stops.
 const STOP: Duration = Duration::from_secs(30);
 
@@ -168,6 +173,9 @@ impl Cluster {
         .await
         .context("cannot write what every cluster has")?;
         cluster.control(&settings, &pki, failed);
+        if let Err(error) = cluster.start_dns(&settings).await {
+            tracing::warn!(error = format!("{error:#}"), "the cluster has no DNS server");
+        }
         if let Some(name) = &settings.node {
             cluster.node = Some(start_node(&cluster.api, name, &settings.data, &links).await?);
         }
@@ -274,6 +282,22 @@ impl Cluster {
                 let _ = failed.send(why).await;
             }
         });
+    }
+
+    /// Answers names on the last address of the pods' range, behind the service `kube-dns` at its usual place.
+    async fn start_dns(&self, settings: &Settings) -> Result<()> {
+        let last = wasmk_net::last_address(&settings.pod_range).context("the pods' range is none")?;
+        let udp = wasmk_net::bind::udp(SocketAddr::from((last, 0)), false)?;
+        let server = udp.local_addr()?;
+        let tcp = TcpListener::bind(server).await?;
+        let user = "system:serviceaccount:kube-system:coredns";
+        let (view, keep) = wasmk_net::View::new(self.client(user));
+        let upstream = wasmk_net::dns::servers(&std::fs::read_to_string(RESOLV_CONF).unwrap_or_default());
+        let (watching, answering) = (self.stop.clone(), self.stop.clone());
+        self.tasks.spawn(async move { watching.run_until_cancelled(keep).await });
+        self.tasks.spawn(wasmk_net::dns::serve(view, udp, tcp, upstream, answering));
+        let writer = self.api.client("system:apiserver", &["system:masters"]);
+        bootstrap::write_dns(&writer, settings.service_range.at(DNS_SERVICE), server).await
     }
 
     fn client(&self, user: &str) -> Client {

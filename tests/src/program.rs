@@ -101,6 +101,12 @@ impl Program {
         panic!("wasmk up was not ready in time:\n{}", self.log());
     }
 
+    /// How the first addresses of its services begin: `127.43.8.`.
+    pub fn service_prefix(&self) -> String {
+        let third = self.range.as_ref().map(|range| range.third).unwrap_or_default();
+        format!("127.43.{third}.")
+    }
+
     /// What `wasmk up` printed.
     pub fn log(&self) -> String {
         std::fs::read_to_string(self.dir.path().join("up.log")).unwrap_or_default()

@@ -129,7 +129,7 @@ fn workloads_are_made_exposed_scaled_and_changed() {
     pair.same("k get svc web -o json | jq -c '[.spec.selector, .spec.ports[0].port, .spec.ports[0].targetPort, .spec.type]'");
     pair.check("k expose deployment web --name node --type=NodePort --port 80", "service/node exposed");
     pair.check("k expose deploy/web --name none --port 80 --cluster-ip=None && k get svc none -o jsonpath='{.spec.clusterIP}'", "service/none exposed\nNone");
-    pair.same("k expose deploy/web --name out --port 80 --external-ip=127.0.4.4 && k get svc out -o jsonpath='{.spec.externalIPs}'");
+    pair.same("k expose deploy/web --name out --port 80 --external-ip=192.0.2.4 && k get svc out -o jsonpath='{.spec.externalIPs}'");
     pair.refused(
         "k expose deploy/web --name portless",
         "couldn't find port via --port flag or introspection",
@@ -178,8 +178,8 @@ fn objects_are_printed_in_every_form() {
     let pair = Pair::new("print");
     for place in [&pair.kubectl, &pair.wasmk] {
         place.apply(
-            "apiVersion: v1\nkind: Service\nmetadata: {name: a, labels: {tier: x, app: a}}\nspec: {selector: {app: a}, ports: [{port: 80}]}\n---\n\
-             apiVersion: v1\nkind: Service\nmetadata: {name: b, labels: {tier: y}}\nspec: {clusterIP: None, selector: {app: b}, ports: [{port: 81, name: http}, {port: 82, name: more, protocol: UDP}]}\n",
+            "apiVersion: v1\nkind: Service\nmetadata: {name: a, labels: {tier: one, app: a}}\nspec: {selector: {app: a}, ports: [{port: 80}]}\n---\n\
+             apiVersion: v1\nkind: Service\nmetadata: {name: b, labels: {tier: two}}\nspec: {clusterIP: None, selector: {app: b}, ports: [{port: 81, name: http}, {port: 82, name: more, protocol: UDP}]}\n",
         );
     }
     for script in [
@@ -188,8 +188,8 @@ fn objects_are_printed_in_every_form() {
         "k get svc b -o wide | awk '{print $1, $5, $7}'",
         "k get svc -o name",
         "k get service,cm -o name | grep -v root-ca",
-        "k get svc -l tier=x -o name",
-        "k get svc -l 'tier in (x,y),app!=a' -o name",
+        "k get svc -l tier=one -o name",
+        "k get svc -l 'tier in (one,two),app!=a' -o name",
         "k get svc --field-selector metadata.name=b -o name",
         "k get svc b -o jsonpath='{.spec.ports[0].port}'",
         "k get svc -o jsonpath='{range .items[*]}{.metadata.name}={.spec.ports[*].port}{\"\\n\"}{end}'",
@@ -207,7 +207,7 @@ fn objects_are_printed_in_every_form() {
         "k get svc nothing --ignore-not-found",
         "k get ns default --no-headers | awk '{print $1, $2}'",
         "k get no -o name; k get node -o name; k get nodes -o name",
-        "k get svc -A -l tier=y --no-headers | awk '{print $1, $2}'",
+        "k get svc -A -l tier=two --no-headers | awk '{print $1, $2}'",
         "k api-versions | grep -c apps/v1",
         "k explain svc.spec.ports.port | grep -c INTEGER\\|integer",
         "k config current-context",
@@ -261,9 +261,12 @@ fn labels_annotations_and_fields_are_changed() {
     pair.check("k patch cm a -p '{\"data\": {\"x\": \"1\"}}'", "configmap/a patched (no change)");
     pair.check("k patch cm a --type=json -p '[{\"op\": \"add\", \"path\": \"/data/y\", \"value\": \"2\"}]' && k get cm a -o json | jq -c .data", "configmap/a patched\n{\"x\":\"1\",\"y\":\"2\"}");
     pair.check("k get cm a -o name | xargs -n 1 echo", "configmap/a");
+    for place in [&pair.kubectl, &pair.wasmk] {
+        place.write("editor", "sed -i 's/x: .1./x: edited/' \"$1\"\n");
+    }
     pair.check(
-        "EDITOR=\"sed -i s/1/edited/\" k edit cm a | grep -c edited; k get cm a -o jsonpath='{.data.x}'",
-        "1\nedited",
+        "EDITOR='sh editor' k edit cm a; k get cm a -o jsonpath='{.data.x}'",
+        "configmap/a edited\nedited",
     );
     pair.check("EDITOR=true k edit cm a", "Edit cancelled, no changes made.");
     // What was dumped is changed and applied without further ado.

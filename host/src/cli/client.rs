@@ -75,6 +75,11 @@ impl Context {
         self.global.namespace.as_deref()
     }
 
+    /// The same without `--user`, where that word means something else.
+    pub(super) fn as_own_user(&self) -> Self {
+        Self { global: Global { user: None, ..self.global.clone() }, out: Output::default() }
+    }
+
     /// The flags that say which cluster.
     pub(super) fn chosen(&self) -> Chosen {
         let global = self.global.clone();

@@ -281,9 +281,10 @@ fn view(cx: &Context, mut config: Value, args: &View) -> Result<Exit> {
 fn contexts(cx: &Context, config: &Value, args: &GetContexts) -> Result<Exit> {
     let current = current(config).unwrap_or("");
     let text = |v: &Value| v.as_str().unwrap_or("").to_string();
-    let all = config["contexts"].as_array().into_iter().flatten();
+    let mut all: Vec<&Value> = config["contexts"].as_array().into_iter().flatten().collect();
+    all.sort_by_key(|e| text(&e["name"]));
     if args.output.as_deref() == Some("name") {
-        all.for_each(|e| cx.out.line(text(&e["name"])));
+        all.into_iter().for_each(|e| cx.out.line(text(&e["name"])));
         return Ok(Exit::Done);
     }
     let head = ["CURRENT", "NAME", "CLUSTER", "AUTHINFO", "NAMESPACE"].map(String::from).to_vec();
@@ -298,7 +299,7 @@ fn contexts(cx: &Context, config: &Value, args: &GetContexts) -> Result<Exit> {
             text(&context["namespace"]),
         ]
     };
-    cx.out.columns(&[vec![head], all.map(row).collect()].concat());
+    cx.out.columns(&[vec![head], all.into_iter().map(row).collect()].concat());
     Ok(Exit::Done)
 }
 

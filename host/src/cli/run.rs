@@ -60,6 +60,9 @@ pub(super) struct Args {
     /// With -i; a program that runs in a terminal elsewhere prints here the same
     #[arg(short, long)]
     tty: bool,
+    /// Print nothing but what the pod says
+    #[arg(short, long)]
+    quiet: bool,
     /// Delete the pod when it has ended
     #[arg(long)]
     rm: bool,
@@ -88,8 +91,11 @@ pub(super) async fn run(args: Args, cx: &Context) -> Result<Exit> {
     let path = format!("{path}/{}", args.name);
     let ended = attached(cx, &api, &path).await;
     if args.rm {
+        let done = format!("pod \"{}\" deleted", args.name);
         api.send(Method::DELETE, &path, &json!({})).await?;
-        cx.out.line(format!("pod \"{}\" deleted", args.name));
+        if !args.quiet {
+            cx.out.line(done);
+        }
     }
     ended
 }

@@ -94,6 +94,7 @@ pub(super) struct Binding {
 
 impl Binding {
     pub(super) async fn run(self, cx: &Context, kind: &str) -> Result<()> {
+        let cx = &cx.as_own_user();
         let (role_kind, role) = match (&self.clusterrole, &self.role) {
             (Some(role), _) => ("ClusterRole", role),
             (None, Some(_)) if kind == "ClusterRoleBinding" => {

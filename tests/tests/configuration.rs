@@ -128,23 +128,6 @@ fn secrets_and_accounts_are_files() {
 }
 
 #[test]
-fn files_follow_their_map_and_variables_do_not() {
-    let place = Place::new(&CLUSTER, "follow");
-    place.sh("kubectl create configmap colours --from-literal=colour=blue");
-    // Reads again at each start: the file as it is by then.
-    let more =
-        "    envFrom: [{configMapRef: {name: colours}}]\n    volumeMounts: [{name: c, mountPath: /etc/c}]\n";
-    let volume = "  volumes: [{name: c, configMap: {name: colours}}]\n";
-    let text = pod("looker", "[read, /etc/c/colour]", more, volume)
-        .replace("restartPolicy: Never", "restartPolicy: Always");
-    place.apply(&text);
-    place.until("kubectl logs looker", "blue");
-    place.sh("kubectl patch configmap colours -p '{\"data\": {\"colour\": \"red\"}}'");
-    place.until("kubectl logs looker", "red");
-    place.sh("kubectl delete pod looker --now");
-}
-
-#[test]
 fn one_image_serves_every_stage() {
     let place = Place::new(&CLUSTER, "stages");
     for stage in ["dev", "prod"] {

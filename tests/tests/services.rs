@@ -332,3 +332,22 @@ fn ranges_of_addresses_and_ports_are_chosen() {
     let outside = place.fails("kubectl create service nodeport d --tcp=80 --node-port=30001");
     assert!(outside.contains("The range of valid ports is 31000-31001"), "{outside}");
 }
+
+#[test]
+fn a_rolling_update_is_not_noticed() {
+    let place = Place::new(&CLUSTER, "unnoticed");
+    let probe = "        readinessProbe: {httpGet: {path: /, port: 8080}, periodSeconds: 1}\n";
+    place.apply(&(web("app", 3) + probe));
+    place.sh("kubectl rollout status deploy/app --timeout=60s && kubectl expose deploy/app --port 80 --target-port 8080");
+    let ip = place.value("svc/app", "{.spec.clusterIP}");
+    place.until_that(&answers(&ip, 1), |t| t.starts_with("hello app-"));
+    place.sh(&format!(
+        "(while [ ! -e stop ]; do curl -sS --max-time 5 http://{ip}/ >>answers 2>>errors; done) & \
+         kubectl set env deploy/app COLOUR=blue && kubectl rollout status deploy/app --timeout=60s; touch stop; wait"
+    ));
+    let errors = std::fs::read_to_string(place.dir().join("errors")).unwrap();
+    let answers = std::fs::read_to_string(place.dir().join("answers")).unwrap();
+    assert_eq!(errors, "");
+    let pods: std::collections::BTreeSet<_> = answers.lines().collect();
+    assert!(pods.len() > 3 && pods.iter().all(|l| l.starts_with("hello app-")), "{pods:?}");
+}

@@ -254,11 +254,10 @@ pub(super) async fn edit(args: Edit, cx: &Context) -> Result<Exit> {
             }
             let name = selection.resource.named(object["metadata"]["name"].as_str().unwrap_or(""));
             let done = edit_one(&api, &path, &object).await?;
-            cx.out.line(if done {
-                format!("{name} edited")
-            } else {
-                "Edit cancelled, no changes made.".into()
-            });
+            match done {
+                true => cx.out.line(format!("{name} edited")),
+                false => cx.out.note("Edit cancelled, no changes made."),
+            }
         }
     }
     Ok(Exit::Done)

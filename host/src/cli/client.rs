@@ -33,7 +33,7 @@ pub(super) struct Global {
     #[arg(short, long, global = true, value_name = "URL", help_heading = "Cluster")]
     server: Option<String>,
     /// Do not check the server's certificate
-    #[arg(long, global = true, help_heading = "Cluster")]
+    #[arg(long, global = true, num_args = 0..=1, default_value_t = false, default_missing_value = "true", require_equals = true, hide_default_value = true, hide_possible_values = true, value_name = "BOOL", action = clap::ArgAction::Set, help_heading = "Cluster")]
     insecure_skip_tls_verify: bool,
     /// A bearer token, in place of the user's credentials
     #[arg(long, global = true, value_name = "TOKEN", help_heading = "Cluster")]

@@ -43,6 +43,7 @@ mod scale;
 mod selection;
 mod set;
 mod status;
+mod stern;
 mod table;
 mod token;
 mod up;
@@ -126,6 +127,8 @@ enum Command {
     Delete(delete::Args),
     /// Print what containers logged
     Logs(logs::Args),
+    /// Print the logs of many pods as one, and go on as pods come and go
+    Stern(stern::Args),
     /// Run a command in a container
     Exec(exec::Args),
     /// Serve the API on this machine with one's credentials
@@ -225,6 +228,7 @@ fn dispatch(cli: Cli) -> Result<Exit> {
             Command::Set(command) => set::run(command, &cx).await,
             Command::Rollout(command) => rollout::run(command, &cx).await,
             Command::Wait(args) => wait::run(args, &cx).await,
+            Command::Stern(args) => stern::run(args, &cx).await,
             Command::Exec(args) => exec::run(args, &cx).await,
             Command::Proxy(args) => proxy::run(args, &cx).await,
             Command::Cordon(args) => nodes::cordon(args, true, &cx).await,

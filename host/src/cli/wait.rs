@@ -109,7 +109,8 @@ pub(super) async fn run(args: Args, cx: &Context) -> Result<Exit> {
         }
         for name in names {
             let named = selection.resource.named(&name);
-            one(&api, &format!("{path}/{name}"), &named, &until, deadline).await?;
+            let plural = format!("{}/{name}", selection.resource.plural);
+            one(&api, &format!("{path}/{name}"), &plural, &until, deadline).await?;
             cx.out.line(format!("{named} condition met"));
             waited += 1;
         }

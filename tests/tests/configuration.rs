@@ -139,3 +139,29 @@ fn one_image_serves_every_stage() {
     let images = place.sh("kubectl get pods -o jsonpath='{.items[*].status.containerStatuses[0].imageID}' | tr ' ' '\\n' | sort -u | wc -l");
     assert_eq!(images, "1");
 }
+
+#[test]
+fn a_pod_knows_the_services_that_were_there_before_it() {
+    let place = Place::new(&CLUSTER, "before");
+    place.apply(&pod("early", "[print]", "", ""));
+    let early = printed(&place, "early");
+    place.sh("kubectl create service clusterip redis-master --tcp=6379");
+    let ip = place.value("svc/redis-master", "{.spec.clusterIP}");
+    // The node learns of the service a moment after the API.
+    let late = |n: u32| {
+        place.apply(&pod(&format!("late-{n}"), "[print]", "", ""));
+        printed(&place, &format!("late-{n}"))
+    };
+    let said = (0..10).map(late).find(|said| said.contains("REDIS_MASTER"));
+    let said = said.expect("variables of the service");
+    for line in [
+        format!("REDIS_MASTER_SERVICE_HOST={ip}"),
+        "REDIS_MASTER_SERVICE_PORT=6379".into(),
+        format!("REDIS_MASTER_PORT=tcp://{ip}:6379"),
+        "REDIS_MASTER_PORT_6379_TCP_PROTO=tcp".into(),
+        format!("REDIS_MASTER_PORT_6379_TCP_ADDR={ip}"),
+    ] {
+        assert!(said.lines().any(|l| l == line), "{line} in {said}");
+    }
+    assert!(!early.contains("REDIS_MASTER"), "{early}");
+}

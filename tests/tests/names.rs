@@ -79,12 +79,22 @@ fn services_and_pods_have_names() {
     place.sh("kubectl rollout status sts/consul --timeout=60s");
     let front: Ipv4Addr = place.value("svc/front", "{.spec.clusterIP}").parse().unwrap();
     assert_eq!(addresses("front.dns.svc.cluster.local", 1), [front]);
-    let mut pods: Vec<Ipv4Addr> =
-        place.value("pods", "{.items[*].status.podIP}").split(' ').map(|ip| ip.parse().unwrap()).collect();
+    let mut pods: Vec<Ipv4Addr> = place
+        .value("pods -l app=consul", "{.items[*].status.podIP}")
+        .split(' ')
+        .map(|ip| ip.parse().unwrap())
+        .collect();
     pods.sort();
     assert_eq!(addresses("consul.dns.svc.cluster.local", 2), pods);
     let first: Ipv4Addr = place.value("pod/consul-0", "{.status.podIP}").parse().unwrap();
     assert_eq!(addresses("consul-0.consul.dns.svc.cluster.local", 1), [first]);
+    // Also when the governing service has an address of its own.
+    place.apply(
+        &SETS.replace("clusterIP: None, ", "").replace("consul", "vault").replace("front", "vault-front"),
+    );
+    place.sh("kubectl rollout status sts/vault --timeout=60s");
+    let first: Ipv4Addr = place.value("pod/vault-0", "{.status.podIP}").parse().unwrap();
+    assert_eq!(addresses("vault-0.vault.dns.svc.cluster.local", 1), [first]);
     // Records follow their service.
     assert_eq!(ask("late.dns.svc.cluster.local").0, 3);
     place.sh("kubectl create service clusterip late --tcp=80");

@@ -326,3 +326,33 @@ fn a_kind_of_ones_own_is_like_the_others() {
         .replace("Countdown", "Other");
     assert!(place.refuses(&unstored).contains("must have exactly one version marked as storage version"));
 }
+
+#[test]
+fn a_kind_may_be_the_whole_clusters() {
+    let place = Place::new(&CLUSTER, "whole");
+    let text = COUNTDOWNS
+        .replace("Namespaced", "Cluster")
+        .replace("countdown", "epoch")
+        .replace("Countdown", "Epoch")
+        .replace("[cd]", "[eo]");
+    place.apply(&text);
+    place.sh("kubectl wait --for=condition=Established crd/epochs.stable.dwk --timeout=30s");
+    place.apply("apiVersion: stable.dwk/v1\nkind: Epoch\nmetadata: {name: first}\nspec: {length: 1}\n");
+    assert_eq!(place.sh("kubectl get --raw /apis/stable.dwk/v1/epochs/first | jq -c '[.metadata.name, .metadata.namespace]'"), r#"["first",null]"#);
+    place.fails("kubectl get --raw /apis/stable.dwk/v1/namespaces/whole/epochs/first");
+}
+
+#[test]
+fn a_namespace_forbids_privileged_pods() {
+    let place = Place::new(&CLUSTER, "guarded");
+    place.sh("kubectl label ns guarded pod-security.kubernetes.io/enforce=baseline");
+    let pod = |more: &str| {
+        format!(
+            "apiVersion: v1\nkind: Pod\nmetadata: {{name: a}}\nspec: {{schedulerName: nobody, containers: [{{name: c, image: x{more}}}]}}\n"
+        )
+    };
+    let said = place.refuses(&pod(", securityContext: {privileged: true}"));
+    assert!(said.contains("violates PodSecurity \"baseline:latest\": privileged"), "{said}");
+    place.apply(&pod(""));
+    assert!(place.fails("kubectl get psp").contains("the server doesn't have a resource type \"psp\""));
+}

@@ -304,3 +304,12 @@ fn nodes_are_closed_emptied_and_tainted_by_wasmk() {
     );
     assert_eq!(place.sh("wasmk taint nodes new a-"), "node/new untainted");
 }
+
+#[test]
+fn a_daemon_set_may_name_its_node() {
+    let place = Place::new(&CLUSTER, "named-node");
+    place.apply("apiVersion: apps/v1\nkind: DaemonSet\nmetadata: {name: one}\nspec:\n  selector: {matchLabels: {ds: one}}\n  \
+                 template:\n    metadata: {labels: {ds: one}}\n    spec: {nodeName: n2, containers: [{name: c, image: none}]}\n");
+    place.until_value("ds/one", "{.status.desiredNumberScheduled}", "1");
+    place.until("kubectl get pods -l ds=one -o jsonpath='{.items[*].spec.nodeName}'", "n2");
+}

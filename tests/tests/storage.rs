@@ -133,6 +133,15 @@ fn a_directory_of_the_node_outlives_the_pod() {
 }
 
 #[test]
+fn a_volume_is_mounted_at_several_places() {
+    let place = Place::new(&CLUSTER, "twice");
+    let text = pair("twice", "[write, /second/page, welcome]", "[read, /usr/share/html/page]", "");
+    place.apply(&text.replace("mountPath: /www}", "mountPath: /www}, {name: www, mountPath: /second}"));
+    place.until_value("pod/twice", "{.status.phase}", "Succeeded");
+    assert_eq!(place.sh("kubectl logs twice -c reader"), "welcome");
+}
+
+#[test]
 fn what_no_driver_serves_is_taken_and_waits() {
     let place = Place::new(&CLUSTER, "foreign");
     for (name, source) in [

@@ -197,14 +197,10 @@ fn read(path: &Path) -> Result<Value> {
 }
 
 fn entries<'a>(config: &'a mut Value, list: &str) -> &'a mut Vec<Value> {
-    let entry = &mut config[list];
-    if !entry.is_array() {
-        *entry = json!([]);
+    if !config[list].is_array() {
+        config[list] = json!([]);
     }
-    match entry {
-        Value::Array(list) => list,
-        _ => unreachable!("it was made an array"),
-    }
+    config[list].as_array_mut().expect("it was made an array")
 }
 
 /// Sets the fields that are given, in the entry of that name; whether it was `created` or `modified`.
@@ -223,6 +219,9 @@ fn set(
         "created"
     };
     for entry in all.iter_mut().filter(|e| e["name"] == name) {
+        if !entry[key].is_object() {
+            entry[key] = json!({});
+        }
         for (field, value) in fields {
             if let Some(value) = value {
                 entry[key][*field] = value.clone();

@@ -1,6 +1,7 @@
 //! `-o`: how objects are printed.
 
 use anyhow::{Context as _, Result, bail};
+use serde::Serialize;
 use serde_json::Value;
 
 use super::{jsonpath::Template, output::aligned};
@@ -62,8 +63,8 @@ impl Format {
         let items = value.get("items").and_then(Value::as_array);
         let each = || -> Vec<&Value> { items.map_or_else(|| vec![value], |items| items.iter().collect()) };
         Ok(match self {
-            Self::Json => format!("{}\n", serde_json::to_string_pretty(value)?),
-            Self::Yaml => serde_yaml::to_string(value)?,
+            Self::Json => json_text(&sorted(value))?,
+            Self::Yaml => serde_yaml::to_string(&sorted(value))?,
             Self::Name => each().into_iter().map(|o| format!("{}\n", named(o))).collect(),
             Self::Template(template) => template.render(value)?,
             Self::Columns(columns) => {
@@ -77,6 +78,28 @@ impl Format {
                 aligned(&rows)
             }
         })
+    }
+}
+
+/// Four blanks a level, as kubectl has it.
+fn json_text(value: &Value) -> Result<String> {
+    let mut out = Vec::new();
+    let formatter = serde_json::ser::PrettyFormatter::with_indent(b"    ");
+    value.serialize(&mut serde_json::Serializer::with_formatter(&mut out, formatter))?;
+    out.push(b'\n');
+    Ok(String::from_utf8(out)?)
+}
+
+/// The value with the keys of every map in order.
+fn sorted(value: &Value) -> Value {
+    match value {
+        Value::Array(list) => list.iter().map(sorted).collect(),
+        Value::Object(map) => {
+            let mut pairs: Vec<_> = map.iter().map(|(key, value)| (key.clone(), sorted(value))).collect();
+            pairs.sort_by(|(a, _), (b, _)| a.cmp(b));
+            Value::Object(pairs.into_iter().collect())
+        }
+        plain => plain.clone(),
     }
 }
 
@@ -128,6 +151,19 @@ mod tests {
             .unwrap();
         let text = format.text(&list, true, |_| String::new()).unwrap();
         assert_eq!(text, "NAME   LABELS\na      map[x:1 y:2]\nb      <none>\n");
+    }
+
+    #[test]
+    fn whole_objects_have_their_keys_in_order() {
+        let object = json!({"b": {"z": 1, "a": []}, "a": "x"});
+        let text = |form: &str| {
+            Format::parse(Some(form), None).unwrap().unwrap().text(&object, true, |_| String::new()).unwrap()
+        };
+        assert_eq!(
+            text("json"),
+            "{\n    \"a\": \"x\",\n    \"b\": {\n        \"a\": [],\n        \"z\": 1\n    }\n}\n"
+        );
+        assert!(text("yaml").starts_with("a: x\nb:\n  a: []\n  z: 1"), "{}", text("yaml"));
     }
 
     #[test]

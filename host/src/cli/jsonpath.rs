@@ -3,7 +3,7 @@
 use anyhow::{Result, anyhow, bail};
 use serde_json::Value;
 
-/// Deepest nesting of `range` and filters.
+/// Deepest nesting of `range`.
 const MAX_DEPTH: usize = 16;
 
 /// A template, read once and evaluated on any number of values.

@@ -9,7 +9,6 @@ use super::{
     Context, Exit,
     api::Api,
     make::MANAGER,
-    output::aligned,
     pods::selector_of,
     resources::{Resource, Resources},
     selection::{self, with_query},
@@ -245,9 +244,8 @@ async fn history(cx: &Context, api: &Api, target: &Target<'_>, wanted: Option<i6
     let all = revisions(api, target).await?;
     let named = target.resource.named(&target.name);
     let Some(number) = wanted else {
-        let mut rows = vec![vec!["REVISION".to_string(), "CHANGE-CAUSE".into()]];
-        rows.extend(all.into_iter().map(|r| vec![r.number.to_string(), r.cause]));
-        cx.out.text(&format!("{named} \n{}\n", aligned(&rows)));
+        let rows: String = all.into_iter().map(|r| format!("{:<10}{}\n", r.number, r.cause)).collect();
+        cx.out.text(&format!("{named} \n{:<10}CHANGE-CAUSE\n{rows}\n", "REVISION"));
         return Ok(());
     };
     let one = all.iter().find(|r| r.number == number);

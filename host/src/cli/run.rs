@@ -75,6 +75,10 @@ pub(super) struct Args {
 
 pub(super) async fn run(args: Args, cx: &Context) -> Result<Exit> {
     let object = object(&args)?;
+    if let Some(old) = args.generator.as_deref().filter(|g| g.starts_with("deployment/")) {
+        let better = "use wasmk create deployment instead";
+        cx.out.note(format!("wasmk run --generator={old} is DEPRECATED; {better}"));
+    }
     let is_pod = object["kind"] == "Pod";
     if args.rm && !(args.stdin && is_pod) {
         bail!(

@@ -1,6 +1,6 @@
 //! Services without a workload to take them from.
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, bail};
 use serde_json::{Value, json};
 
 use super::{super::Context, object};
@@ -70,6 +70,11 @@ impl Command {
         let list = ports.tcp.iter().map(|text| port(text)).collect::<Result<Vec<_>>>()?;
         if !list.is_empty() {
             service["spec"]["ports"] = list.into();
+        }
+        if let Self::Nodeport(NodePort { node_port: Some(_), .. }) = &self
+            && ports.tcp.is_empty()
+        {
+            bail!("--node-port needs a port to lead to: give --tcp");
         }
         match &self {
             Self::Clusterip(ClusterIp { clusterip: Some(ip), .. }) => {

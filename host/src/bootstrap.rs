@@ -1,6 +1,8 @@
 //! Objects that every cluster of ours has: Knative's kinds, its controller's rights, where clients
 //! find registry and gateway, and what a joining node may read.
 
+use std::net::{Ipv4Addr, SocketAddr};
+
 use anyhow::{Context, Result};
 use kube::{
     Api, Client,
@@ -44,6 +46,30 @@ async fn create_class(client: &Client) -> Result<()> {
     }
 }
 
+/// The service of the cluster's DNS server at its address, with the server as its one endpoint.
+///
+/// # Errors
+/// When the API refuses an object, for instance because another service has the address.
+pub(crate) async fn write_dns(client: &Client, address: Ipv4Addr, server: SocketAddr) -> Result<()> {
+    let ports = |port: u16| json!([{"name": "dns", "port": port, "protocol": "UDP"}, {"name": "dns-tcp", "port": port, "protocol": "TCP"}]);
+    let service = json!({
+        "apiVersion": "v1", "kind": "Service",
+        "metadata": {"name": "kube-dns", "namespace": "kube-system", "labels": {
+            "k8s-app": "kube-dns", "kubernetes.io/cluster-service": "true", "kubernetes.io/name": "CoreDNS",
+        }},
+        "spec": {"clusterIP": address, "ports": ports(53)},
+    });
+    let slice = json!({
+        "apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice",
+        "metadata": {"name": "kube-dns", "namespace": "kube-system", "labels": {"kubernetes.io/service-name": "kube-dns"}},
+        "addressType": "IPv4",
+        "endpoints": [{"addresses": [server.ip()], "conditions": {"ready": true}}],
+        "ports": ports(server.port()),
+    });
+    apply(client, &service).await?;
+    apply(client, &slice).await
+}
+
 async fn apply(client: &Client, object: &Value) -> Result<()> {
     let text = |value: &Value| value.as_str().unwrap_or("").to_string();
     let (version, kind) = (text(&object["apiVersion"]), text(&object["kind"]));
@@ -76,6 +102,19 @@ fn objects(running: &Running, ca: &str) -> Vec<Value> {
                 {"apiGroups": [""], "resources": ["pods"], "verbs": ["get", "list", "watch"]},
                 {"apiGroups": [""], "resources": ["events"], "verbs": ["create", "patch"]},
             ]),
+        ),
+        json!({"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": "coredns", "namespace": "kube-system"}}),
+        cluster_role(
+            "system:coredns",
+            json!([
+                {"apiGroups": [""], "resources": ["services"], "verbs": ["list", "watch"]},
+                {"apiGroups": ["discovery.k8s.io"], "resources": ["endpointslices"], "verbs": ["list", "watch"]},
+            ]),
+        ),
+        binding(
+            "system:coredns",
+            "system:coredns",
+            json!([{"kind": "ServiceAccount", "name": "coredns", "namespace": "kube-system"}]),
         ),
         binding("knative-serving-controller", "knative-serving-controller", controller),
         // One identity for all controllers; Kubernetes gives each its own service account instead.

@@ -5,4 +5,5 @@
 
 pub mod containerd;
 pub mod ledger;
+pub mod place;
 pub mod program;

@@ -43,6 +43,11 @@ impl PodRange {
     fn cidr(&self) -> String {
         format!("127.42.{}.0/22", self.third)
     }
+
+    /// A part of the services' addresses to go with it.
+    fn services(&self) -> String {
+        format!("127.43.{}.0/22", self.third)
+    }
 }
 
 impl Program {
@@ -66,7 +71,7 @@ impl Program {
         let child = Command::new(binary())
             .args(["up", "--api-addr", "127.0.0.1:0", "--gateway-addr", "127.0.0.1:0"])
             .args(["--registry-addr", "127.0.0.1:0", "--node-name", "node-a"])
-            .args(["--pod-cidr", &range.cidr(), "--data-dir"])
+            .args(["--pod-cidr", &range.cidr(), "--service-cidr", &range.services(), "--data-dir"])
             .arg(dir.path().join("data"))
             .args(flags)
             .args(no_containers(flags))
@@ -95,6 +100,12 @@ impl Program {
             std::thread::sleep(Duration::from_millis(20));
         }
         panic!("wasmk up was not ready in time:\n{}", self.log());
+    }
+
+    /// How the first addresses of its services begin: `127.43.8.`.
+    pub fn service_prefix(&self) -> String {
+        let third = self.range.as_ref().map(|range| range.third).unwrap_or_default();
+        format!("127.43.{third}.")
     }
 
     /// What `wasmk up` printed.
@@ -294,7 +305,7 @@ fn succeeded(program: &str, args: &[&str], out: &Output) -> String {
 }
 
 /// Where Rust is for `fn build`, which the test's own home directory would hide.
-fn toolchain() -> impl Iterator<Item = (&'static str, OsString)> {
+pub(crate) fn toolchain() -> impl Iterator<Item = (&'static str, OsString)> {
     let home = std::env::var_os("HOME").unwrap_or_default();
     [("RUSTUP_HOME", ".rustup"), ("CARGO_HOME", ".cargo")].into_iter().map(move |(name, folder)| {
         let usual = || Path::new(&home).join(folder).into_os_string();

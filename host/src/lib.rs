@@ -9,6 +9,7 @@ pub mod cluster;
 pub mod data_dir;
 mod executor;
 pub mod files;
+mod hook;
 pub mod join;
 pub mod kubeconfig;
 mod links;

@@ -34,6 +34,6 @@ mod tls;
 mod write;
 
 pub use auth::{KeyError, User};
-pub use config::{Config, NoNodes, NodeDialer, NodeStream, ServiceRange, VersionInfo};
+pub use config::{Config, Hook, NoNodes, NodeDialer, NodeStream, ServiceRange, VersionInfo};
 pub use server::{ApiServer, NodeIdentifier, StartError};
 pub use tls::{TlsError, serve_tls, tls_config};

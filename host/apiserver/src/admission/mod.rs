@@ -15,11 +15,16 @@ mod quota;
 mod service_account;
 mod subjects;
 
+use std::sync::Arc;
+
 use wasmk_api::{Object, Status};
 
 pub(crate) use policies::Policies;
 
-use crate::write::{Mode, Work};
+use crate::{
+    config::Hook,
+    write::{Mode, Work},
+};
 
 /// The pods of the core group.
 pub(crate) const PODS: &str = "core/pods";
@@ -61,7 +66,16 @@ fn applies(resources: &[&str], work: &Work<'_>) -> bool {
 /// # Errors
 /// When a step refuses it.
 pub(crate) async fn mutate(work: &Work<'_>, object: &mut Object, old: Option<&Object>) -> Result<(), Status> {
-    MUTATE.iter().filter(|(r, _)| applies(r, work)).try_for_each(|(_, step)| step(work, object, old))
+    MUTATE.iter().filter(|(r, _)| applies(r, work)).try_for_each(|(_, step)| step(work, object, old))?;
+    hooks(work).for_each(|hook| hook.mutate(object, old, &work.call.user.name));
+    Ok(())
+}
+
+/// The hooks that have a say in the resource.
+fn hooks<'a>(work: &'a Work<'_>) -> impl Iterator<Item = &'a Arc<dyn Hook>> {
+    let (group, plural) = work.resource.storage.split_once('/').unwrap_or(("", &work.resource.storage));
+    let group = if group == "core" { "" } else { group };
+    work.core.config.hooks.iter().filter(move |hook| hook.applies(group, plural))
 }
 
 /// Notes who asks for a certificate in the request for it.
@@ -94,6 +108,9 @@ pub(crate) async fn validate(
     mode: Mode,
 ) -> Result<(), Status> {
     VALIDATE.iter().filter(|(r, _)| applies(r, work)).try_for_each(|(_, step)| step(work, new, old, mode))?;
+    if mode == Mode::Main {
+        hooks(work).try_for_each(|hook| hook.validate(new, old))?;
+    }
     policies::check(work, Some(new), old, mode)?;
     if mode == Mode::Main {
         quota::charge(work, new, old).await?;

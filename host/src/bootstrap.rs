@@ -24,26 +24,22 @@ pub(crate) async fn write(client: &Client, running: &Running, ca: &str) -> Resul
     for object in objects(running, ca) {
         apply(client, &object).await?;
     }
-    create_class(client).await
+    for object in wasmk_functions::config_maps().iter().chain([&default_class()]) {
+        create(client, object).await?;
+    }
+    Ok(())
 }
 
-/// The class of claims that name none: directories of the claiming pod's node. Once it is there it is the
-/// administrator's, who may want another default.
-async fn create_class(client: &Client) -> Result<()> {
-    let class = json!({
+/// The class of claims that name none: directories of the claiming pod's node.
+fn default_class() -> Value {
+    json!({
         "apiVersion": "storage.k8s.io/v1", "kind": "StorageClass",
         "metadata": {
             "name": "local-path", "annotations": {"storageclass.kubernetes.io/is-default-class": "true"},
         },
         "provisioner": "wasmk.dev/local-path",
         "reclaimPolicy": "Delete", "volumeBindingMode": "WaitForFirstConsumer",
-    });
-    let resource = ApiResource::from_gvk(&GroupVersionKind::gvk("storage.k8s.io", "v1", "StorageClass"));
-    let api: Api<DynamicObject> = Api::all_with(client.clone(), &resource);
-    match api.create(&PostParams::default(), &serde_json::from_value(class)?).await {
-        Err(kube::Error::Api(status)) if status.code == 409 => Ok(()),
-        other => other.map(drop).context("StorageClass local-path"),
-    }
+    })
 }
 
 /// The service of the cluster's DNS server at its address, with the server as its one endpoint.
@@ -70,19 +66,33 @@ pub(crate) async fn write_dns(client: &Client, address: Ipv4Addr, server: Socket
     apply(client, &slice).await
 }
 
+/// Makes an object that is the administrator's once it is there, unless it is.
+async fn create(client: &Client, object: &Value) -> Result<()> {
+    let (api, what) = api_of(client, object);
+    match api.create(&PostParams::default(), &serde_json::from_value(object.clone())?).await {
+        Err(kube::Error::Api(status)) if status.code == 409 => Ok(()),
+        other => other.map(drop).context(what),
+    }
+}
+
 async fn apply(client: &Client, object: &Value) -> Result<()> {
+    let (api, what) = api_of(client, object);
+    let name = object["metadata"]["name"].as_str().unwrap_or("");
+    let parameters = PatchParams::apply("wasmk").force();
+    api.patch(name, &parameters, &Patch::Apply(object)).await.map(drop).context(what)
+}
+
+/// Where an object goes, and how to speak of it.
+fn api_of(client: &Client, object: &Value) -> (Api<DynamicObject>, String) {
     let text = |value: &Value| value.as_str().unwrap_or("").to_string();
     let (version, kind) = (text(&object["apiVersion"]), text(&object["kind"]));
     let (group, version) = version.split_once('/').unwrap_or(("", &version));
     let resource = ApiResource::from_gvk(&GroupVersionKind::gvk(group, version, &kind));
-    let name = text(&object["metadata"]["name"]);
-    let api: Api<DynamicObject> = match object["metadata"]["namespace"].as_str() {
+    let api = match object["metadata"]["namespace"].as_str() {
         Some(namespace) => Api::namespaced_with(client.clone(), namespace, &resource),
         None => Api::all_with(client.clone(), &resource),
     };
-    let parameters = PatchParams::apply("wasmk").force();
-    api.patch(&name, &parameters, &Patch::Apply(object)).await.with_context(|| format!("{kind} {name}"))?;
-    Ok(())
+    (api, format!("{kind} {}", text(&object["metadata"]["name"])))
 }
 
 fn objects(running: &Running, ca: &str) -> Vec<Value> {
@@ -99,7 +109,8 @@ fn objects(running: &Running, ca: &str) -> Vec<Value> {
             json!([
                 {"apiGroups": ["serving.knative.dev"], "resources": ["*"], "verbs": ["*"]},
                 {"apiGroups": ["apps"], "resources": ["deployments"], "verbs": ["*"]},
-                {"apiGroups": [""], "resources": ["pods"], "verbs": ["get", "list", "watch"]},
+                {"apiGroups": ["autoscaling"], "resources": ["horizontalpodautoscalers"], "verbs": ["*"]},
+                {"apiGroups": [""], "resources": ["pods", "configmaps"], "verbs": ["get", "list", "watch"]},
                 {"apiGroups": [""], "resources": ["events"], "verbs": ["create", "patch"]},
             ]),
         ),

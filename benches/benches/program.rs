@@ -2,7 +2,10 @@
 //! function answers from zero, and how many requests a second the gateway carries.
 //!
 //! Promises: ready < 300 ms; <= 64 MiB resident and <= 0.5 % of a core at rest; first byte from zero
-//! p50 < 1 ms, p99 < 2 ms. Run with `make bench`; the machine should be otherwise idle.
+//! p50 < 1 ms, p99 < 2 ms; more requests a second than `wasmtime serve`. Run with `make bench`; the machine
+//! should be otherwise idle. Beside the gateway stand, under the same load: a server of a few lines that answers
+//! by itself (the most this machine and the load generator can do), and `wasmtime serve` when a `wasmtime` is on
+//! the PATH.
 #![allow(clippy::print_stdout, reason = "a bench prints its figures")]
 
 use std::{
@@ -79,13 +82,80 @@ fn main() {
         );
         println!("first byte of the second request, p50       {:8.3} ms", millis(at(&mut warm, 0.5)));
     });
+    let ceiling = plain_server();
+    let peer = Wasmtime::serve(&guest);
     for connections in [1, 16, 64] {
-        let (rate, mut times) = load(program.gateway, connections);
-        println!(
-            "warm, fresh instance per request, {connections:3} connections   {rate:8.0} /s   p50 {:.3} ms   p99 {:.3} ms",
-            millis(at(&mut times, 0.5)),
-            millis(at(&mut times, 0.99)),
-        );
+        report("gateway, fresh instance per request", program.gateway, connections);
+        match &peer {
+            Some(peer) => report("wasmtime serve, the same component", peer.address, connections),
+            None => println!("wasmtime serve: no `wasmtime` on the PATH"),
+        }
+        report("hyper, without a guest", ceiling, connections);
+    }
+}
+
+fn report(what: &str, address: SocketAddr, connections: usize) {
+    let (rate, mut times) = load(address, connections);
+    println!(
+        "{what:36} {connections:3} connections {rate:8.0} /s   p50 {:.3} ms   p99 {:.3} ms",
+        millis(at(&mut times, 0.5)),
+        millis(at(&mut times, 0.99)),
+    );
+}
+
+/// A server on two threads that answers by itself.
+fn plain_server() -> SocketAddr {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+    listener.set_nonblocking(true).expect("a socket option");
+    let address = listener.local_addr().expect("an address");
+    std::thread::spawn(move || {
+        let mut builder = tokio::runtime::Builder::new_multi_thread();
+        let runtime = builder.worker_threads(2).enable_all().build().expect("a runtime");
+        runtime.block_on(async {
+            let listener = tokio::net::TcpListener::from_std(listener).expect("a listener");
+            while let Ok((stream, _)) = listener.accept().await {
+                stream.set_nodelay(true).expect("a socket option");
+                let service = hyper::service::service_fn(|_| async {
+                    let body = http_body_util::Full::new(Bytes::from_static(b"hello wasm\n"));
+                    Ok::<_, std::convert::Infallible>(hyper::Response::new(body))
+                });
+                let io = TokioIo::new(stream);
+                tokio::spawn(hyper::server::conn::http1::Builder::new().serve_connection(io, service));
+            }
+        });
+    });
+    address
+}
+
+/// `wasmtime serve`, ended when dropped.
+struct Wasmtime {
+    child: Child,
+    address: SocketAddr,
+}
+
+impl Drop for Wasmtime {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+impl Wasmtime {
+    fn serve(guest: &Path) -> Option<Self> {
+        let free = std::net::TcpListener::bind("127.0.0.1:0").and_then(|l| l.local_addr()).expect("a port");
+        let child = Command::new("wasmtime")
+            .args(["serve", "-Scli", "--env", "TARGET=wasm", "--addr", &free.to_string()])
+            .arg(guest)
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .ok()?;
+        let begun = Instant::now();
+        while std::net::TcpStream::connect(free).is_err() {
+            assert!(begun.elapsed() < PATIENCE, "wasmtime serve was not ready in time");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        Some(Self { child, address: free })
     }
 }
 

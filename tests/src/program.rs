@@ -326,8 +326,11 @@ fn guard(process: u32) -> ChildStdin {
     shell.stdin.take().expect("a pipe")
 }
 
-/// The program that `cargo build --bin wasmk` made, beside this test.
+/// The program under test: what WASMK_BINARY names, or what `cargo build --bin wasmk` made beside this test.
 pub fn binary() -> PathBuf {
+    if let Some(path) = std::env::var_os("WASMK_BINARY") {
+        return path.into();
+    }
     let test = std::env::current_exe().expect("the test's own path");
     let path = test.parent().and_then(Path::parent).expect("a target directory").join("wasmk");
     assert!(

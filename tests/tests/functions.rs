@@ -63,13 +63,28 @@ fn an_update_makes_a_revision_and_traffic_can_be_split() {
 }
 
 #[test]
+fn traffic_is_split_by_percent() {
+    let host = deploy(&CLUSTER, "shared", "hello-http", &["-e", "TARGET=one"]);
+    deploy(&CLUSTER, "shared", "hello-http", &["-e", "TARGET=two"]);
+    let traffic = r#"{"spec":{"traffic":[{"revisionName":"shared-00001","percent":30},
+        {"revisionName":"shared-00002","percent":70}]}}"#;
+    CLUSTER.kubectl(&["patch", "ksvc", "shared", "--type", "merge", "-p", traffic]);
+    CLUSTER.until("the first revision answers again", |p| p.call(&host, "/").1, |body| body == "hello one\n");
+    let first = (0..200).filter(|_| CLUSTER.call(&host, "/").1 == "hello one\n").count();
+    // 60 are expected; a fair choice is beyond these bounds less than once in a hundred thousand runs.
+    assert!((30..=90).contains(&first), "{first} of 200");
+}
+
+#[test]
 fn deletion_takes_everything_with_it() {
     let host = deploy(&CLUSTER, "gone", "hello-http", &[]);
-    CLUSTER.wasmk(&["fn", "delete", "gone"]);
-    CLUSTER.until("its host is unknown", |p| p.call(&host, "/").0, |code| *code == 404);
     let kinds =
         "ksvc,configurations.serving.knative.dev,revisions,routes.serving.knative.dev,deployments,pods";
     let left = |p: &Program| p.kubectl(&["get", kinds, "-o", "name"]).matches("/gone").count();
+    assert_eq!(CLUSTER.call(&host, "/").0, 200);
+    assert!(left(&CLUSTER) >= 4, "a Service, a Configuration, a Revision and a Route");
+    CLUSTER.wasmk(&["fn", "delete", "gone"]);
+    CLUSTER.until("its host is unknown", |p| p.call(&host, "/").0, |code| *code == 404);
     CLUSTER.until("nothing is left", left, |n| *n == 0);
 }
 

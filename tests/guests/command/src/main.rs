@@ -11,6 +11,7 @@ fn main() {
         ["print", ..] => print(&args),
         ["exit", status] => process::exit(status.parse().expect("a status")),
         ["sleep", millis] => thread::sleep(Duration::from_millis(millis.parse().expect("milliseconds"))),
+        ["tick", millis] => tick(Duration::from_millis(millis.parse().expect("milliseconds"))),
         ["loop"] => loop {
             std::hint::black_box(0);
         },
@@ -25,7 +26,7 @@ fn main() {
         ["write", path, text] => report(fs::write(path, text)),
         _ => {
             eprintln!(
-                "usage: command print|exit N|sleep MS|loop|flood|memory|panic|trap|cat|read P|write P T"
+                "usage: command print|exit N|sleep MS|tick MS|loop|flood|memory|panic|trap|cat|read P|write P T"
             );
             process::exit(64);
         }
@@ -38,6 +39,14 @@ fn print(args: &[String]) {
         println!("{name}={value}");
     }
     eprintln!("done");
+}
+
+/// Prints a number every so often, for ever.
+fn tick(pause: Duration) {
+    for n in 1_u64.. {
+        println!("tick {n}");
+        thread::sleep(pause);
+    }
 }
 
 fn hoard() {

@@ -127,6 +127,26 @@ fn objects(running: &Running, ca: &str) -> Vec<Value> {
             "system:coredns",
             json!([{"kind": "ServiceAccount", "name": "coredns", "namespace": "kube-system"}]),
         ),
+        json!({"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": "ingress", "namespace": "kube-system"}}),
+        cluster_role(
+            "wasmk:ingress",
+            json!([
+                {"apiGroups": [""], "resources": ["services"], "verbs": ["list", "watch"]},
+                {"apiGroups": ["discovery.k8s.io"], "resources": ["endpointslices"], "verbs": ["list", "watch"]},
+                {"apiGroups": ["networking.k8s.io"], "resources": ["ingresses"], "verbs": ["list", "watch"]},
+                {"apiGroups": ["networking.k8s.io"], "resources": ["ingresses/status"], "verbs": ["patch"]},
+            ]),
+        ),
+        binding(
+            "wasmk:ingress",
+            "wasmk:ingress",
+            json!([{"kind": "ServiceAccount", "name": "ingress", "namespace": "kube-system"}]),
+        ),
+        json!({
+            "apiVersion": "networking.k8s.io/v1", "kind": "IngressClass",
+            "metadata": {"name": wasmk_net::ingress::table::CLASS},
+            "spec": {"controller": "wasmk.dev/ingress"},
+        }),
         binding("knative-serving-controller", "knative-serving-controller", controller),
         // One identity for all controllers; Kubernetes gives each its own service account instead.
         binding("wasmk:kube-controller-manager", "cluster-admin", user("system:kube-controller-manager")),

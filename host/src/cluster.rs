@@ -50,6 +50,8 @@ pub struct Settings {
     pub gateway: SocketAddr,
     /// Where the registry listens.
     pub registry: SocketAddr,
+    /// Where Ingresses are served, if that can be listened on.
+    pub ingress: SocketAddr,
     /// More names for the API's certificate.
     pub names: Vec<String>,
     /// The name of the node in this process; none for no node.
@@ -95,11 +97,16 @@ impl Cluster {
         let api_listener = bind(settings.api, "the API", "--api-addr").await?;
         let gateway_listener = bind(settings.gateway, "the gateway", "--gateway-addr").await?;
         let registry_listener = bind(settings.registry, "the registry", "--registry-addr").await?;
+        let ingress_listener = TcpListener::bind(settings.ingress).await;
+        if let Err(error) = &ingress_listener {
+            tracing::warn!(address = %settings.ingress, %error, "ingresses are not served; choose another address with --ingress-addr");
+        }
         let running = Running {
             pid: std::process::id(),
             api: api_listener.local_addr()?,
             gateway: gateway_listener.local_addr()?,
             registry: registry_listener.local_addr()?,
+            ingress: ingress_listener.as_ref().ok().and_then(|l| l.local_addr().ok()),
             node: settings.node.clone(),
         };
         write_kubeconfig(&settings.data, &pki, running.api)?;
@@ -155,6 +162,9 @@ impl Cluster {
         .await
         .context("cannot write what every cluster has")?;
         cluster.control(&settings, &pki, failed);
+        if let Ok(listener) = ingress_listener {
+            cluster.start_ingress(listener);
+        }
         if let Err(error) = cluster.start_dns(&settings).await {
             tracing::warn!(error = format!("{error:#}"), "the cluster has no DNS server");
         }
@@ -273,6 +283,15 @@ impl Cluster {
                 let _ = failed.send(why).await;
             }
         });
+    }
+
+    /// Leads HTTP from outside to pods as Ingresses say.
+    fn start_ingress(&self, listener: TcpListener) {
+        let client = self.client("system:serviceaccount:kube-system:ingress");
+        let (view, keep) = wasmk_net::View::new(client.clone());
+        let (watching, serving) = (self.stop.clone(), self.stop.clone());
+        self.tasks.spawn(async move { watching.run_until_cancelled(keep).await });
+        self.tasks.spawn(wasmk_net::ingress::run(client, view, listener, serving));
     }
 
     /// Answers names on the last address of the pods' range, behind the service `kube-dns` at its usual place.

@@ -70,7 +70,14 @@ impl Program {
         let log = std::fs::File::create(dir.path().join("up.log")).expect("a log file");
         let child = Command::new(binary())
             .args(["up", "--api-addr", "127.0.0.1:0", "--gateway-addr", "127.0.0.1:0"])
-            .args(["--registry-addr", "127.0.0.1:0", "--node-name", "node-a"])
+            .args([
+                "--registry-addr",
+                "127.0.0.1:0",
+                "--ingress-addr",
+                "127.0.0.1:0",
+                "--node-name",
+                "node-a",
+            ])
             .args(["--pod-cidr", &range.cidr(), "--service-cidr", &range.services(), "--data-dir"])
             .arg(dir.path().join("data"))
             .args(flags)
@@ -128,7 +135,7 @@ impl Program {
         format!("{}/kubeconfig", self.data_dir())
     }
 
-    /// The address in `wasmk status -o json` under that key (`api`, `gateway`, `registry`).
+    /// The address in `wasmk status -o json` under that key (`api`, `gateway`, `registry`, `ingress`).
     pub fn address(&self, of: &str) -> SocketAddr {
         let url = self.status[of].as_str().expect("an address");
         url.split_once("://").expect("a URL").1.parse().expect("an address and a port")

@@ -160,7 +160,7 @@ fn patches_change_what_they_name() {
     place.sh("kubectl patch deploy two --type=merge -p '{\"spec\": {\"minReadySeconds\": 3}}'");
     place.sh("kubectl patch deploy two --type=json -p '[{\"op\": \"replace\", \"path\": \"/spec/replicas\", \"value\": 0}]'");
     assert_eq!(place.value("deploy/two", "{.spec.minReadySeconds} {.spec.replicas}"), "3 0");
-    place.sh("kubectl get --raw /apis/apps/v1/namespaces/patches/deployments/two/scale | jq '.spec.replicas = 2' > scale.json");
+    place.sh("kubectl get --raw /apis/apps/v1/namespaces/patches/deployments/two/scale | jq '.spec.replicas = 2 | del(.metadata.resourceVersion)' > scale.json");
     place.sh("kubectl replace --raw /apis/apps/v1/namespaces/patches/deployments/two/scale -f scale.json");
     assert_eq!(place.value("deploy/two", "{.spec.replicas}"), "2");
     // Edited, and the world follows without another word.

@@ -5,10 +5,12 @@
 //!   [`plan`] says, without any I/O, which listeners and backends there should be.
 //! - [`tunnel`] carries streams to an agent over the one connection that the agent opened.
 //! - [`dns`] answers the same names to programs that ask by the protocol.
+//! - [`ingress`] leads HTTP from outside to pods, by host and path.
 //! - [`View`] keeps Services and EndpointSlices at hand; [`names`] resolves cluster names with it.
 
 pub mod bind;
 pub mod dns;
+pub mod ingress;
 pub mod names;
 pub mod plan;
 mod pool;

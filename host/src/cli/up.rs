@@ -49,6 +49,9 @@ pub(super) struct Args {
     /// Where the OCI registry listens; port 0 picks a free one
     #[arg(long, value_name = "IP:PORT", default_value = "127.0.0.1:5050")]
     registry_addr: SocketAddr,
+    /// Where Ingresses are served; goes on without them when the port is not to be had
+    #[arg(long, value_name = "IP:PORT", default_value = "127.0.0.1:80")]
+    ingress_addr: SocketAddr,
     /// More names or addresses for the API's certificate
     #[arg(long, value_name = "NAME", value_delimiter = ',')]
     tls_san: Vec<String>,
@@ -127,6 +130,7 @@ fn settings(args: Args) -> Settings {
         api: args.api_addr,
         gateway: args.gateway_addr,
         registry: args.registry_addr,
+        ingress: args.ingress_addr,
         names: args.tls_san,
         node: (!args.no_node).then(|| args.node_name.unwrap_or_else(hostname)),
         node_options: args.node,

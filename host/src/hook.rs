@@ -1,13 +1,13 @@
 //! Knative's defaults and rules, as the API server calls them.
 
 use wasmk_api::{Object, Reason, Status};
-use wasmk_apiserver::Hook;
+use wasmk_apiserver::KindHook;
 use wasmk_functions::Admission;
 
 /// [`Admission`] as a hook.
 pub(crate) struct Knative(pub Admission);
 
-impl Hook for Knative {
+impl KindHook for Knative {
     fn applies(&self, group: &str, resource: &str) -> bool {
         Admission::applies(group, resource)
     }

@@ -38,7 +38,7 @@ impl NodeDialer for NoNodes {
 
 /// Defaults and rules of resources whose meaning another part of the program knows, called inside the process in
 /// the place where admission webhooks are.
-pub trait Hook: Send + Sync {
+pub trait KindHook: Send + Sync {
     /// Whether it has a say in a resource (plural) of a group, empty for the core.
     fn applies(&self, group: &str, resource: &str) -> bool;
 
@@ -157,7 +157,7 @@ pub struct Config {
     /// The present.
     pub clock: fn() -> Timestamp,
     /// Defaults and rules that other parts of the program bring.
-    pub hooks: Vec<Arc<dyn Hook>>,
+    pub hooks: Vec<Arc<dyn KindHook>>,
 }
 
 impl Config {

@@ -39,6 +39,15 @@ impl Response {
         Self::bytes("application/json", json.into())
     }
 
+    /// Anything that serde knows as JSON, with status 200; 500 if it cannot be JSON.
+    #[cfg(feature = "json")]
+    pub fn json_of<T: serde::Serialize + ?Sized>(value: &T) -> Self {
+        match serde_json::to_string(value) {
+            Ok(text) => Self::json(text),
+            Err(error) => Self::text(format!("{error}\n")).with_status(500),
+        }
+    }
+
     /// Bytes of a media type, with status 200.
     pub fn bytes(media_type: &str, bytes: impl Into<Vec<u8>>) -> Self {
         let mut response = Self::new(200).with_header("content-type", media_type);
@@ -121,6 +130,8 @@ mod tests {
         assert_eq!(String::new().into_response().status(), 200);
         assert_eq!(Ok::<_, io::Error>("x").into_response().status(), 200);
         assert_eq!(Err::<&str, _>("no").into_response().status(), 500);
+        #[cfg(feature = "json")]
+        assert_eq!(Response::json_of(&[1, 2]).status(), 200);
         assert_eq!(Response::json("{}").headers().get("Content-Type"), Some("application/json"));
     }
 }

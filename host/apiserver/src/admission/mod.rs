@@ -32,7 +32,8 @@ pub(crate) use webhooks::Hook;
 use question::Question;
 
 use crate::{
-    config, sub,
+    config::KindHook,
+    sub,
     table::Resource,
     write::{Mode, Work},
 };
@@ -100,14 +101,12 @@ fn own_steps(work: &Work<'_>, object: &mut Object, old: Option<&Object>, mode: M
         return Ok(());
     }
     MUTATE.iter().filter(|(r, _)| applies(r, work)).try_for_each(|(_, step)| step(work, object, old))?;
-    if mode == Mode::Main {
-        hooks(work).for_each(|hook| hook.mutate(object, old, &work.call.user.name));
-    }
+    kind_hooks(work).for_each(|hook| hook.mutate(object, old, &work.call.user.name));
     Ok(())
 }
 
-/// The hooks that have a say in the resource.
-fn hooks<'a>(work: &'a Work<'_>) -> impl Iterator<Item = &'a Arc<dyn config::Hook>> {
+/// The hooks of other parts of the program that have a say in the resource.
+fn kind_hooks<'a>(work: &'a Work<'_>) -> impl Iterator<Item = &'a Arc<dyn KindHook>> {
     let (group, plural) = work.resource.storage.split_once('/').unwrap_or(("", &work.resource.storage));
     let group = if group == "core" { "" } else { group };
     work.core.config.hooks.iter().filter(move |hook| hook.applies(group, plural))
@@ -170,7 +169,7 @@ pub(crate) async fn validate(
 ) -> Result<(), Status> {
     VALIDATE.iter().filter(|(r, _)| applies(r, work)).try_for_each(|(_, step)| step(work, new, old, mode))?;
     if mode == Mode::Main {
-        hooks(work).try_for_each(|hook| hook.validate(new, old))?;
+        kind_hooks(work).try_for_each(|hook| hook.validate(new, old))?;
     }
     // A change of scale is looked at as one of the scale.
     let scales = match mode {

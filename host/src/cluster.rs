@@ -7,23 +7,27 @@ use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use anyhow::{Context, Result, bail};
 use kube::Client;
-use tokio::{net::TcpListener, sync::mpsc};
+use tokio::{
+    net::TcpListener,
+    sync::{mpsc, watch},
+};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
-use wasmk_apiserver::{ApiServer, Config, FrontProxy, ServiceRange};
-use wasmk_controllers::{Clock, Context as Controllers, LoadBalancer, scheduler};
+use wasmk_apiserver::{ApiServer, Config, FrontProxy, RequestHeader, ServiceRange, Serving};
+use wasmk_controllers::{Accounts, Clock, Context as Controllers, LoadBalancer, scheduler};
 use wasmk_functions::{Admission, Executor, Functions, Live};
 use wasmk_node::Node;
 use wasmk_registry::Storage;
 use wasmk_store::{Embedded, Store};
 
 use crate::{
+    access::Access,
     agent, bootstrap, control,
     data_dir::{Claim, DataDir, Running},
     executor::{Elsewhere, InPlace},
     hook::Knative,
-    kubeconfig,
     links::Links,
     pki::{Leaf, Pki, server_names},
+    renewal::{self, Authority, Renewal},
     store::{Opened, StoreSettings},
 };
 
@@ -70,6 +74,8 @@ pub struct Settings {
     pub service_range: ServiceRange,
     /// The first and last port that services get on nodes.
     pub node_ports: (u16, u16),
+    /// Who may use the API.
+    pub access: Access,
 }
 
 /// A running cluster.
@@ -109,7 +115,8 @@ impl Cluster {
             ingress: ingress_listener.as_ref().ok().and_then(|l| l.local_addr().ok()),
             node: settings.node.clone(),
         };
-        write_kubeconfig(&settings.data, &pki, running.api)?;
+        renewal::write_kubeconfig(&settings.data, &pki, running.api)?;
+        let (authority, signer) = watch::channel(Authority::of(&pki)?);
         let inside = inside_listener(&settings.pod_range, running.api).await;
 
         let Opened { store, kept, embedded } = settings.store.open(&settings.data.join("store")).await?;
@@ -129,11 +136,13 @@ impl Cluster {
             name: FRONT_PROXY.into(),
             ca: proxies.ca_cert().into(),
         };
+        config.request_header = Some(RequestHeader::of(proxies.ca_cert()));
         config.service_range = settings.service_range;
         config.node_ports = settings.node_ports;
         let inside_address = inside.as_ref().and_then(|l| l.local_addr().ok());
         config.advertise_address = inside_address.unwrap_or(running.api).ip();
         config.advertise_port = running.api.port();
+        settings.access.apply(&mut config);
         let api = ApiServer::start(config).await.context("the API cannot start")?;
 
         let stop = CancellationToken::new();
@@ -153,15 +162,16 @@ impl Cluster {
         };
         cluster.serve_commands(&settings.data, kept);
         let apis = [Some(api_listener), inside].into_iter().flatten().collect();
-        cluster.listen(&settings, &pki, apis, registry_listener, images)?;
+        let trusted = pki.ca_cert().to_owned();
+        cluster.listen(&settings, (pki, authority), apis, registry_listener, images)?;
         bootstrap::write(
             &cluster.api.client("system:apiserver", &["system:masters"]),
             &cluster.running,
-            pki.ca_cert(),
+            &trusted,
         )
         .await
         .context("cannot write what every cluster has")?;
-        cluster.control(&settings, &pki, failed);
+        cluster.control(&settings, signer, failed);
         if let Ok(listener) = ingress_listener {
             cluster.start_ingress(listener);
         }
@@ -222,7 +232,7 @@ impl Cluster {
     fn listen(
         &self,
         settings: &Settings,
-        pki: &Pki,
+        (pki, authority): (Pki, watch::Sender<Authority>),
         apis: Vec<TcpListener>,
         registry: TcpListener,
         images: Storage,
@@ -233,8 +243,21 @@ impl Cluster {
         }
         let host = nix::unistd::gethostname()?.to_string_lossy().into_owned();
         let names = server_names(&host, settings.service_range.at(1).into(), &names);
-        let leaf = pki.leaf("apiserver", &Leaf { user: "kube-apiserver", group: "", names: &names })?;
-        let tls = wasmk_apiserver::tls_config(&leaf.cert, &leaf.key, pki.ca_cert())?;
+        let leaf = renewal::serving_leaf(&pki, &names)?;
+        let serving = Serving::new(&leaf.cert, &leaf.key)?;
+        let tls = serving.config(pki.ca_cert())?;
+        let renewal = Renewal {
+            data: settings.data.clone(),
+            running: self.running.clone(),
+            pki,
+            names,
+            serving,
+            trust: self.api.trust(),
+            more_clients: settings.access.client_ca.clone(),
+            authority,
+            client: self.api.client("system:apiserver", &["system:masters"]),
+        };
+        self.tasks.spawn(renewal.run(self.stop.clone()));
         let router = self.links.mounted_on(&self.api);
         for api in apis {
             let serve = wasmk_apiserver::serve_tls(api, tls.clone(), router.clone(), self.stop.clone());
@@ -250,14 +273,12 @@ impl Cluster {
         Ok(())
     }
 
-    fn control(&self, settings: &Settings, pki: &Pki, failed: mpsc::Sender<String>) {
+    fn control(&self, settings: &Settings, signer: watch::Receiver<Authority>, failed: mpsc::Sender<String>) {
         if settings.controllers.iter().any(|c| c == "-*") {
             return;
         }
         let wanted = wasmk_controllers::Settings {
             enabled: settings.controllers.clone(),
-            ca_pem: pki.ca_cert().into(),
-            ca_key_pem: pki.ca().key.clone(),
             volume_root: settings.data.join("volumes").display().to_string(),
             cluster_cidr: settings.pod_range.clone(),
             node_cidr_mask: node_mask(&settings.pod_range),
@@ -265,11 +286,10 @@ impl Cluster {
             ..Default::default()
         };
         let client = self.client("system:kube-controller-manager");
-        let cx = Controllers::new(client, wanted, Clock::System, self.stop.clone());
-        // The scheduler sees through the same caches and writes under a name of its own.
-        let scheduling = Controllers { client: self.client("system:kube-scheduler"), ..cx.clone() };
-        self.must_run("the controllers", wasmk_controllers::run_in(cx), failed.clone());
-        self.must_run("the scheduler", scheduler::run_in(scheduling, Default::default()), failed);
+        let scheduler = self.client("system:kube-scheduler");
+        let accounts: Accounts = Arc::new(self.api.accounts("kube-controller-manager"));
+        let controllers = control(client, (scheduler, accounts), wanted, signer, self.stop.clone());
+        self.must_run("the controllers and the scheduler", controllers, failed);
     }
 
     fn must_run<E: std::fmt::Display + Send>(
@@ -328,6 +348,47 @@ impl Cluster {
     }
 }
 
+/// Runs controllers and scheduler until `stop`, anew when the authority has changed that they sign by and publish.
+async fn control(
+    client: Client,
+    (scheduler, accounts): (Client, Accounts),
+    settings: wasmk_controllers::Settings,
+    mut signer: watch::Receiver<Authority>,
+    stop: CancellationToken,
+) -> wasmk_controllers::Result<()> {
+    loop {
+        let authority = signer.borrow_and_update().clone();
+        let settings = wasmk_controllers::Settings {
+            ca_pem: authority.trusted,
+            signer_pem: authority.signing.cert,
+            ca_key_pem: authority.signing.key,
+            token_key_pem: authority.tokens,
+            ..settings.clone()
+        };
+        let until = stop.child_token();
+        let cx = Controllers::new(client.clone(), settings, Clock::System, until.clone());
+        let cx = Controllers { accounts: Some(accounts.clone()), ..cx };
+        // The scheduler sees through the same caches and writes under a name of its own.
+        let scheduling = Controllers { client: scheduler.clone(), ..cx.clone() };
+        let run = async {
+            tokio::try_join!(wasmk_controllers::run_in(cx), scheduler::run_in(scheduling, Default::default()))
+        };
+        tokio::pin!(run);
+        let changed = async {
+            if signer.changed().await.is_err() {
+                // Nobody renews; the authority stays.
+                std::future::pending::<()>().await;
+            }
+        };
+        tokio::select! {
+            ended = &mut run => return ended.map(drop),
+            () = changed => {}
+        }
+        until.cancel();
+        run.await?;
+    }
+}
+
 /// Length of the prefix of a node's part of the pods' range: room for 16,382 pods, or else a quarter.
 fn node_mask(range: &str) -> u8 {
     let length = range.split_once('/').and_then(|(_, length)| length.parse::<u8>().ok()).unwrap_or(NODE_MASK);
@@ -360,16 +421,6 @@ async fn bind(address: SocketAddr, what: &str, flag: &str) -> Result<TcpListener
         ),
         Err(e) => Err(e).with_context(|| format!("{what} cannot listen on {address} ({flag})")),
     }
-}
-
-fn write_kubeconfig(data: &DataDir, pki: &Pki, api: SocketAddr) -> Result<()> {
-    let admin = pki.leaf("admin", &Leaf { user: "kubernetes-admin", group: "system:masters", names: &[] })?;
-    let reached =
-        if api.ip().is_unspecified() { SocketAddr::new([127, 0, 0, 1].into(), api.port()) } else { api };
-    kubeconfig::write(
-        &data.kubeconfig(),
-        &kubeconfig::admin(&format!("https://{reached}"), pki.ca_cert(), &admin),
-    )
 }
 
 async fn start_node(api: &ApiServer, name: &str, settings: &Settings, links: &Arc<Links>) -> Result<Node> {

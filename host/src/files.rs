@@ -33,6 +33,7 @@ pub fn read_if_there(path: &Path) -> Result<Option<String>> {
     }
 }
 
+<<<<<<< HEAD
 /// Makes a name in a directory durable.
 ///
 /// # Errors
@@ -40,6 +41,19 @@ pub fn read_if_there(path: &Path) -> Result<Option<String>> {
 pub fn sync_parent(path: &Path) -> std::io::Result<()> {
     let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
     fs::File::open(parent.unwrap_or(Path::new(".")))?.sync_all()
+=======
+/// Removes a file, if there is one.
+///
+/// # Errors
+/// When it is there and cannot be removed.
+pub fn remove_if_there(path: &Path) -> Result<()> {
+    match fs::remove_file(path) {
+        Err(e) if e.kind() != ErrorKind::NotFound => {
+            Err(e).with_context(|| format!("cannot remove {}", path.display()))
+        }
+        _ => Ok(()),
+    }
+>>>>>>> 019835a (Let files, issuers, services and proxies say who may use the API; audit; swap certificates and authorities while serving)
 }
 
 /// Replaces a file by one that only its owner can read, synced before it takes the name.

@@ -2,6 +2,7 @@
 //!
 //! This crate is the one place that knows all parts; the parts do not know each other.
 
+pub mod access;
 pub mod agent;
 mod bootstrap;
 pub mod cli;
@@ -16,4 +17,9 @@ pub mod join;
 pub mod kubeconfig;
 mod links;
 pub mod pki;
+<<<<<<< HEAD
 pub mod store;
+=======
+mod renewal;
+mod rotating;
+>>>>>>> 019835a (Let files, issuers, services and proxies say who may use the API; audit; swap certificates and authorities while serving)

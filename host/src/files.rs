@@ -33,7 +33,6 @@ pub fn read_if_there(path: &Path) -> Result<Option<String>> {
     }
 }
 
-<<<<<<< HEAD
 /// Makes a name in a directory durable.
 ///
 /// # Errors
@@ -41,7 +40,8 @@ pub fn read_if_there(path: &Path) -> Result<Option<String>> {
 pub fn sync_parent(path: &Path) -> std::io::Result<()> {
     let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
     fs::File::open(parent.unwrap_or(Path::new(".")))?.sync_all()
-=======
+}
+
 /// Removes a file, if there is one.
 ///
 /// # Errors
@@ -53,7 +53,6 @@ pub fn remove_if_there(path: &Path) -> Result<()> {
         }
         _ => Ok(()),
     }
->>>>>>> 019835a (Let files, issuers, services and proxies say who may use the API; audit; swap certificates and authorities while serving)
 }
 
 /// Replaces a file by one that only its owner can read, synced before it takes the name.

@@ -17,9 +17,6 @@ pub mod join;
 pub mod kubeconfig;
 mod links;
 pub mod pki;
-<<<<<<< HEAD
-pub mod store;
-=======
 mod renewal;
 mod rotating;
->>>>>>> 019835a (Let files, issuers, services and proxies say who may use the API; audit; swap certificates and authorities while serving)
+pub mod store;

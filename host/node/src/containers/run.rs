@@ -120,7 +120,9 @@ impl Containers {
     async fn final_status(&self, id: &str) -> Option<ContainerStatus> {
         loop {
             match self.status(id).await {
-                Ok(Some(status)) if status.state() != ContainerState::ContainerRunning => return Some(status),
+                Ok(Some(status)) if status.state() != ContainerState::ContainerRunning => {
+                    return Some(status);
+                }
                 Ok(None) => return None,
                 Ok(Some(_)) => {}
                 Err(error) => tracing::debug!(id, %error, "cannot tell yet how a container ended"),
@@ -153,7 +155,12 @@ impl Containers {
     ///
     /// # Errors
     /// In words, when it cannot be run or takes too long.
-    pub(crate) async fn exec(&self, id: &str, command: &[String], limit: Duration) -> Result<ExecEnd, String> {
+    pub(crate) async fn exec(
+        &self,
+        id: &str,
+        command: &[String],
+        limit: Duration,
+    ) -> Result<ExecEnd, String> {
         match self.client.exec_sync(id, command, limit).await {
             Ok(answer) => {
                 let mut output = answer.stdout;

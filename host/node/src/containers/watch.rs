@@ -60,7 +60,9 @@ impl Drop for Waiter<'_> {
 impl States {
     pub(crate) fn new(client: Client) -> Self {
         let listing = watch::Sender::new((0, Arc::default()));
-        Self { inner: Arc::new(Inner { client, waiting: AtomicUsize::new(0), wanted: Notify::new(), listing }) }
+        Self {
+            inner: Arc::new(Inner { client, waiting: AtomicUsize::new(0), wanted: Notify::new(), listing }),
+        }
     }
 
     /// Lists while somebody waits; never ends.
@@ -96,7 +98,9 @@ impl States {
         loop {
             let (number, known) = news.borrow_and_update().clone();
             match known.get(id) {
-                Some(ContainerState::ContainerExited | ContainerState::ContainerUnknown) => return Seen::Ended,
+                Some(ContainerState::ContainerExited | ContainerState::ContainerUnknown) => {
+                    return Seen::Ended;
+                }
                 None if number >= first => return Seen::Gone,
                 _ => {}
             }

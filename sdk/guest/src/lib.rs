@@ -14,21 +14,28 @@
 //! }
 //! ```
 //!
+//! A [`Router`] sends requests to several functions; with the feature `json`, bodies are read and written as any
+//! type that serde knows.
+//!
 //! Each request has an instance of its own unless the function's deployment says otherwise: statics start
 //! fresh every time. Files, arguments, time and random numbers are those of `std`.
 
 mod body;
 mod fetch;
 mod headers;
+mod log;
 mod request;
 mod response;
+mod router;
 mod serve;
 
 pub use body::{BodyReader, BodyWriter};
 pub use fetch::{Fetched, fetch};
 pub use headers::Headers;
+pub use log::{Level, log};
 pub use request::Request;
 pub use response::{IntoResponse, Response};
+pub use router::{Params, Router};
 
 #[doc(hidden)]
 pub use serve::serve as __serve;
@@ -42,6 +49,20 @@ pub use wasip2;
 /// ```
 pub fn env(name: &str) -> Option<String> {
     std::env::var(name).ok()
+}
+
+/// The value of an environment variable that the function cannot do without, for instance one that its deployment
+/// takes from a Secret (`wasmk fn deploy --env-from secret:NAME`).
+///
+/// ```
+/// assert_eq!(wasmk_guest::need("SURELY_NOT_SET").unwrap_err().to_string(), "SURELY_NOT_SET is not set");
+/// ```
+///
+/// # Errors
+/// When it is not set, or empty.
+pub fn need(name: &str) -> Result<String, std::io::Error> {
+    let missing = || std::io::Error::new(std::io::ErrorKind::NotFound, format!("{name} is not set"));
+    env(name).filter(|value| !value.is_empty()).ok_or_else(missing)
 }
 
 /// Makes a function the component's entry point. It takes a [`Request`] and gives anything that is

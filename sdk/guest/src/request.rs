@@ -26,6 +26,17 @@ impl Request {
         }
     }
 
+    /// A request with no header fields and no body, for tests of a function.
+    pub fn of(method: &str, target: &str) -> Self {
+        Self {
+            method: method.to_ascii_uppercase(),
+            target: target.to_owned(),
+            authority: "localhost".to_owned(),
+            headers: Headers::default(),
+            body: BodyReader::new(None),
+        }
+    }
+
     /// The method in capitals, such as `GET`.
     pub fn method(&self) -> &str {
         &self.method
@@ -74,6 +85,15 @@ impl Request {
         let mut bytes = Vec::new();
         self.body.read_to_end(&mut bytes)?;
         Ok(bytes)
+    }
+
+    /// The whole body as JSON.
+    ///
+    /// # Errors
+    /// As [`bytes`](Self::bytes), or if it is not of that form.
+    #[cfg(feature = "json")]
+    pub fn json<T: serde::de::DeserializeOwned>(&mut self) -> io::Result<T> {
+        serde_json::from_slice(&self.bytes()?).map_err(io::Error::other)
     }
 
     /// The whole body as text.

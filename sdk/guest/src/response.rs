@@ -12,9 +12,12 @@ pub struct Response {
     pub(crate) body: Content,
 }
 
+/// Sends a body piece by piece.
+type Send = Box<dyn FnOnce(&mut BodyWriter) -> io::Result<()>>;
+
 pub(crate) enum Content {
     Bytes(Vec<u8>),
-    Stream(Box<dyn FnOnce(&mut BodyWriter) -> io::Result<()>>),
+    Stream(Send),
 }
 
 impl Response {
@@ -37,6 +40,15 @@ impl Response {
     /// JSON that is encoded already, with status 200.
     pub fn json(json: impl Into<String>) -> Self {
         Self::bytes("application/json", json.into())
+    }
+
+    /// Anything that serde knows as JSON, with status 200; 500 if it cannot be JSON.
+    #[cfg(feature = "json")]
+    pub fn json_of<T: serde::Serialize + ?Sized>(value: &T) -> Self {
+        match serde_json::to_string(value) {
+            Ok(text) => Self::json(text),
+            Err(error) => Self::text(format!("{error}\n")).with_status(500),
+        }
     }
 
     /// Bytes of a media type, with status 200.
@@ -121,6 +133,8 @@ mod tests {
         assert_eq!(String::new().into_response().status(), 200);
         assert_eq!(Ok::<_, io::Error>("x").into_response().status(), 200);
         assert_eq!(Err::<&str, _>("no").into_response().status(), 500);
+        #[cfg(feature = "json")]
+        assert_eq!(Response::json_of(&[1, 2]).status(), 200);
         assert_eq!(Response::json("{}").headers().get("Content-Type"), Some("application/json"));
     }
 }

@@ -97,6 +97,7 @@ pub(crate) fn decode(
     let mut object = decoded.object;
     if *gvk == resource.gvk {
         default(resource, &mut object);
+        object = resource.round_trip(object);
     }
     Ok(object)
 }
@@ -347,6 +348,14 @@ fn manage(
     let schema = schema(work.resource, gvk)?;
     let mut value = Value::Object(std::mem::take(&mut object.0));
     let live = old.map(|o| Value::Object(o.0.clone()));
+    // Of an object that does not fit its schema any more, nobody knows who set what.
+    if live.as_ref().is_some_and(|live| wasmk_machinery::apply::misfits(&schema, live)) {
+        if let Value::Object(map) = value {
+            object.0 = map;
+        }
+        object.set_meta("managedFields", Value::Null);
+        return Ok(());
+    }
     field_manager(work, gvk, &schema, subresource, |fields| {
         fields.update(live.as_ref(), &mut value, &work.manager);
     });

@@ -21,7 +21,7 @@ const DEPRECATED: [(&str, &str, &str, &str); 2] = [
 ];
 
 /// Versions that are no longer served, with the one to use.
-const REMOVED: [(&str, &str, &str); 14] = [
+const REMOVED: [(&str, &str, &str); 26] = [
     ("extensions", "v1beta1", "apps/v1, networking.k8s.io/v1 or policy/v1"),
     ("apps", "v1beta1", "apps/v1"),
     ("apps", "v1beta2", "apps/v1"),
@@ -29,14 +29,31 @@ const REMOVED: [(&str, &str, &str); 14] = [
     ("batch", "v2alpha1", "batch/v1"),
     ("policy", "v1beta1", "policy/v1"),
     ("networking.k8s.io", "v1alpha1", "networking.k8s.io/v1"),
+    ("networking.k8s.io", "v1beta1", "networking.k8s.io/v1"),
+    ("rbac.authorization.k8s.io", "v1alpha1", "rbac.authorization.k8s.io/v1"),
     ("rbac.authorization.k8s.io", "v1beta1", "rbac.authorization.k8s.io/v1"),
     ("autoscaling", "v2beta1", "autoscaling/v2"),
     ("autoscaling", "v2beta2", "autoscaling/v2"),
     ("apiextensions.k8s.io", "v1beta1", "apiextensions.k8s.io/v1"),
-    ("storage.k8s.io", "v1alpha1", "storage.k8s.io/v1"),
-    ("events.k8s.io", "v1beta1", "events.k8s.io/v1"),
+    ("apiregistration.k8s.io", "v1beta1", "apiregistration.k8s.io/v1"),
+    ("admissionregistration.k8s.io", "v1beta1", "admissionregistration.k8s.io/v1"),
+    ("authentication.k8s.io", "v1beta1", "authentication.k8s.io/v1"),
+    ("authorization.k8s.io", "v1beta1", "authorization.k8s.io/v1"),
+    ("certificates.k8s.io", "v1beta1", "certificates.k8s.io/v1"),
+    ("coordination.k8s.io", "v1beta1", "coordination.k8s.io/v1"),
     ("discovery.k8s.io", "v1beta1", "discovery.k8s.io/v1"),
+    ("events.k8s.io", "v1beta1", "events.k8s.io/v1"),
+    ("flowcontrol.apiserver.k8s.io", "v1beta3", "flowcontrol.apiserver.k8s.io/v1"),
+    ("node.k8s.io", "v1beta1", "node.k8s.io/v1"),
+    ("scheduling.k8s.io", "v1beta1", "scheduling.k8s.io/v1"),
+    ("storage.k8s.io", "v1alpha1", "storage.k8s.io/v1"),
+    ("storage.k8s.io", "v1beta1", "storage.k8s.io/v1"),
 ];
+
+/// The annotation that stands for a field of an older version of a kind, which is seen on whole objects only.
+pub(crate) fn mirrored_annotation(kind: &str) -> Option<&'static str> {
+    (kind == "DaemonSet").then_some("deprecated.daemonset.template.generation")
+}
 
 /// Whether a delete answers with the object.
 pub(crate) fn returns_deleted(resource: &Resource) -> bool {

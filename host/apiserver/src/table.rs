@@ -129,8 +129,23 @@ impl Resource {
         }
     }
 
+    /// Whether what is stored can show less here than what was written.
+    pub(crate) fn is_lossy(&self) -> bool {
+        self.custom().is_some() && !self.converts() && self.stored != self.gvk.group_version()
+    }
+
+    /// An object of a built-in kind as it is after it was stored in another version: with the defaults of that.
+    pub(crate) fn round_trip(&self, object: Object) -> Object {
+        let same = self.stored == self.gvk.group_version() || matches!(self.nature, Nature::Custom(_));
+        if same { object } else { self.served(self.stored(object)) }
+    }
+
     /// A served object in the version that is stored.
     pub(crate) fn stored(&self, object: Object) -> Object {
+        let object = match &self.nature {
+            Nature::Builtin(_) => object,
+            Nature::Custom(version) => version.to_stored(object),
+        };
         self.in_version(object, &self.stored.kind(self.gvk.kind.clone()))
     }
 

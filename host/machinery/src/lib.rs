@@ -7,7 +7,6 @@ pub mod decode;
 pub mod default;
 pub mod field;
 pub mod names;
-pub mod normalize;
 pub mod openapi;
 pub mod patch;
 pub mod prune;

@@ -42,6 +42,8 @@ pub(crate) struct CustomVersion {
     pub(crate) selectable: Vec<(String, Vec<String>)>,
     /// What its objects look like in the version they are stored in.
     stored: KindSchema,
+    /// The name of that version.
+    stored_as: String,
     /// The webhook that converts between versions; without one, versions differ by name alone.
     pub(crate) converter: Option<Arc<Converter>>,
     /// The revision of the definition it was read from.
@@ -74,6 +76,7 @@ impl CustomVersion {
         let is_stored = |v: &&Value| v.get("storage") == Some(&Value::Bool(true));
         let stored = spec.get("versions").and_then(Value::as_array).into_iter().flatten().find(is_stored);
         let schema = schema_of(version)?;
+        let stored_as = stored.map_or("", |v| text(v, "/name")).to_owned();
         let stored = stored.and_then(schema_of).unwrap_or_else(|| schema.clone());
         let scale =
             version.pointer("/subresources/scale").filter(|s| s.is_object()).map(|scale| CustomScale {
@@ -94,6 +97,7 @@ impl CustomVersion {
             gvk: Gvk::new(text(spec, "/group"), text(version, "/name"), text(spec, "/names/kind")),
             schema,
             stored,
+            stored_as,
             has_status: version.pointer("/subresources/status").is_some_and(Value::is_object),
             scale,
             selectable,
@@ -142,6 +146,20 @@ impl CustomVersion {
         };
         crate::machine::default_by(schema, &mut object);
         object.set_gvk(&self.gvk);
+        if self.converter.is_none() && self.stored_as != self.gvk.version {
+            object = fitted(object, &self.schema);
+        }
+        object
+    }
+
+    /// An object of this version as it is stored: what the stored version does not declare is lost, its defaults are
+    /// filled in.
+    pub(crate) fn to_stored(&self, object: Object) -> Object {
+        if self.converter.is_some() || self.stored_as == self.gvk.version {
+            return object;
+        }
+        let mut object = fitted(object, &self.stored);
+        crate::machine::default_by(&self.stored, &mut object);
         object
     }
 
@@ -149,6 +167,12 @@ impl CustomVersion {
     pub(crate) fn default(&self, object: &mut Object) {
         crate::machine::default_custom(self, object);
     }
+}
+
+/// An object without what a schema does not declare; as it is when it does not fit the schema at all.
+fn fitted(object: Object, schema: &KindSchema) -> Object {
+    let kept = object.clone();
+    decode::convert(object.into_value(), schema).map_or(kept, |decoded| decoded.object)
 }
 
 impl Column {

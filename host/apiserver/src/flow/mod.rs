@@ -21,7 +21,7 @@ use crate::{
     crd::own_call,
     http::RequestInfo,
     server::Core,
-    write::{Mode, Work, update_object},
+    write::{Mode, Sent, Work, update_object},
 };
 use classify::Schema;
 use queues::{Admission, Levels, Limits, Seat};
@@ -212,9 +212,9 @@ async fn note_dangling(core: &Arc<Core>) {
             continue;
         }
         let (reason, verdict) =
-            if exists { ("Found", "it exists") } else { ("NotFound", "there is no such object") };
+            if exists { ("Found", "and it exists") } else { ("NotFound", "but there is no such object") };
         let message = format!(
-            "This FlowSchema references the PriorityLevelConfiguration object named {:?} and {verdict}",
+            "This FlowSchema references the PriorityLevelConfiguration object named {:?} {verdict}",
             schema.level
         );
         let condition = json!({
@@ -223,13 +223,18 @@ async fn note_dangling(core: &Arc<Core>) {
         });
         let call = own_call(core, &resource, &schema.name);
         let Ok(work) = Work::new(core, &call, &resource) else { return };
-        let work =
-            Work { trusted: true, manager: "api-priority-and-fairness-config-consumer-v1".into(), ..work };
+        let work = Work {
+            trusted: true,
+            owned: true,
+            manager: "api-priority-and-fairness-config-consumer-v1".into(),
+            ..work
+        };
         let written = update_object(&work, &schema.name, Mode::Free("status"), false, |old| {
-            let mut new = old.clone();
-            new.0.insert("status".into(), json!({ "conditions": [condition] }));
-            crate::machine::manage_as(&work, &resource.gvk, &mut new, Some(old), "status")?;
-            Ok(new)
+            let wanted = json!({
+                "kind": "FlowSchema", "apiVersion": resource.gvk.api_version(), "metadata": { "name": schema.name },
+                "status": { "conditions": [condition] },
+            });
+            crate::write::patched(&work, old, &Sent::Apply(wanted), Mode::Status)
         });
         if let Err(error) = written.await {
             tracing::debug!(schema = schema.name, %error, "the condition of a flow schema was not written");

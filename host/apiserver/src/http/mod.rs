@@ -4,6 +4,7 @@ pub(crate) mod negotiate;
 pub(crate) mod query;
 pub(crate) mod request;
 pub(crate) mod respond;
+mod yaml;
 
 pub(crate) use negotiate::{Form, Wanted};
 pub(crate) use query::{ListOptions, Match, Query};

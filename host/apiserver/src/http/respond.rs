@@ -5,7 +5,7 @@ use std::io::Write;
 use axum::body::Body;
 use bytes::Bytes;
 use http::{HeaderValue, Response, StatusCode, header};
-use serde_json::{Map, Value};
+use serde_json::Value;
 use wasmk_api::{Reason, Status};
 
 use super::negotiate::{Format, Wanted};
@@ -50,9 +50,7 @@ pub(crate) fn value_as(code: StatusCode, wanted: Wanted, value: &Value) -> Answe
     let body = match (wanted.format, wanted.pretty) {
         (Format::Json, false) => serde_json::to_vec(value).map_err(|e| e.to_string()),
         (Format::Json, true) => serde_json::to_vec_pretty(value).map_err(|e| e.to_string()),
-        (Format::Yaml, _) => {
-            serde_yaml::to_string(&sorted(value)).map(String::into_bytes).map_err(|e| e.to_string())
-        }
+        (Format::Yaml, _) => Ok(super::yaml::write(value).into_bytes()),
     };
     match body {
         Ok(body) => compressed(code, wanted, body.into()),
@@ -74,19 +72,6 @@ fn compressed(code: StatusCode, wanted: Wanted, body: Bytes) -> Answer {
             response
         }
         Err(_) => bytes(code, wanted.format.content_type(), body),
-    }
-}
-
-/// Maps in the order of their keys, as Kubernetes writes YAML.
-fn sorted(value: &Value) -> Value {
-    match value {
-        Value::Object(map) => {
-            let mut pairs: Vec<_> = map.iter().collect();
-            pairs.sort_by_key(|(k, _)| k.as_str());
-            Value::Object(pairs.into_iter().map(|(k, v)| (k.clone(), sorted(v))).collect::<Map<_, _>>())
-        }
-        Value::Array(items) => Value::Array(items.iter().map(sorted).collect()),
-        other => other.clone(),
     }
 }
 

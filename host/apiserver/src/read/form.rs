@@ -6,6 +6,7 @@ use wasmk_api::Object;
 use crate::{
     call::Call,
     server::Core,
+    special,
     table::{Nature, Resource},
 };
 
@@ -124,9 +125,18 @@ fn scale_row(scale: &Object, now: wasmk_api::Timestamp) -> Vec<Value> {
 
 /// An object's metadata alone.
 pub(crate) fn partial(object: &Object, version: &str) -> Value {
+    let mut metadata = object.metadata().cloned().unwrap_or_default();
+    if let Some(mirror) = special::mirrored_annotation(object.kind())
+        && let Some(annotations) = metadata.get_mut("annotations").and_then(Value::as_object_mut)
+    {
+        annotations.shift_remove(mirror);
+        if annotations.is_empty() {
+            metadata.shift_remove("annotations");
+        }
+    }
     json!({
         "kind": "PartialObjectMetadata",
         "apiVersion": format!("meta.k8s.io/{version}"),
-        "metadata": object.metadata().cloned().unwrap_or_default(),
+        "metadata": metadata,
     })
 }

@@ -46,6 +46,9 @@ pub(crate) async fn put(
 ) -> Result<Written, Status> {
     super::meta::order(object);
     let stored = work.resource.to_stored(work.core, object.clone()).await?;
+    if work.resource.is_lossy() {
+        *object = work.resource.served(stored.clone());
+    }
     let key = work.resource.store_key(object.namespace(), object.name());
     let txn = Txn::put(key, encode(&stored), expected);
     let written = transact(work, txn, claims).await?;

@@ -38,11 +38,13 @@ pub(crate) async fn create_object(work: &Work<'_>, mut object: Object) -> Result
         meta::stamp(&mut object, work.now);
         prepare(work, &mut object);
         admission::identify(work, &mut object);
+        if !work.trusted {
+            machine::validate_create(work, &object)?;
+        }
         for warning in machine::warnings(work.resource, &object, None) {
             work.call.warn(warning);
         }
         if !work.trusted {
-            machine::validate_create(work, &object)?;
             admission::validate(work, &object, None, Mode::Main).await?;
         }
         let claims = alloc::claims(work, &mut object, None)?;

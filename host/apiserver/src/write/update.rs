@@ -168,11 +168,11 @@ async fn finish(
     meta::carry(new, old, &resource.group_resource(), work.patch)?;
     prepare(work, new, old, mode);
     new.set_meta("resourceVersion", old.resource_version());
-    for warning in machine::warnings(resource, new, Some(old)) {
-        work.call.warn(warning);
-    }
     if !work.trusted {
         machine::validate_update(work, new, old, mode)?;
+    }
+    for warning in machine::warnings(resource, new, Some(old)) {
+        work.call.warn(warning);
     }
     if !work.trusted {
         admission::validate(work, new, Some(old), mode).await?;

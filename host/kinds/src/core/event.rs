@@ -148,7 +148,7 @@ struct Parts<'a> {
 
 fn row(obj: &Object, parts: &Parts<'_>, now: Timestamp) -> Vec<Value> {
     let event_time = top_text(obj, "eventTime");
-    let shown = |time: &str| if time.is_empty() { String::new() } else { since(time, now) };
+    let shown = |time: &str| if time.is_empty() { "<unknown>".to_owned() } else { since(time, now) };
     let first = if parts.first.is_empty() { shown(event_time) } else { shown(parts.first) };
     let series = get(top(obj, "series"), "count").map(|_| top(obj, "series"));
     let last = match series {

@@ -31,6 +31,13 @@ impl Kind for CsiDriver {
         }
     }
 
+    fn prepare_update(&self, new: &mut Object, old: &Object) {
+        // New drivers have no generation; it begins with the first change.
+        let changed = spec(new) != spec(old);
+        let generation = old.generation() + i64::from(changed);
+        new.set_meta("generation", if generation == 0 { Value::Null } else { generation.into() });
+    }
+
     fn check(&self, obj: &Object, errors: &mut Errors) {
         driver_spec(spec(obj), errors);
     }

@@ -19,6 +19,9 @@ pub(crate) struct DaemonSet;
 
 impl Kind for DaemonSet {
     fn set_defaults(&self, obj: &mut Object) {
+        if obj.annotation(TEMPLATE_GENERATION).is_none() {
+            set_template_generation(obj, 0);
+        }
         let Some(spec) = some_map(&mut obj.0, "spec") else { return };
         set_default(spec, "revisionHistoryLimit", 10);
         let strategy = map_mut(spec, "updateStrategy");

@@ -43,6 +43,11 @@ use serde_json::Value;
 
 use crate::schema::KindSchema;
 
+/// Whether a value of a custom resource has not the shape its schema wants, so that its fields cannot be told apart.
+pub fn misfits(kind: &KindSchema, value: &Value) -> bool {
+    !kind.is_built_in() && validate::validate(typed::Type::root(kind.schema()), value).is_some()
+}
+
 /// A live object with everything a configuration says, as an apply patch that owns nothing would leave it.
 ///
 /// # Errors

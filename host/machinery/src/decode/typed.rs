@@ -9,10 +9,7 @@ use super::{
     doc::{Doc, Strict, TooDeep, push_key},
     scalar,
 };
-use crate::{
-    normalize::is_zero,
-    schema::{Kind, KindSchema, Presence, Schema},
-};
+use crate::schema::{Kind, KindSchema, Presence, Schema};
 
 const SCHEMA_TYPE: &str = "io.k8s.apiextensions-apiserver.pkg.apis.apiextensions.v1.JSONSchemaProps";
 
@@ -282,6 +279,18 @@ fn zero_for_null(value: Value, schema: Schema<'_>) -> Value {
         Kind::Quantity => "0".into(),
         Kind::Object if schema.values().is_none() => Value::Object(Map::new()),
         _ => Value::Null,
+    }
+}
+
+/// Whether it is left out where zero values are; lists and maps when they are empty.
+fn is_zero(value: &Value) -> bool {
+    match value {
+        Value::Null | Value::Bool(false) => true,
+        Value::Bool(true) => false,
+        Value::Number(number) => number.as_f64() == Some(0.0),
+        Value::String(text) => text.is_empty(),
+        Value::Array(items) => items.is_empty(),
+        Value::Object(map) => map.is_empty(),
     }
 }
 

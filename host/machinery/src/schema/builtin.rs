@@ -101,7 +101,7 @@ fn parse(id: u32, slot: &'static Slot) -> Node {
     };
     let mut node = Node { kind, own: Some(id), ..Node::default() };
     if columns.any(|column| column == "m=atomic") {
-        node.map_type = MapType::Atomic;
+        node.map_type = Some(MapType::Atomic);
     }
     let package = slot.name.rsplit_once('.').map_or("", |(package, _)| package);
     for line in slot.body.lines() {
@@ -159,7 +159,8 @@ fn attribute_of(field: &mut Node, name: &str, attribute: &'static str, required:
         }
         Some(("ps", strategy)) => field.patch_strategy = Some(strategy.into()),
         Some(("pk", key)) => field.patch_key = Some(key.into()),
-        Some(("m", "atomic")) => field.map_type = MapType::Atomic,
+        Some(("m", "atomic")) => field.map_type = Some(MapType::Atomic),
+        Some(("m", _)) => field.map_type = Some(MapType::Granular),
         Some(("g", go)) => field.go = Some(go),
         Some(("d", json)) => field.default = serde_json::from_str(json).ok().map(Box::new),
         Some(_) => (),

@@ -87,7 +87,7 @@ fn read(schema: &Value, depth: usize) -> Result<Node, SchemaError> {
         _ => ListType::Atomic,
     };
     if map.get("x-kubernetes-map-type").and_then(Value::as_str) == Some("atomic") {
-        node.map_type = MapType::Atomic;
+        node.map_type = Some(MapType::Atomic);
     }
     node.list_keys = texts(map, "x-kubernetes-list-map-keys");
     node.required = texts(map, "required");

@@ -162,7 +162,7 @@ impl<'a> Schema<'a> {
 
     /// How an object or map merges in server-side apply; granular unless the field or type says otherwise.
     pub fn map_type(self) -> MapType {
-        if self.site.map_type == MapType::Atomic { MapType::Atomic } else { self.node.map_type }
+        self.site.map_type.or(self.node.map_type).unwrap_or_default()
     }
 
     /// Strategic merge strategies of the field: `merge`, `replace`, `retainKeys`, combined with commas;

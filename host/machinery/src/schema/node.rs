@@ -181,7 +181,8 @@ pub(crate) struct Node {
     pub(crate) default: Option<Box<Value>>,
     pub(crate) list_type: ListType,
     pub(crate) list_keys: Vec<Box<str>>,
-    pub(crate) map_type: MapType,
+    /// `None`: as the type that stands here says.
+    pub(crate) map_type: Option<MapType>,
     pub(crate) presence: Presence,
     pub(crate) preserve_unknown: bool,
     pub(crate) embedded: bool,

@@ -21,6 +21,9 @@ use crate::fields::spec;
 use crate::meta;
 use crate::value::{list, or_null, text};
 
+/// Marks the pods that stand for those a node runs by itself.
+const MIRROR: &str = "kubernetes.io/config.mirror";
+
 /// Checks a pod template.
 pub(crate) fn template(template: &Value, at: &At<'_>, errors: &mut Errors) {
     let meta = or_null(template, "metadata");
@@ -34,6 +37,10 @@ pub(crate) fn template(template: &Value, at: &At<'_>, errors: &mut Errors) {
 /// Checks a new pod.
 pub(crate) fn pod(obj: &Object, errors: &mut Errors) {
     let (spec, at) = (spec(obj), At::new("spec"));
+    if let Some(mirrored) = obj.annotation(MIRROR).filter(|_| text(spec, "nodeName").is_empty()) {
+        let why = "must set spec.nodeName if mirror pod annotation is set";
+        errors.invalid_text(&At::new("metadata").field("annotations").key(MIRROR), mirrored, why);
+    }
     pod_spec(spec, &at, errors);
     no_ephemeral(spec, &at, "cannot be set on create", errors);
     if !list(spec, "schedulingGates").is_empty() && !text(spec, "nodeName").is_empty() {

@@ -73,7 +73,7 @@ pub(crate) struct Core {
     pub(crate) policies: Kept<Policy>,
     pub(crate) mutations: Kept<Mutation>,
     /// Mutating and validating webhooks.
-    pub(crate) hooks: (Kept<Vec<Arc<Hook>>>, Kept<Vec<Arc<Hook>>>),
+    pub(crate) hooks: (Hooks, Hooks),
     pub(crate) remote: Remote,
     /// Groups and versions that other servers have.
     pub(crate) aggregated: ArcSwap<Servers>,
@@ -85,6 +85,9 @@ pub(crate) struct Core {
     /// Discovery and API descriptions, made anew when the table changes.
     pub(crate) documents: crate::discovery::Documents,
 }
+
+/// The webhooks of configurations.
+type Hooks = Kept<Vec<Arc<Hook>>>;
 
 /// Names the node behind a connection, from the extensions of a request on it.
 pub type NodeIdentifier = Arc<dyn Fn(&axum::http::Extensions) -> Option<String> + Send + Sync>;

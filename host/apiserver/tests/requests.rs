@@ -159,7 +159,7 @@ async fn check_verb(server: &support::Server, root: String, resource: &Value, ve
     let json = [("content-type", "application/json")];
     let merge = [("content-type", "application/merge-patch+json")];
     let answer = match verb {
-        "list" => server.get(&collection).await,
+        "list" => in_every_encoding(server, &collection).await,
         "watch" => server.get(&format!("{collection}?watch=1&timeoutSeconds=1&resourceVersion=0&fieldSelector=metadata.name%3Dnothing")).await,
         "get" => server.get(&object).await,
         "create" if sub.is_empty() => server.send("POST", &collection, &json, "{}").await,
@@ -171,6 +171,31 @@ async fn check_verb(server: &support::Server, root: String, resource: &Value, ve
         other => panic!("{name}: a verb nobody knows: {other}"),
     };
     assert!(answer.code < 500 && answer.code != 405, "{verb} {root} {name}: {answer:?}");
+}
+
+/// A list in every encoding and form it can be had in; the answer in the plain one.
+async fn in_every_encoding(server: &support::Server, path: &str) -> support::Answer {
+    let plain = server.get(path).await;
+    let kind = plain.body["kind"].as_str().unwrap_or("").to_owned();
+    assert!(kind.ends_with("List"), "{path}: {plain:?}");
+    for (accept, expect) in [
+        ("application/yaml", format!("kind: {kind}\n")),
+        ("application/json;as=Table;v=v1;g=meta.k8s.io", "\"Table\"".into()),
+        (
+            "application/json;as=PartialObjectMetadataList;v=v1;g=meta.k8s.io",
+            "\"PartialObjectMetadataList\"".into(),
+        ),
+        // Clients that would like protobuf say that JSON does as well.
+        ("application/vnd.kubernetes.protobuf,application/json", format!("\"{kind}\"")),
+    ] {
+        let answer = server.send("GET", path, &[("accept", accept)], "").await;
+        let text = answer.body.as_str().map_or_else(|| answer.body.to_string(), Into::into);
+        assert!(answer.code == 200 && text.contains(&expect), "{path} as {accept}: {answer:?}");
+    }
+    for odd in ["application/cbor", "application/xml"] {
+        assert_eq!(server.send("GET", path, &[("accept", odd)], "").await.code, 406, "{path} as {odd}");
+    }
+    plain
 }
 
 #[tokio::test]

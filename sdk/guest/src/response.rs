@@ -12,9 +12,12 @@ pub struct Response {
     pub(crate) body: Content,
 }
 
+/// Sends a body piece by piece.
+type Send = Box<dyn FnOnce(&mut BodyWriter) -> io::Result<()>>;
+
 pub(crate) enum Content {
     Bytes(Vec<u8>),
-    Stream(Box<dyn FnOnce(&mut BodyWriter) -> io::Result<()>>),
+    Stream(Send),
 }
 
 impl Response {

@@ -53,7 +53,8 @@ impl Params {
     /// With status 400, for [`Router`] to answer with, when it is not of that form.
     pub fn parse<T: std::str::FromStr>(&self, name: &str) -> Result<T, Response> {
         let text = &self[name];
-        let wrong = || Response::text(format!("{name}: {text:?} is not of the form expected\n")).with_status(400);
+        let wrong =
+            || Response::text(format!("{name}: {text:?} is not of the form expected\n")).with_status(400);
         text.parse().map_err(|_| wrong())
     }
 }
@@ -88,22 +89,38 @@ impl Router {
     }
 
     /// Adds a handler of GET.
-    pub fn get<R: IntoResponse>(self, pattern: &str, handler: impl Fn(Request, &Params) -> R + 'static) -> Self {
+    pub fn get<R: IntoResponse>(
+        self,
+        pattern: &str,
+        handler: impl Fn(Request, &Params) -> R + 'static,
+    ) -> Self {
         self.route("GET", pattern, handler)
     }
 
     /// Adds a handler of POST.
-    pub fn post<R: IntoResponse>(self, pattern: &str, handler: impl Fn(Request, &Params) -> R + 'static) -> Self {
+    pub fn post<R: IntoResponse>(
+        self,
+        pattern: &str,
+        handler: impl Fn(Request, &Params) -> R + 'static,
+    ) -> Self {
         self.route("POST", pattern, handler)
     }
 
     /// Adds a handler of PUT.
-    pub fn put<R: IntoResponse>(self, pattern: &str, handler: impl Fn(Request, &Params) -> R + 'static) -> Self {
+    pub fn put<R: IntoResponse>(
+        self,
+        pattern: &str,
+        handler: impl Fn(Request, &Params) -> R + 'static,
+    ) -> Self {
         self.route("PUT", pattern, handler)
     }
 
     /// Adds a handler of DELETE.
-    pub fn delete<R: IntoResponse>(self, pattern: &str, handler: impl Fn(Request, &Params) -> R + 'static) -> Self {
+    pub fn delete<R: IntoResponse>(
+        self,
+        pattern: &str,
+        handler: impl Fn(Request, &Params) -> R + 'static,
+    ) -> Self {
         self.route("DELETE", pattern, handler)
     }
 
@@ -166,9 +183,8 @@ mod tests {
     fn paths_fit_their_patterns() {
         let check = |pattern: &str, path: &str, expected: Option<&[(&str, &str)]>| {
             let pattern: Vec<Part> = parts(pattern).map(Part::read).collect();
-            let expected = expected.map(|all| {
-                Params(all.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect())
-            });
+            let expected = expected
+                .map(|all| Params(all.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect()));
             assert_eq!(fit(&pattern, path), expected, "{path}");
         };
         check("/", "/", Some(&[]));

@@ -33,12 +33,15 @@ type Rule = (
     bool,
 );
 
+/// A row of [`SCHEMAS`].
+type Schema = (&'static str, &'static str, u32, &'static str, &'static [&'static str], &'static [Rule]);
+
 const ALL: Rule = (&["*"], &["*"], &["*"], &["*"], true);
 const WRITES: &[&str] = &["get", "create", "update"];
 
 /// Schemas: name, level, precedence, how flows are told apart, subjects, rules; with `nonResourceRules` about every
 /// path where the rule is about everything.
-const SCHEMAS: [(&str, &str, u32, &str, &[&str], &[Rule]); 12] = [
+const SCHEMAS: [Schema; 12] = [
     ("exempt", "exempt", 1, "", &["g:system:masters"], &[ALL]),
     (
         "system-leader-election",

@@ -231,8 +231,8 @@ impl Levels {
     /// The numbers of all levels.
     pub(super) fn numbers(&self) -> Vec<Numbers> {
         let all = self.0.lock();
-        let one = |(name, level): (&Box<str>, &Level)| Numbers {
-            level: name.clone(),
+        let one = |(name, level): (_, &Level)| Numbers {
+            level: Box::clone(name),
             seats: level.limits.seats,
             executing: level.taken,
             waiting: level.waiting,
@@ -259,9 +259,11 @@ fn may_take(all: &HashMap<Box<str>, Level>, name: &str) -> bool {
 mod tests {
     use super::*;
 
-    fn levels(all: &[(&str, usize, usize, Option<(usize, usize, usize)>)]) -> Arc<Levels> {
+    type Queuing = Option<(usize, usize, usize)>;
+
+    fn levels(all: &[(&str, usize, usize, Queuing)]) -> Arc<Levels> {
         let levels = Arc::new(Levels::default());
-        let limits = |(name, seats, lendable, queuing): &(&str, usize, usize, _)| {
+        let limits = |(name, seats, lendable, queuing): &(&str, usize, usize, Queuing)| {
             (Box::from(*name), Limits { seats: *seats, lendable: *lendable, queuing: *queuing })
         };
         levels.set(all.iter().map(limits).collect());

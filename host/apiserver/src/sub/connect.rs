@@ -5,8 +5,12 @@ use wasmk_api::{Object, Status};
 
 use crate::{admission, call::Call, server::Core, table::Resource, write::Work};
 
+/// Subresource and kind, with the names of options in the query.
+type Row =
+    (&'static str, &'static str, &'static [&'static str], &'static [&'static str], &'static [&'static str]);
+
 /// The kinds of connections with their options in the query: texts, flags, lists of texts.
-const KINDS: [(&str, &str, &[&str], &[&str], &[&str]); 3] = [
+const KINDS: [Row; 3] = [
     ("exec", "PodExecOptions", &["container"], &["stdin", "stdout", "stderr", "tty"], &["command"]),
     ("attach", "PodAttachOptions", &["container"], &["stdin", "stdout", "stderr", "tty"], &[]),
     ("portforward", "PodPortForwardOptions", &[], &[], &[]),

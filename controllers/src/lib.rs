@@ -47,7 +47,7 @@ mod ttl;
 mod volume_binder;
 mod volume_protection;
 
-pub use base::{Clock, Context, Discovery, Error, Informers, Recorder, Result, Settings};
+pub use base::{Clock, Context, Discovery, Error, Informers, LoadBalancer, Recorder, Result, Settings};
 
 /// One controller.
 pub struct Entry {

@@ -1,8 +1,8 @@
 //! Makes a Revision of each new template of a Configuration.
-//! Reads configurations, revisions. Writes revisions, configurations/status.
-//! Never changes a Revision's spec.
+//! Reads configurations, revisions, routes. Writes revisions, configurations/status.
+//! Never changes a Revision's spec; deletes those that nobody needs any more.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::{
@@ -14,19 +14,19 @@ use serde_json::{Value, json};
 use wasmk_api::{
     Timestamp,
     knative::{
-        CONFIGURATION_LABEL, Configuration, ConfigurationStatus, GENERATION_LABEL, Revision, Route,
-        SERVICE_LABEL, condition, label,
+        CONFIGURATION_LABEL, Configuration, ConfigurationStatus, GENERATION_LABEL, ROUTING_STATE_LABEL,
+        Revision, SERVICE_LABEL, condition, label,
     },
 };
 
 use crate::{
     conditions::{State, only},
     context::{Context, Error, controlled_by, failed, owner},
-    defaults, names,
+    defaults, gc, names,
 };
 
-/// Revisions of a configuration that are kept at the most while they are not routed to.
-const KEPT: usize = 20;
+/// Until revisions that nobody needs are looked at again.
+const AGAIN: Duration = Duration::from_secs(600);
 
 /// One pass.
 pub(crate) async fn reconcile(configuration: Arc<Configuration>, cx: Arc<Context>) -> Result<Action, Error> {
@@ -53,26 +53,25 @@ pub(crate) async fn reconcile(configuration: Arc<Configuration>, cx: Arc<Context
     }
     let status = status(&configuration, &revisions, taken, cx.now());
     cx.write_status(&*configuration, configuration.status.as_ref(), &status).await?;
-    if revisions.len() > KEPT {
-        collect(&cx, &namespace, &revisions).await?;
+    mark(&cx, &namespace, &revisions, &wanted).await?;
+    let (rules, latest) = (cx.live.get().gc.clone(), status.latest_ready_revision_name.as_deref());
+    for name in gc::surplus(&revisions, latest, &rules, cx.now()) {
+        let gone = cx.api::<Revision>(&namespace).delete(&name, &DeleteParams::default()).await;
+        gone.map_err(|e| failed(format!("delete the revision {namespace}/{name}"), e))?;
     }
-    Ok(Action::await_change())
+    // Age alone makes a revision go, when there are enough of them.
+    Ok(if revisions.len() > rules.min { Action::requeue(AGAIN) } else { Action::await_change() })
 }
 
-/// Deletes revisions that no route leads to and that are too many.
-async fn collect(cx: &Context, namespace: &str, revisions: &[Revision]) -> Result<(), Error> {
-    let routes = cx.api::<Route>(namespace).list(&ListParams::default()).await;
-    let routes = routes.map_err(|e| failed(format!("list the routes of {namespace}"), e))?.items;
-    let routed = |name: &str| {
-        let mut targets = routes.iter().flat_map(|r| {
-            let status = r.status.iter().flat_map(|s| &s.traffic);
-            r.spec.traffic.iter().chain(status)
-        });
-        targets.any(|t| t.revision_name.as_deref() == Some(name))
-    };
-    for name in surplus(revisions, routed) {
-        let gone = cx.api::<Revision>(namespace).delete(&name, &DeleteParams::default()).await;
-        gone.map_err(|e| failed(format!("delete the revision {namespace}/{name}"), e))?;
+/// Notes in each revision which routes lead to it.
+async fn mark(cx: &Context, namespace: &str, revisions: &[Revision], latest: &str) -> Result<(), Error> {
+    let routes = cx.routes.state();
+    for revision in revisions {
+        let here = routes.iter().filter(|r| r.namespace().as_deref() == Some(namespace)).map(|r| &**r);
+        let routing = gc::routing(revision, revision.name_any() == latest, here);
+        if let Some(metadata) = routing.patch(revision, cx.now()) {
+            cx.annotate(revision, metadata).await?;
+        }
     }
     Ok(())
 }
@@ -104,7 +103,7 @@ pub(crate) fn revision(configuration: &Configuration) -> Value {
     labels.insert(GENERATION_LABEL.into(), generation(configuration).to_string());
     labels.insert("serving.knative.dev/configurationUID".into(), configuration.uid().unwrap_or_default());
     labels.insert(SERVICE_LABEL.into(), label(&configuration.metadata, SERVICE_LABEL).unwrap_or("").into());
-    labels.insert("serving.knative.dev/routingState".into(), "active".into());
+    labels.insert(ROUTING_STATE_LABEL.into(), "pending".into());
     labels.retain(|_, value| !value.is_empty());
     let metadata = ObjectMeta {
         name: Some(latest_name(configuration)),
@@ -118,7 +117,7 @@ pub(crate) fn revision(configuration: &Configuration) -> Value {
         "apiVersion": Revision::api_version(&()),
         "kind": Revision::kind(&()),
         "metadata": metadata,
-        "spec": defaults::revision_spec(&template.spec),
+        "spec": defaults::named(&template.spec),
     })
 }
 
@@ -167,14 +166,6 @@ fn readiness(revision: &Revision, name: &str) -> State {
     }
 }
 
-/// Revisions that may go: not routed to and beyond the number kept. Oldest first.
-pub(crate) fn surplus(revisions: &[Revision], routed: impl Fn(&str) -> bool) -> Vec<String> {
-    let mut idle: Vec<&Revision> = revisions.iter().filter(|r| !routed(&r.name_any())).collect();
-    idle.sort_by_key(|r| generation_of(r));
-    let surplus = idle.len().saturating_sub(KEPT);
-    idle.into_iter().take(surplus).map(ResourceExt::name_any).collect()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -221,12 +212,5 @@ mod tests {
         assert_eq!(revision["metadata"]["name"], "hello-00003");
         assert_eq!(revision["metadata"]["labels"]["serving.knative.dev/service"], "hello");
         assert_eq!(revision["metadata"]["annotations"], json!({"a": "b"}));
-    }
-
-    #[test]
-    fn only_idle_revisions_beyond_the_number_kept_go() {
-        let all: Vec<_> = (1..=25).map(|g| made(g, "True")).collect();
-        let gone = surplus(&all, |name| name == "hello-00001");
-        assert_eq!(gone, ["hello-00002", "hello-00003", "hello-00004", "hello-00005"]);
     }
 }

@@ -9,13 +9,17 @@ use k8s_openapi::{
 use kube::{
     Api, Client, Resource, ResourceExt,
     api::{Patch, PatchParams, PostParams},
+    runtime::reflector::Store,
 };
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::{Value, json};
 use thiserror::Error;
-use wasmk_api::Timestamp;
+use wasmk_api::{
+    Timestamp,
+    knative::{DomainMapping, Revision, Route},
+};
 
-use crate::{executor::Executor, fleet::Fleet};
+use crate::{config::Live, executor::Executor, fleet::Fleet};
 
 /// Who owns the fields that these controllers write.
 pub(crate) const MANAGER: &str = "knative-serving";
@@ -45,8 +49,14 @@ pub(crate) enum Error {
 pub(crate) struct Context {
     /// The API.
     pub client: Client,
-    /// Suffix of functions' host names.
-    pub domain: String,
+    /// The settings.
+    pub live: Live,
+    /// The routes there are.
+    pub routes: Store<Route>,
+    /// The revisions there are.
+    pub revisions: Store<Revision>,
+    /// The domain mappings there are.
+    pub mappings: Store<DomainMapping>,
     /// Runs functions in this process.
     pub executor: Arc<dyn Executor>,
     /// The revisions that can be called.
@@ -119,6 +129,18 @@ impl Context {
         let request = kube::core::Request::new(path).create(&parameters, body);
         let request = request.map_err(|e| failed(what.clone(), kube::Error::BuildRequest(e)))?;
         self.client.request(request).await.map_err(|e| failed(what, e))
+    }
+
+    /// Changes labels and annotations of an object; `null` removes one.
+    pub(crate) async fn annotate<K>(&self, object: &K, metadata: Value) -> Result<(), Error>
+    where
+        K: Resource<Scope = NamespaceResourceScope, DynamicType = ()> + Clone + DeserializeOwned + Debug,
+    {
+        let (namespace, name) = (object.namespace().unwrap_or_default(), object.name_any());
+        let api = self.api::<K>(&namespace);
+        let done =
+            api.patch(&name, &PatchParams::default(), &Patch::Merge(&json!({"metadata": metadata}))).await;
+        done.map(drop).map_err(|e| failed(format!("annotate {} {namespace}/{name}", K::kind(&())), e))
     }
 
     /// Writes a status if it differs from the one that is there.

@@ -1,6 +1,6 @@
 //! What the gateway needs from a node that can answer requests in place.
 
-use std::sync::Arc;
+use std::{collections::BTreeMap, sync::Arc};
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -26,6 +26,8 @@ pub struct Function {
     pub namespace: String,
     /// Its name.
     pub revision: String,
+    /// Its labels, which its pods have as well.
+    pub labels: BTreeMap<String, String>,
     /// Its containers, environment included.
     pub pod: PodSpec,
     /// Seconds a request may take.

@@ -8,16 +8,16 @@ use std::{
     net::SocketAddr,
     sync::{
         Arc,
-        atomic::{AtomicI32, AtomicI64, AtomicU64, Ordering::Relaxed},
+        atomic::{AtomicBool, AtomicI32, AtomicI64, AtomicU32, AtomicU64, Ordering::Relaxed},
     },
     time::Duration,
 };
 
-use arc_swap::ArcSwapOption;
+use arc_swap::{ArcSwap, ArcSwapOption};
 use parking_lot::RwLock;
 use tokio::{
     sync::{Notify, watch},
-    time::Instant,
+    time::{Instant, timeout},
 };
 
 use crate::{autoscaler::Bounds, executor::Prepared};
@@ -44,13 +44,19 @@ impl std::fmt::Display for Key {
     }
 }
 
-/// What a revision's spec says about its requests and pods.
+/// What a revision's spec and the settings say about its requests and pods.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Limits {
     /// Longest time for a whole answer.
     pub timeout: Duration,
+    /// Longest time to an answer's first byte, if it is bounded apart.
+    pub response_start: Option<Duration>,
+    /// Longest pause within an answer, if it is bounded.
+    pub idle: Option<Duration>,
     /// Most requests a pod answers at a time; 0 for no limit.
     pub concurrency: u32,
+    /// Whether its pods speak HTTP/2 without negotiation (the port is named `h2c`).
+    pub h2c: bool,
     /// Between which numbers of pods, and by what measure, it is scaled.
     pub bounds: Bounds,
 }
@@ -59,31 +65,95 @@ pub struct Limits {
 pub struct Member {
     /// Which.
     pub key: Key,
-    /// Its limits; a revision's never change.
-    pub limits: Limits,
-    /// How to answer in place; empty while it needs pods.
-    pub in_place: ArcSwapOption<Prepared>,
-    /// The pods that are ready, by address.
-    pub backends: watch::Sender<Arc<[SocketAddr]>>,
+    limits: ArcSwap<Limits>,
+    in_place: ArcSwapOption<Prepared>,
+    /// The pods that are ready; marked as changed also when it can be answered in place.
+    pub(crate) backends: watch::Sender<Arc<[Arc<Backend>]>>,
+    /// Told when a pod has room again.
+    pub(crate) freed: Notify,
     /// How busy it is.
     pub activity: Activity,
     /// Pods asked for; below zero before anyone has looked.
     pub replicas: AtomicI32,
     /// Requests waiting for a pod.
     pub waiting: AtomicI64,
+    /// How long fetching and compiling took when it was made ready, in microseconds.
+    pub prepared_micros: AtomicU64,
+    gone: AtomicBool,
+}
+
+/// A pod that is ready, with the requests it has.
+#[derive(Debug)]
+pub struct Backend {
+    /// Where it takes requests.
+    pub address: SocketAddr,
+    /// Requests it is answering.
+    pub(crate) in_flight: AtomicU32,
+}
+
+impl Backend {
+    /// A pod without requests.
+    pub fn new(address: SocketAddr) -> Arc<Self> {
+        Arc::new(Self { address, in_flight: AtomicU32::new(0) })
+    }
 }
 
 impl Member {
     fn new(key: Key, limits: Limits) -> Self {
         Self {
             key,
-            limits,
+            limits: ArcSwap::from_pointee(limits),
             in_place: ArcSwapOption::empty(),
             backends: watch::Sender::new(Arc::from([])),
+            freed: Notify::new(),
             activity: Activity::default(),
             replicas: AtomicI32::new(-1),
             waiting: AtomicI64::new(0),
+            prepared_micros: AtomicU64::new(0),
+            gone: AtomicBool::new(false),
         }
+    }
+
+    /// Its limits now.
+    pub fn limits(&self) -> arc_swap::Guard<Arc<Limits>> {
+        self.limits.load()
+    }
+
+    /// Gives it other limits, when settings have changed.
+    pub fn set_limits(&self, limits: Limits) {
+        if **self.limits.load() != limits {
+            self.limits.store(Arc::new(limits));
+        }
+    }
+
+    /// How to answer in place; nothing while it needs pods.
+    pub fn in_place(&self) -> arc_swap::Guard<Option<Arc<Prepared>>> {
+        self.in_place.load()
+    }
+
+    /// Says how to answer in place, or that it needs pods, and wakes requests that wait.
+    pub fn set_in_place(&self, prepared: Option<Prepared>) {
+        self.in_place.store(prepared.map(Arc::new));
+        self.backends.send_modify(|_| {});
+    }
+
+    /// Replaces the pods; those that stay keep count of their requests. Says whether anything changed.
+    pub fn set_backends(&self, mut addresses: Vec<SocketAddr>) -> bool {
+        addresses.sort_unstable();
+        addresses.dedup();
+        self.backends.send_if_modified(|old| {
+            if old.iter().map(|b| b.address).eq(addresses.iter().copied()) {
+                return false;
+            }
+            let kept = |address: &SocketAddr| old.iter().find(|b| b.address == *address).cloned();
+            *old = addresses.iter().map(|a| kept(a).unwrap_or_else(|| Backend::new(*a))).collect();
+            true
+        })
+    }
+
+    /// Whether its revision has been deleted.
+    pub fn is_gone(&self) -> bool {
+        self.gone.load(Relaxed)
     }
 }
 
@@ -147,16 +217,34 @@ impl Fleet {
         self.members.read().get(key).cloned()
     }
 
-    /// The member of that name, made if it is new.
-    pub fn member(&self, key: &Key, limits: impl FnOnce() -> Limits) -> Arc<Member> {
+    /// The member of that name, waiting for it as long as `patience` while there is none.
+    pub async fn wait(&self, key: &Key, patience: Duration) -> Option<Arc<Member>> {
+        let mut changes = self.changed.subscribe();
+        let found = async {
+            loop {
+                if let Some(member) = self.get(key) {
+                    return member;
+                }
+                if changes.changed().await.is_err() {
+                    std::future::pending::<()>().await;
+                }
+            }
+        };
+        timeout(patience, found).await.ok()
+    }
+
+    /// The member of that name with these limits, made if it is new.
+    pub fn member(&self, key: &Key, limits: Limits) -> Arc<Member> {
         if let Some(member) = self.get(key) {
+            member.set_limits(limits);
             return member;
         }
         let mut members = self.members.write();
-        let member =
-            members.entry(key.clone()).or_insert_with(|| Arc::new(Member::new(key.clone(), limits())));
+        let member = members.entry(key.clone()).or_insert_with(|| Arc::new(Member::new(key.clone(), limits)));
+        let member = member.clone();
+        drop(members);
         self.changed.send_replace(());
-        member.clone()
+        member
     }
 
     /// All members, in no order.
@@ -169,8 +257,10 @@ impl Fleet {
         let mut members = self.members.write();
         let gone: Vec<_> = members.values().filter(|m| !keep(&m.key)).cloned().collect();
         for member in &gone {
+            member.gone.store(true, Relaxed);
             members.remove(&member.key);
         }
+        drop(members);
         if !gone.is_empty() {
             self.changed.send_replace(());
         }

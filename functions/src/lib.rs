@@ -3,28 +3,42 @@
 //! Everything here is an ordinary API client. What a node must do for it, to answer a request in
 //! place, is the narrow trait [`Executor`]. Invariants:
 //!
-//! - the gateway writes nothing to the API, and reads its table and fleet without waiting;
-//! - the table is a function of the routes there are: a deleted route gets no request;
+//! - the gateway writes nothing to the API, and reads its table without a lock;
+//! - the table is a function of the routes and mappings there are: a deleted route gets no request;
+//! - the settings in `config-*` ConfigMaps count from the moment they change;
 //! - only the autoscaler changes how many pods a revision has.
 
+mod admission;
 mod autoscaler;
 mod conditions;
+mod config;
 mod configuration;
 mod context;
 mod crds;
 mod defaults;
+mod domain_mapping;
 mod executor;
 mod fleet;
 mod gateway;
+mod gc;
 mod names;
 mod revision;
+mod rollout;
 mod route;
+mod schema;
 mod service;
 mod tasks;
 
-pub use autoscaler::Bounds;
+pub use admission::Admission;
+pub use autoscaler::{Bounds, Class, Metric};
+pub use config::{Live, NAMESPACE, Wrong};
 pub use crds::definitions;
 pub use executor::{Body, BoxError, Executor, Function, Handler, Prepared, Refused, full};
-pub use fleet::{Fleet, Key, Limits, Member};
-pub use gateway::{Gateway, Site, Table};
+pub use fleet::{Backend, Fleet, Key, Limits, Member};
+pub use gateway::{Answer, Claim, Gateway, Peer, Site, Source, Table, Target};
 pub use tasks::{Functions, Settings};
+
+/// The ConfigMaps of a new cluster's settings, to be made where they are missing.
+pub fn config_maps() -> Vec<serde_json::Value> {
+    config::config_maps()
+}

@@ -1,4 +1,7 @@
-//! Names derived from names: revisions, deployments, hosts and URLs, as Knative builds them.
+//! Names derived from names: revisions, deployments, and the host a request is for.
+
+use std::borrow::Cow;
+
 /// Domain of hosts that only the cluster itself reaches.
 pub(crate) const CLUSTER_DOMAIN: &str = "svc.cluster.local";
 
@@ -12,21 +15,17 @@ pub(crate) fn deployment(revision: &str) -> String {
     format!("{revision}-deployment")
 }
 
-/// The host name of a route, or of one of its tags.
-pub(crate) fn host(route: &str, tag: &str, namespace: &str, suffix: &str) -> String {
-    match tag {
-        "" => format!("{route}.{namespace}.{suffix}"),
-        tag => format!("{tag}-{route}.{namespace}.{suffix}"),
-    }
-}
-
-/// The host a request is for, without port and in lower case.
-pub(crate) fn request_host(host: &str) -> String {
+/// The host a request is for, without port and in lower case; borrowed where nothing is to change.
+pub(crate) fn request_host(host: &str) -> Cow<'_, str> {
     let name = match host.strip_prefix('[') {
         Some(literal) => literal.split(']').next().unwrap_or(""),
         None => host.split(':').next().unwrap_or(""),
     };
-    name.trim_end_matches('.').to_ascii_lowercase()
+    let name = name.trim_end_matches('.');
+    if name.bytes().any(|b| b.is_ascii_uppercase()) {
+        return name.to_ascii_lowercase().into();
+    }
+    name.into()
 }
 
 #[cfg(test)]
@@ -35,8 +34,6 @@ mod tests {
 
     #[test]
     fn hosts() {
-        assert_eq!(host("hello", "", "default", "example.com"), "hello.default.example.com");
-        assert_eq!(host("hello", "v1", "default", "example.com"), "v1-hello.default.example.com");
         for given in
             ["Hello.Default.Example.Com:8080", "hello.default.example.com.", "hello.default.example.com"]
         {

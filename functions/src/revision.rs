@@ -1,33 +1,37 @@
 //! Makes each Revision callable: in place where its image is WebAssembly, by pods otherwise.
-//! Reads revisions, deployments, pods. Writes deployments, revisions/status.
+//! Reads revisions, deployments, pods. Writes deployments, horizontalpodautoscalers, revisions/status.
 //! Never changes a Deployment's number of pods: that is the autoscaler's.
 
 use std::{
     collections::BTreeMap,
     sync::{Arc, atomic::Ordering::Relaxed},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use k8s_openapi::{
     api::{
         apps::v1::Deployment,
-        core::v1::{ContainerPort, EnvVar, Pod},
+        autoscaling::v2::HorizontalPodAutoscaler,
+        core::v1::{ContainerPort, EnvVar, Pod, PodSpec, Probe, TCPSocketAction},
     },
-    apimachinery::pkg::apis::meta::v1::ObjectMeta,
+    apimachinery::pkg::{apis::meta::v1::ObjectMeta, util::intstr::IntOrString},
 };
 use kube::{ResourceExt, api::ListParams, runtime::controller::Action};
 use serde_json::{Value, json};
 use wasmk_api::{
     Timestamp,
     knative::{
-        CONFIGURATION_LABEL, Condition, ContainerStatus, REVISION_LABEL, REVISION_UID_LABEL, Revision,
-        RevisionStatus, SERVICE_LABEL, condition, label,
+        CONFIGURATION_LABEL, Condition, ContainerStatus, REVISION_LABEL, REVISION_UID_LABEL,
+        ROUTES_ANNOTATION, ROUTING_MODIFIED_ANNOTATION, ROUTING_STATE_LABEL, Revision, RevisionStatus,
+        SERVICE_LABEL, condition, label,
     },
 };
 
 use crate::{
-    autoscaler::Bounds,
+    admission::DEADLINE,
+    autoscaler::{Bounds, Class, horizontal},
     conditions::{State, assemble},
+    config::{Config, duration},
     context::{Context, Error, failed, owner},
     defaults,
     executor::{Function, Refused},
@@ -54,21 +58,33 @@ pub(crate) async fn reconcile(revision: Arc<Revision>, cx: Arc<Context>) -> Resu
     }
     let namespace = revision.namespace().unwrap_or_default();
     let name = revision.name_any();
-    let member = cx.fleet.member(&Key::new(&*namespace, &*name), || limits(&revision));
-    let prepared = cx.executor.prepare(&function(&revision)).await;
+    let config = cx.live.get();
+    let limits = limits(&revision, &config);
+    let member = cx.fleet.member(&Key::new(&*namespace, &*name), limits.clone());
+    let begun = Instant::now();
+    let prepared = cx.executor.prepare(&function(&revision, &limits)).await;
+    if member.in_place().is_none() {
+        member.prepared_micros.store(u64::try_from(begun.elapsed().as_micros()).unwrap_or(u64::MAX), Relaxed);
+    }
     let way = match &prepared {
         Ok(prepared) => Way::InPlace(prepared.image.clone()),
         Err(Refused::NeedsPod(_)) => Way::Pods,
         Err(Refused::Failed { reason, message }) => Way::Broken(reason.clone(), message.clone()),
     };
-    member.in_place.store(prepared.ok().map(Arc::new));
+    member.set_in_place(prepared.ok());
 
     let deployment = match cx.find::<Deployment>(&namespace, &names::deployment(&name)).await? {
         Some(deployment) => deployment,
         None if matches!(way, Way::Broken(..)) => Deployment::default(),
-        None => cx.create(&namespace, &deployment(&revision, &way)).await?,
+        None => {
+            cx.create(&namespace, &deployment(&revision, &way, &limits, config.progress_deadline)).await?
+        }
     };
     adopt_scale(&member, &deployment);
+    if limits.bounds.class == Class::Hpa && !matches!(way, Way::Broken(..)) {
+        let found = cx.find::<HorizontalPodAutoscaler>(&namespace, &name).await?;
+        cx.ensure(&namespace, found, horizontal(&revision, &limits.bounds)).await?;
+    }
     let pods = match way {
         Way::Pods => pods(&cx, &namespace, &name).await?,
         _ => Vec::new(),
@@ -102,25 +118,30 @@ async fn pods(cx: &Context, namespace: &str, revision: &str) -> Result<Vec<Pod>,
     Ok(listed.map_err(|e| failed(format!("list the pods of {namespace}/{revision}"), e))?.items)
 }
 
-fn limits(revision: &Revision) -> Limits {
-    let concurrency = revision.spec.container_concurrency.unwrap_or(0);
-    let seconds = revision.spec.timeout_seconds.unwrap_or(defaults::TIMEOUT_SECONDS);
+/// What the gateway and the autoscaler have to keep to.
+fn limits(revision: &Revision, config: &Config) -> Limits {
+    let spec = &revision.spec;
+    let concurrency = spec.container_concurrency.unwrap_or(0);
+    let mut ports = spec.pod.containers.iter().flat_map(|c| c.ports.iter().flatten());
     Limits {
-        timeout: Duration::from_secs(u64::try_from(seconds).unwrap_or(0).max(1)),
+        timeout: defaults::timeout(spec),
+        response_start: defaults::span(spec.response_start_timeout_seconds),
+        idle: defaults::span(spec.idle_timeout_seconds),
         concurrency: u32::try_from(concurrency).unwrap_or(0),
-        bounds: Bounds::read(&revision.metadata, concurrency),
+        h2c: ports.any(|p| p.name.as_deref() == Some("h2c")),
+        bounds: Bounds::read(&revision.metadata, concurrency, &config.autoscaler),
     }
 }
 
-fn function(revision: &Revision) -> Function {
-    let limits = limits(revision);
-    let mut spec = defaults::revision_spec(&revision.spec);
+fn function(revision: &Revision, limits: &Limits) -> Function {
+    let mut spec = defaults::named(&revision.spec);
     if let [only] = &mut spec.pod.containers[..] {
-        only.env = Some(environment(revision, only.env.take(), defaults::port(&revision.spec)));
+        only.env = Some(environment(revision, only.env.take(), Some(defaults::port(&revision.spec))));
     }
     Function {
         namespace: revision.namespace().unwrap_or_default(),
         revision: revision.name_any(),
+        labels: revision.metadata.labels.clone().unwrap_or_default(),
         pod: spec.pod,
         timeout_seconds: u32::try_from(limits.timeout.as_secs()).unwrap_or(u32::MAX),
         concurrency: limits.concurrency,
@@ -128,10 +149,11 @@ fn function(revision: &Revision) -> Function {
 }
 
 /// The container's own variables and those of Knative's runtime contract.
-fn environment(revision: &Revision, own: Option<Vec<EnvVar>>, port: i32) -> Vec<EnvVar> {
+/// Only the container that gets the requests is told the port.
+fn environment(revision: &Revision, own: Option<Vec<EnvVar>>, port: Option<i32>) -> Vec<EnvVar> {
     let labelled = |key| label(&revision.metadata, key).unwrap_or("").to_string();
     let contract = [
-        ("PORT", port.to_string()),
+        ("PORT", port.map(|p| p.to_string()).unwrap_or_default()),
         ("K_REVISION", revision.name_any()),
         ("K_CONFIGURATION", labelled(CONFIGURATION_LABEL)),
         ("K_SERVICE", labelled(SERVICE_LABEL)),
@@ -145,36 +167,29 @@ fn environment(revision: &Revision, own: Option<Vec<EnvVar>>, port: i32) -> Vec<
     all
 }
 
-/// The Deployment of a revision's pods.
-pub(crate) fn deployment(revision: &Revision, way: &Way) -> Value {
+/// The Deployment of a revision's pods. `deadline`: seconds it may make no progress.
+pub(crate) fn deployment(revision: &Revision, way: &Way, limits: &Limits, deadline: u64) -> Value {
     let name = revision.name_any();
     let mut labels: BTreeMap<String, String> = revision.metadata.labels.clone().unwrap_or_default();
+    // These change while the pods stay.
+    labels.remove(ROUTING_STATE_LABEL);
     labels.insert("app".into(), name.clone());
     labels.insert(REVISION_LABEL.into(), name.clone());
     labels.insert(REVISION_UID_LABEL.into(), revision.uid().unwrap_or_default());
-    let port = defaults::port(&revision.spec);
-    let mut spec = defaults::revision_spec(&revision.spec);
-    for container in &mut spec.pod.containers {
-        container.env = Some(environment(revision, container.env.take(), port));
-    }
-    if let [only] = &mut spec.pod.containers[..] {
-        only.ports = Some(vec![ContainerPort {
-            name: Some("user-port".into()),
-            container_port: port,
-            protocol: Some("TCP".into()),
-            ..Default::default()
-        }]);
-    }
-    let bounds = limits(revision).bounds;
-    let replicas = match way {
-        Way::Pods => bounds.initial.max(bounds.min),
-        _ => bounds.min,
+    let mut annotations = revision.metadata.annotations.clone().unwrap_or_default();
+    annotations.retain(|key, _| ![ROUTES_ANNOTATION, ROUTING_MODIFIED_ANNOTATION].contains(&key.as_str()));
+    let asked = DEADLINE.iter().find_map(|key| annotations.get(*key)).and_then(|d| duration(d));
+    let deadline = asked.map_or(deadline, |d| d.as_secs()).max(1);
+    let spec = pod_spec(revision, way);
+    let replicas = match (way, limits.bounds.class) {
+        (Way::Pods, _) | (_, Class::Hpa) => limits.bounds.initial.max(limits.bounds.min),
+        _ => limits.bounds.min,
     };
     let metadata = ObjectMeta {
         name: Some(names::deployment(&name)),
         namespace: revision.metadata.namespace.clone(),
         labels: Some(labels.clone()),
-        annotations: revision.metadata.annotations.clone(),
+        annotations: Some(annotations.clone()),
         owner_references: Some(vec![owner(revision)]),
         ..Default::default()
     };
@@ -185,14 +200,74 @@ pub(crate) fn deployment(revision: &Revision, way: &Way) -> Value {
         "spec": {
             "replicas": replicas,
             "selector": {"matchLabels": {REVISION_UID_LABEL: labels[REVISION_UID_LABEL]}},
-            "progressDeadlineSeconds": 600,
+            "progressDeadlineSeconds": deadline,
             "strategy": {"type": "RollingUpdate", "rollingUpdate": {"maxUnavailable": 0}},
             "template": {
-                "metadata": {"labels": labels, "annotations": revision.metadata.annotations},
-                "spec": spec.pod,
+                "metadata": {"labels": labels, "annotations": annotations},
+                "spec": spec,
             },
         },
     })
+}
+
+/// The pod that runs a revision: its template with names, variables, the port and real ports in its probes.
+fn pod_spec(revision: &Revision, way: &Way) -> PodSpec {
+    let port = defaults::port(&revision.spec);
+    let mut spec = defaults::named(&revision.spec);
+    let serving = defaults::serving(&spec);
+    for (i, container) in spec.pod.containers.iter_mut().enumerate() {
+        let told = (i == serving).then_some(port);
+        container.env = Some(environment(revision, container.env.take(), told));
+        if i != serving {
+            continue;
+        }
+        let h2c = container.ports.iter().flatten().any(|p| p.name.as_deref() == Some("h2c"));
+        container.ports = Some(vec![ContainerPort {
+            name: Some(if h2c { "h2c" } else { "user-port" }.into()),
+            container_port: port,
+            protocol: Some("TCP".into()),
+            ..Default::default()
+        }]);
+        // What is answered in place is ready when it is prepared; only a probe of the user's own says more.
+        if matches!(way, Way::InPlace(_)) && container.readiness_probe.as_ref().is_some_and(is_default) {
+            container.readiness_probe = None;
+        }
+        let probes =
+            [&mut container.readiness_probe, &mut container.liveness_probe, &mut container.startup_probe];
+        probes.into_iter().flatten().for_each(|probe| aim(probe, port));
+    }
+    spec.pod
+}
+
+fn is_default(probe: &Probe) -> bool {
+    let default = Probe {
+        success_threshold: Some(1),
+        tcp_socket: Some(TCPSocketAction { port: IntOrString::Int(0), host: None }),
+        ..Probe::default()
+    };
+    *probe == default
+}
+
+/// Port 0 of a probe means the port that requests go to; no period means as often as can be.
+fn aim(probe: &mut Probe, port: i32) {
+    if let Some(get) = &mut probe.http_get
+        && get.port == IntOrString::Int(0)
+    {
+        get.port = IntOrString::Int(port);
+    }
+    if let Some(socket) = &mut probe.tcp_socket
+        && socket.port == IntOrString::Int(0)
+    {
+        socket.port = IntOrString::Int(port);
+    }
+    if let Some(grpc) = &mut probe.grpc
+        && grpc.port == 0
+    {
+        grpc.port = port;
+    }
+    if probe.period_seconds.unwrap_or(0) == 0 {
+        probe.period_seconds = Some(1);
+    }
 }
 
 /// What a Revision has come to.
@@ -236,7 +311,7 @@ pub(crate) fn status(
 }
 
 fn images(revision: &Revision, image: &str) -> Vec<ContainerStatus> {
-    let spec = defaults::revision_spec(&revision.spec);
+    let spec = defaults::named(&revision.spec);
     let first = spec.pod.containers.into_iter().next();
     first.map(|c| ContainerStatus { name: c.name, image_digest: image.into() }).into_iter().collect()
 }
@@ -266,22 +341,26 @@ mod tests {
             "metadata": {"name": "hello-00001", "namespace": "default", "uid": "u", "labels": {
                 "serving.knative.dev/service": "hello", "serving.knative.dev/configuration": "hello"},
                 "annotations": {"autoscaling.knative.dev/min-scale": "0"}},
-            "spec": {"containers": [{"name": "", "image": "hello:1", "env": [{"name": "TARGET", "value": "x"}]}]},
+            "spec": {"containers": [{"name": "", "image": "hello:1", "env": [{"name": "TARGET", "value": "x"}],
+                "readinessProbe": {"successThreshold": 1, "tcpSocket": {"port": 0}}}]},
         }))
         .unwrap()
     }
 
     #[test]
     fn the_deployment_follows_the_runtime_contract() {
-        let deployment = deployment(&revision(), &Way::Pods);
-        let container = &deployment["spec"]["template"]["spec"]["containers"][0];
+        let limits = limits(&revision(), &Config::new("example.com"));
+        let deployment = |way: &Way| super::deployment(&revision(), way, &limits, 600);
+        let (pods, in_place) = (deployment(&Way::Pods), deployment(&Way::InPlace(String::new())));
+        let container = &pods["spec"]["template"]["spec"]["containers"][0];
         assert_eq!(container["name"], "user-container");
         assert_eq!(container["ports"][0]["containerPort"], 8080);
         let env: Vec<_> =
             container["env"].as_array().unwrap().iter().map(|e| e["name"].as_str().unwrap()).collect();
         assert_eq!(env, ["TARGET", "PORT", "K_REVISION", "K_CONFIGURATION", "K_SERVICE"]);
-        assert_eq!(deployment["spec"]["replicas"], 1);
-        assert_eq!(super::deployment(&revision(), &Way::InPlace(String::new()))["spec"]["replicas"], 0);
+        assert_eq!((&pods["spec"]["replicas"], &in_place["spec"]["replicas"]), (&json!(1), &json!(0)));
+        assert_eq!(container["readinessProbe"]["tcpSocket"]["port"], 8080);
+        assert_eq!(in_place["spec"]["template"]["spec"]["containers"][0].get("readinessProbe"), None);
     }
 
     fn check(way: &Way, available: i32, pods: Value, want: (&str, &str)) {

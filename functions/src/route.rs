@@ -1,19 +1,26 @@
 //! Decides which revisions each Route's traffic goes to.
-//! Reads routes, configurations, revisions. Writes routes/status.
+//! Reads routes, configurations, revisions. Writes routes/status, and how far rollouts are in an annotation.
 //! Keeps the last good split while a new one cannot be served.
 
-use std::{collections::HashMap, sync::Arc};
+use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use kube::{ResourceExt, runtime::controller::Action};
+use serde_json::json;
 use wasmk_api::{
     Timestamp,
-    knative::{Address, Configuration, Revision, Route, RouteStatus, TrafficTarget, VISIBILITY_LABEL, label},
+    knative::{
+        Address, Configuration, ROLLOUT_ANNOTATION, Revision, Route, RouteStatus, TrafficTarget,
+        VISIBILITY_LABEL, annotation, condition, label,
+    },
 };
 
 use crate::{
+    admission::ROLLOUT,
     conditions::{State, assemble},
+    config::{Config, Named, duration},
     context::{Context, Error},
     names, revision,
+    rollout::{self, Rollouts},
 };
 
 /// One pass.
@@ -31,9 +38,97 @@ pub(crate) async fn reconcile(route: Arc<Route>, cx: Arc<Context>) -> Result<Act
             known.revisions.insert(name.clone(), cx.find::<Revision>(&namespace, name).await?);
         }
     }
-    let status = status(&route, &known, &cx.domain, cx.now());
-    cx.write_status(&*route, route.status.as_ref(), &status).await?;
-    Ok(Action::await_change())
+    let config = cx.live.get();
+    let old = Rollouts::of(&route);
+    let mut status = status(&route, &known, &config, cx.now());
+    let span = rollout_span(&route, &config);
+    let before = route.status.as_ref().map(|s| s.traffic.as_slice()).unwrap_or_default();
+    let rollouts = rollout::plan(&old, before, &status.traffic, span, cx.now());
+    if !rollouts.is_empty() {
+        under_way(&route, &mut status, cx.now());
+    }
+    if rollouts != old {
+        // Before the status, so that no moment sends everything to the new revision.
+        cx.annotate(&*route, json!({"annotations": {ROLLOUT_ANNOTATION: rollouts.text()}})).await?;
+        // The change of the annotation brings another pass, which writes the status.
+        let moved = status.traffic != before;
+        if !moved {
+            return Ok(if rollouts.is_empty() {
+                Action::await_change()
+            } else {
+                Action::requeue(rollout::step(span))
+            });
+        }
+        let fresh = cx.find::<Route>(&namespace, &route.name_any()).await?;
+        let Some(fresh) = fresh else { return Ok(Action::await_change()) };
+        cx.write_status(&fresh, fresh.status.as_ref(), &status).await?;
+    } else {
+        cx.write_status(&*route, route.status.as_ref(), &status).await?;
+    }
+    Ok(if rollouts.is_empty() { Action::await_change() } else { Action::requeue(rollout::step(span)) })
+}
+
+/// How long a new revision takes to get all of its traffic.
+fn rollout_span(route: &Route, config: &Config) -> Duration {
+    let given = ROLLOUT.iter().find_map(|key| annotation(&route.metadata, key)).and_then(duration);
+    given.unwrap_or(config.network.rollout)
+}
+
+/// A route is not ready while traffic still moves.
+fn under_way(route: &Route, status: &mut RouteStatus, now: Timestamp) {
+    let old = route.status.clone().unwrap_or_default().conditions;
+    let assigned = condition(&status.conditions, "AllTrafficAssigned") == Some(true);
+    if assigned {
+        let why = "A gradual rollout of the latest revision(s) is in progress.";
+        let counting = [
+            ("AllTrafficAssigned", State::True),
+            ("CertificateProvisioned", State::True),
+            ("IngressReady", State::waiting("RolloutInProgress", why)),
+        ];
+        status.conditions = assemble(&old, &counting, &[], now);
+    }
+}
+
+/// The hosts that a route has.
+pub(crate) struct Hosts<'a> {
+    config: &'a Config,
+    named: Named<'a>,
+    outside: Option<&'a str>,
+}
+
+impl<'a> Hosts<'a> {
+    /// Those of this route: outside ones only if it is not kept inside.
+    pub(crate) fn of(route: &'a Route, config: &'a Config) -> Self {
+        let labels = route.metadata.labels.as_ref();
+        let domain = config.domains.of(labels);
+        let local = label(&route.metadata, VISIBILITY_LABEL) == Some("cluster-local");
+        let outside = (!local && domain != names::CLUSTER_DOMAIN).then_some(domain);
+        let named = Named {
+            name: route.metadata.name.as_deref().unwrap_or(""),
+            namespace: route.metadata.namespace.as_deref().unwrap_or(""),
+            labels,
+            annotations: route.metadata.annotations.as_ref(),
+        };
+        Self { config, named, outside }
+    }
+
+    /// The host reached from outside, of the route (empty) or of a tag.
+    pub(crate) fn outside(&self, tag: &str) -> Option<String> {
+        Some(self.config.network.host(&self.named, tag, self.outside?))
+    }
+
+    /// The host reached from inside the cluster.
+    pub(crate) fn inside(&self, tag: &str) -> String {
+        let prefix = if tag.is_empty() { String::new() } else { format!("{tag}-") };
+        format!("{prefix}{}.{}.{}", self.named.name, self.named.namespace, names::CLUSTER_DOMAIN)
+    }
+
+    fn url(&self, tag: &str) -> String {
+        match self.outside(tag) {
+            Some(host) => format!("{}://{host}", self.config.network.scheme),
+            None => format!("http://{}", self.inside(tag)),
+        }
+    }
 }
 
 /// What a route's targets name, as far as it exists.
@@ -46,12 +141,10 @@ pub(crate) struct Known {
 }
 
 /// What a Route has come to.
-pub(crate) fn status(route: &Route, known: &Known, domain: &str, now: Timestamp) -> RouteStatus {
+pub(crate) fn status(route: &Route, known: &Known, config: &Config, now: Timestamp) -> RouteStatus {
     let old = route.status.clone().unwrap_or_default();
-    let (name, namespace) = (route.name_any(), route.namespace().unwrap_or_default());
-    let local = label(&route.metadata, VISIBILITY_LABEL) == Some("cluster-local");
-    let suffix = if local { names::CLUSTER_DOMAIN } else { domain };
-    let url = |tag: &str| format!("http://{}", names::host(&name, tag, &namespace, suffix));
+    let hosts = Hosts::of(route, config);
+    let url = |tag: &str| hosts.url(tag);
     let targets: Result<Vec<TrafficTarget>, State> =
         route.spec.traffic.iter().map(|target| resolved(target, known, &url)).collect();
     let (traffic, assigned) = match targets {
@@ -61,7 +154,7 @@ pub(crate) fn status(route: &Route, known: &Known, domain: &str, now: Timestamp)
     let ingress = if traffic.is_empty() { State::waiting("NoTraffic", "") } else { State::True };
     let certificate = ("CertificateProvisioned", State::True);
     let counting = [("AllTrafficAssigned", assigned), certificate, ("IngressReady", ingress)];
-    let inside = format!("http://{name}.{namespace}.{}", names::CLUSTER_DOMAIN);
+    let inside = format!("http://{}", hosts.inside(""));
     RouteStatus {
         observed_generation: route.metadata.generation,
         conditions: assemble(&old.conditions, &counting, &[], now),
@@ -128,7 +221,7 @@ fn resolved(
 
 #[cfg(test)]
 mod tests {
-    use serde_json::{Value, json};
+    use serde_json::Value;
 
     use super::*;
 
@@ -146,7 +239,7 @@ mod tests {
             .insert("new".into(), serde_json::from_value(json!({"metadata": {"name": "new"}})).unwrap());
         let revision = json!({"metadata": {"name": "hello-00001"}, "spec": {"containers": []}, "status": {"conditions": [{"type": "Ready", "status": "True"}]}});
         known.revisions.insert("hello-00001".into(), serde_json::from_value(revision).unwrap());
-        let status = status(&route, &known, "example.com", Timestamp::now());
+        let status = status(&route, &known, &Config::new("example.com"), Timestamp::now());
         assert_eq!(serde_json::to_value(&status.traffic).unwrap(), want_traffic);
         assert_eq!(status.conditions.iter().find(|c| c.type_ == "Ready").unwrap().status, want_ready);
         assert_eq!(status.url.as_deref(), Some("http://hello.default.example.com"));

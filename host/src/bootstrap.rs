@@ -9,6 +9,8 @@ use kube::{
 };
 use serde_json::{Value, json};
 
+use wasmk_api::k8s_openapi::api::core::v1::ConfigMap;
+
 use crate::data_dir::Running;
 
 /// Writes what is missing and corrects what differs.
@@ -21,6 +23,20 @@ pub(crate) async fn write(client: &Client, running: &Running, ca: &str) -> Resul
     }
     for object in objects(running, ca) {
         apply(client, &object).await?;
+    }
+    for map in wasmk_functions::config_maps() {
+        make(client, map).await?;
+    }
+    Ok(())
+}
+
+/// Makes a ConfigMap that its users change, unless it is there.
+async fn make(client: &Client, map: Value) -> Result<()> {
+    let map: ConfigMap = serde_json::from_value(map)?;
+    let name = map.metadata.name.clone().unwrap_or_default();
+    let api: Api<ConfigMap> = Api::namespaced(client.clone(), wasmk_functions::NAMESPACE);
+    if api.get_opt(&name).await.with_context(|| format!("ConfigMap {name}"))?.is_none() {
+        api.create(&Default::default(), &map).await.with_context(|| format!("ConfigMap {name}"))?;
     }
     Ok(())
 }
@@ -54,7 +70,8 @@ fn objects(running: &Running, ca: &str) -> Vec<Value> {
             json!([
                 {"apiGroups": ["serving.knative.dev"], "resources": ["*"], "verbs": ["*"]},
                 {"apiGroups": ["apps"], "resources": ["deployments"], "verbs": ["*"]},
-                {"apiGroups": [""], "resources": ["pods"], "verbs": ["get", "list", "watch"]},
+                {"apiGroups": ["autoscaling"], "resources": ["horizontalpodautoscalers"], "verbs": ["*"]},
+                {"apiGroups": [""], "resources": ["pods", "configmaps"], "verbs": ["get", "list", "watch"]},
                 {"apiGroups": [""], "resources": ["events"], "verbs": ["create", "patch"]},
             ]),
         ),

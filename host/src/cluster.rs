@@ -11,7 +11,7 @@ use tokio::{net::TcpListener, sync::mpsc};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use wasmk_apiserver::{ApiServer, Config, FrontProxy};
 use wasmk_controllers::{Clock, Context as Controllers, scheduler};
-use wasmk_functions::{Executor, Functions};
+use wasmk_functions::{Admission, Executor, Functions, Live};
 use wasmk_node::Node;
 use wasmk_registry::Storage;
 use wasmk_store::{Embedded, Store};
@@ -20,6 +20,7 @@ use crate::{
     agent, bootstrap, control,
     data_dir::{Claim, DataDir, Running},
     executor::{Elsewhere, InPlace},
+    hook::Knative,
     kubeconfig,
     links::Links,
     pki::{Leaf, Pki, server_names},
@@ -98,6 +99,8 @@ impl Cluster {
         let images = images.context("cannot open the registry's files")?;
         let links = Arc::new(Links::default());
         let mut config = Config::new(store, pki.token_key()?, pki.ca_cert().into());
+        let live = Live::new(&settings.domain);
+        config.hooks.push(Arc::new(Knative(Admission::new(live.clone()))));
         config.dialer = links.clone();
         // An authority of its own: no certificate of a user can pass for the server's.
         let proxies = Pki::open(&settings.data.join("pki").join("front-proxy"))?;
@@ -140,7 +143,7 @@ impl Cluster {
         if let Some(name) = &settings.node {
             cluster.node = Some(start_node(&cluster.api, name, &settings.data, &links).await?);
         }
-        cluster.functions = cluster.start_functions(&settings, gateway_listener);
+        cluster.functions = cluster.start_functions(&settings, live, gateway_listener);
         cluster._claim.publish(&cluster.running)?;
         Ok(cluster)
     }
@@ -251,7 +254,7 @@ impl Cluster {
         self.api.client(user, &["system:authenticated"])
     }
 
-    fn start_functions(&self, settings: &Settings, listener: TcpListener) -> Option<Functions> {
+    fn start_functions(&self, settings: &Settings, live: Live, listener: TcpListener) -> Option<Functions> {
         if settings.controllers.iter().any(|c| c == "-*") {
             return None;
         }
@@ -260,7 +263,7 @@ impl Cluster {
             None => Arc::new(Elsewhere),
         };
         let client = self.client("system:serviceaccount:knative-serving:controller");
-        let wanted = wasmk_functions::Settings { domain: settings.domain.clone(), executor };
+        let wanted = wasmk_functions::Settings { live, executor };
         Some(Functions::start(client, listener, wanted))
     }
 }

@@ -3,6 +3,7 @@
 use async_trait::async_trait;
 use http::{Request, Response};
 use std::{sync::Arc, time::Duration};
+use wasmk_api::k8s_openapi::api::core::v1::Container;
 use wasmk_functions::{Body, Executor, Function, Handler, Prepared, Refused};
 use wasmk_node::{FunctionError, FunctionSpec, Functions};
 
@@ -12,13 +13,13 @@ pub(crate) struct InPlace(pub Functions);
 #[async_trait]
 impl Executor for InPlace {
     async fn prepare(&self, function: &Function) -> Result<Prepared, Refused> {
-        if function.pod.containers.len() != 1 {
-            return Err(Refused::NeedsPod("it has more than one container".into()));
+        if let Some(why) = needs_pod(function) {
+            return Err(Refused::NeedsPod(why.into()));
         }
         let spec = FunctionSpec {
             namespace: function.namespace.clone(),
             revision: function.revision.clone(),
-            labels: Default::default(),
+            labels: function.labels.clone(),
             pod: function.pod.clone(),
             timeout: Some(Duration::from_secs(function.timeout_seconds.into())),
             concurrency: usize::try_from(function.concurrency).ok().filter(|n| *n > 0),
@@ -34,6 +35,19 @@ impl Executor for InPlace {
     fn forget(&self, namespace: &str, revision: &str) {
         self.0.remove(namespace, revision);
     }
+}
+
+/// Why a function cannot be answered without a pod around it.
+fn needs_pod(function: &Function) -> Option<&'static str> {
+    let pod = &function.pod;
+    let some = |list: &Option<Vec<_>>| list.as_ref().is_some_and(|l: &Vec<Container>| !l.is_empty());
+    if pod.containers.len() != 1 {
+        return Some("it has more than one container");
+    }
+    if some(&pod.init_containers) {
+        return Some("it has init containers");
+    }
+    pod.volumes.as_ref().is_some_and(|v| !v.is_empty()).then_some("it has volumes")
 }
 
 struct Call(Arc<wasmk_node::Function>);

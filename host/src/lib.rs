@@ -11,6 +11,7 @@ pub mod data_dir;
 mod encryption;
 mod executor;
 pub mod files;
+mod hook;
 pub mod join;
 pub mod kubeconfig;
 mod links;

@@ -4,27 +4,38 @@
 //! place is called at once; one that needs pods waits, in a bounded queue, until a pod is ready.
 //! Nothing here writes to the API.
 
+mod body;
 mod pods;
 mod table;
+mod turns;
 
 use std::{convert::Infallible, net::SocketAddr, sync::Arc, time::Duration};
 
-use arc_swap::ArcSwap;
-use http::{HeaderValue, Request, Response, StatusCode, header};
+use http::{HeaderName, HeaderValue, Request, Response, StatusCode, header};
 use http_body_util::BodyExt;
 use hyper::{body::Incoming, service::service_fn};
 use hyper_util::{
     rt::{TokioExecutor, TokioIo, TokioTimer},
     server::{conn::auto, graceful::GracefulShutdown},
 };
-use tokio::{net::TcpListener, sync::Semaphore, time::timeout};
+use tokio::{
+    net::TcpListener,
+    sync::Semaphore,
+    time::{Instant, timeout, timeout_at},
+};
 use tokio_util::sync::CancellationToken;
-use tracing::debug;
+use tracing::{debug, info};
 
-pub use self::table::{Site, Table};
+pub(crate) use self::table::{of_mapping, of_route};
+pub use self::{
+    body::Answer,
+    table::{Claim, Site, Source, Table, Target},
+};
+use self::{body::Held, pods::Way, turns::Turns};
 use crate::{
-    executor::{Body, full},
-    fleet::{Fleet, Member},
+    config::Live,
+    executor::Body,
+    fleet::{Fleet, Key, Member},
     names::request_host,
 };
 
@@ -34,23 +45,65 @@ const MAX_CONNECTIONS: usize = 10_000;
 const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
 /// Longest time for running requests when the gateway stops.
 const DRAIN: Duration = Duration::from_secs(30);
+/// Requests answered in place at a time: fewer than a node has instance slots, so that none is refused there.
+const MAX_IN_PLACE: usize = 900;
+/// Longest wait for a turn at the machine.
+const TURN: Duration = Duration::from_secs(10);
+/// Longest wait for a revision that a route names already and that is not known yet, as after a start.
+const UNKNOWN: Duration = Duration::from_secs(10);
+/// Asks for the times an answer took, in the header `Server-Timing`.
+const TIMING: HeaderName = HeaderName::from_static("wasmk-timing");
+/// Names the tag a request is for, where settings allow it.
+const TAG: HeaderName = HeaderName::from_static("knative-serving-tag");
 
 /// Routes requests to revisions.
 pub struct Gateway {
-    table: ArcSwap<Table>,
+    /// The hosts.
+    pub table: Table,
     fleet: Arc<Fleet>,
+    live: Live,
     proxy: pods::Proxy,
+    turns: Turns,
+}
+
+/// Who is at the other end of a connection.
+#[derive(Clone, Debug)]
+pub struct Peer {
+    address: SocketAddr,
+    header: Option<HeaderValue>,
+}
+
+impl From<SocketAddr> for Peer {
+    fn from(address: SocketAddr) -> Self {
+        Self { address, header: HeaderValue::from_str(&address.ip().to_string()).ok() }
+    }
+}
+
+/// Why a request is not answered by its revision.
+#[derive(Debug)]
+enum Refusal {
+    NoHost,
+    Unknown(String),
+    Starting,
+    QueueFull,
+    Overloaded,
+    NoPod,
+    Gone,
+    TooSlow,
+    BadPath,
+    Pod(String),
 }
 
 impl Gateway {
     /// A gateway to the revisions of that fleet, with no hosts yet.
-    pub fn new(fleet: Arc<Fleet>) -> Self {
-        Self { table: ArcSwap::default(), fleet, proxy: pods::Proxy::new() }
-    }
-
-    /// Puts another table in place. Requests that are under way finish by the old one.
-    pub fn set_table(&self, table: Table) {
-        self.table.store(Arc::new(table));
+    pub fn new(fleet: Arc<Fleet>, live: Live) -> Self {
+        Self {
+            table: Table::default(),
+            fleet,
+            live,
+            proxy: pods::Proxy::new(),
+            turns: Turns::new(MAX_IN_PLACE),
+        }
     }
 
     /// Accepts connections (HTTP/1.1, or HTTP/2 with prior knowledge) until told to stop, then lets
@@ -64,16 +117,19 @@ impl Gateway {
                 () = stop.cancelled() => break,
                 accepted = listener.accept() => accepted,
             };
-            let Ok((stream, peer)) = accepted else {
+            let Ok((stream, address)) = accepted else {
                 // Out of descriptors, most likely: let some connections end first.
                 tokio::time::sleep(Duration::from_millis(20)).await;
                 continue;
             };
             let _ = stream.set_nodelay(true);
-            let gateway = self.clone();
-            let service = service_fn(move |request| {
-                let gateway = gateway.clone();
-                async move { Ok::<_, Infallible>(gateway.answer(request, peer).await) }
+            let (gateway, peer) = (self.clone(), Arc::new(Peer::from(address)));
+            let service = service_fn(move |request: Request<Incoming>| {
+                let (gateway, peer) = (gateway.clone(), peer.clone());
+                async move {
+                    let request = request.map(|body| body.map_err(Into::into).boxed_unsync());
+                    Ok::<_, Infallible>(gateway.route(request, &peer).await)
+                }
             });
             let mut builder = auto::Builder::new(TokioExecutor::new());
             builder.http1().timer(TokioTimer::new()).header_read_timeout(HEAD_TIMEOUT);
@@ -83,7 +139,7 @@ impl Gateway {
             let connection = graceful.watch(connection);
             tokio::spawn(async move {
                 if let Err(e) = connection.await {
-                    debug!(%peer, error = %e, "a connection ended early");
+                    debug!(peer = %address, error = %e, "a connection ended early");
                 }
                 drop(permit);
             });
@@ -93,70 +149,153 @@ impl Gateway {
     }
 
     /// Answers one request.
-    pub async fn answer(&self, request: Request<Incoming>, peer: SocketAddr) -> Response<Body> {
-        self.route(request.map(|body| body.map_err(Into::into).boxed_unsync()), peer).await
+    pub async fn route(&self, request: Request<Body>, peer: &Peer) -> Response<Answer> {
+        let begun = Instant::now();
+        let log =
+            self.live.get().request_log.then(|| format!("{} {}", request.method(), request.uri().path()));
+        let answered = match self.find(&request) {
+            Ok(Ok(member)) => Ok(member),
+            Ok(Err(key)) => self.fleet.wait(&key, UNKNOWN).await.ok_or(Refusal::Starting),
+            Err(refusal) => Err(refusal),
+        };
+        let (response, member) = match answered {
+            Ok(member) => (self.answer(&member, request, peer, begun).await, Some(member)),
+            Err(refusal) => (Err(refusal), None),
+        };
+        let response = response.unwrap_or_else(|refusal| refusal.response(member.as_deref()));
+        if let Some(line) = log {
+            let revision = member.map(|m| m.key.to_string()).unwrap_or_default();
+            let millis = begun.elapsed().as_secs_f64() * 1e3;
+            info!(peer = %peer.address, revision, status = response.status().as_u16(), millis, "{line}");
+        }
+        response
     }
 
-    /// The same for a body of any origin.
-    pub async fn route(&self, mut request: Request<Body>, peer: SocketAddr) -> Response<Body> {
-        let Some(host) = host_of(&request) else {
-            return plain(StatusCode::BAD_REQUEST, "the request has no Host header\n");
+    /// The revision a request is for; its key where it is not known yet.
+    fn find(&self, request: &Request<Body>) -> Result<Result<Arc<Member>, Key>, Refusal> {
+        let host = match request.uri().authority() {
+            Some(authority) => authority.as_str(),
+            None => {
+                request.headers().get(header::HOST).and_then(|h| h.to_str().ok()).ok_or(Refusal::NoHost)?
+            }
         };
-        let Some(member) = self.member(&host) else {
-            return plain(StatusCode::NOT_FOUND, &format!("no function has the host name {host}\n"));
-        };
-        forwarded(&mut request, peer, &host);
-        let in_flight = self.fleet.begin(&member);
-        let response = match member.in_place.load_full() {
-            Some(prepared) => match timeout(member.limits.timeout, prepared.handler.call(request)).await {
-                Ok(response) => response,
-                Err(_) => too_slow(&member),
-            },
-            None => self.proxy.call(&member, request).await,
-        };
-        // The request is under way until its answer's last byte has left.
-        response.map(|body| pods::Counted::new(body, in_flight).boxed_unsync())
+        let host = request_host(host);
+        let site = self.table.find(&host).ok_or_else(|| Refusal::Unknown(host.to_string()))?;
+        let tagged = request.headers().get(&TAG).and_then(|tag| tag.to_str().ok());
+        let tagged = tagged.filter(|_| self.live.get().features.has("tag-header-based-routing"));
+        let target = tagged
+            .and_then(|tag| site.tagged(tag))
+            .or_else(|| site.only())
+            .unwrap_or_else(|| site.pick(rand::random()));
+        Ok(target.member(&self.fleet).ok_or_else(|| target.key().clone()))
     }
 
-    fn member(&self, host: &str) -> Option<Arc<Member>> {
-        let table = self.table.load();
-        let key = table.find(host)?.pick(rand::random());
-        self.fleet.get(key)
+    async fn answer(
+        &self,
+        member: &Arc<Member>,
+        mut request: Request<Body>,
+        peer: &Peer,
+        begun: Instant,
+    ) -> Result<Response<Answer>, Refusal> {
+        let in_flight = self.fleet.begin(member);
+        let (timeout, idle) = (member.limits().timeout, member.limits().idle);
+        let deadline = begun + timeout;
+        let timed = request.headers_mut().remove(TIMING).is_some();
+        forwarded(&mut request, peer);
+        let routed = begun.elapsed();
+        let mut held = Held::new(in_flight);
+        let mut response = match self.proxy.way(member, deadline).await? {
+            Way::InPlace(prepared) => {
+                held.turn = Some(self.turn(member, deadline).await?);
+                let called = prepared.handler.call(request);
+                let limit =
+                    member.limits().response_start.map_or(deadline, |span| deadline.min(begun + span));
+                timeout_at(limit, called).await.map_err(|_| Refusal::TooSlow)?
+            }
+            Way::Pod(slot) => self.proxy.call(member, slot, request, &mut held, deadline).await?,
+        };
+        if response.status() == StatusCode::SERVICE_UNAVAILABLE {
+            response.headers_mut().entry(header::RETRY_AFTER).or_insert(HeaderValue::from_static("1"));
+        }
+        if timed {
+            timing(&mut response, member, routed, begun.elapsed());
+        }
+        Ok(response.map(|body| Answer::new(body, held, deadline, idle)))
+    }
+
+    async fn turn(&self, member: &Member, deadline: Instant) -> Result<turns::Turn, Refusal> {
+        let deadline = deadline.min(Instant::now() + TURN);
+        self.turns.take(&member.key.namespace, deadline).await.map_err(|_| Refusal::Overloaded)
     }
 }
 
-/// The host a request is for: the target's authority (HTTP/2), or the Host header.
-fn host_of(request: &Request<Body>) -> Option<String> {
-    if let Some(authority) = request.uri().authority() {
-        return Some(request_host(authority.as_str()));
+/// Says in the answer how long its parts took, for those who asked.
+fn timing(response: &mut Response<Body>, member: &Member, routed: Duration, all: Duration) {
+    let millis = |span: Duration| span.as_secs_f64() * 1e3;
+    let prepared = member.prepared_micros.load(std::sync::atomic::Ordering::Relaxed) as f64 / 1e3;
+    let text = format!(
+        "prepare;dur={prepared:.3}, route;dur={:.3}, first-byte;dur={:.3}",
+        millis(routed),
+        millis(all.saturating_sub(routed))
+    );
+    if let Ok(value) = HeaderValue::from_str(&text) {
+        response.headers_mut().append("server-timing", value);
     }
-    request.headers().get(header::HOST)?.to_str().ok().map(request_host)
 }
 
 /// Adds what a function may want to know of the caller, as proxies do.
-fn forwarded(request: &mut Request<Body>, peer: SocketAddr, host: &str) {
+fn forwarded(request: &mut Request<Body>, peer: &Peer) {
+    const FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
+    const HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
+    const PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
+    let authority = request.uri().authority().and_then(|a| HeaderValue::from_str(a.as_str()).ok());
     let headers = request.headers_mut();
-    let before = headers.get("x-forwarded-for").and_then(|v| v.to_str().ok()).map(|v| format!("{v}, "));
-    let chain = format!("{}{}", before.unwrap_or_default(), peer.ip());
-    for (name, value) in
-        [("x-forwarded-for", chain.as_str()), ("x-forwarded-host", host), ("x-forwarded-proto", "http")]
-    {
-        if let Ok(value) = HeaderValue::from_str(value) {
+    let chain = match headers.get(&FOR).and_then(|v| v.to_str().ok()) {
+        Some(before) => HeaderValue::from_str(&format!("{before}, {}", peer.address.ip())).ok(),
+        None => peer.header.clone(),
+    };
+    let host = authority.or_else(|| headers.get(header::HOST).cloned());
+    for (name, value) in [(FOR, chain), (HOST, host), (PROTO, Some(HeaderValue::from_static("http")))] {
+        if let Some(value) = value {
             headers.insert(name, value);
         }
     }
 }
 
-fn plain(status: StatusCode, text: &str) -> Response<Body> {
-    let mut response = Response::new(full(text.to_string()));
-    *response.status_mut() = status;
-    response
-        .headers_mut()
-        .insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
-    response
+impl Refusal {
+    fn response(self, member: Option<&Member>) -> Response<Answer> {
+        let name = member.map(|m| m.key.to_string()).unwrap_or_default();
+        let seconds = member.map_or(0, |m| m.limits().timeout.as_secs());
+        let (status, text) = match self {
+            Self::NoHost => (StatusCode::BAD_REQUEST, "the request has no Host header".into()),
+            Self::Unknown(host) => (StatusCode::NOT_FOUND, format!("no function has the host name {host}")),
+            Self::Starting => (StatusCode::SERVICE_UNAVAILABLE, "the function is not known here yet".into()),
+            Self::QueueFull => {
+                (StatusCode::SERVICE_UNAVAILABLE, "too many requests wait for this function to start".into())
+            }
+            Self::Overloaded => {
+                (StatusCode::SERVICE_UNAVAILABLE, "too many requests are being answered here".into())
+            }
+            Self::Gone => (StatusCode::SERVICE_UNAVAILABLE, format!("{name} has been deleted")),
+            Self::NoPod => {
+                (StatusCode::GATEWAY_TIMEOUT, format!("no pod of {name} had room within {seconds} s"))
+            }
+            Self::TooSlow => {
+                (StatusCode::GATEWAY_TIMEOUT, format!("{name} did not answer within {seconds} s"))
+            }
+            Self::BadPath => (StatusCode::BAD_REQUEST, "the request's target cannot be passed on".into()),
+            Self::Pod(why) => (StatusCode::BAD_GATEWAY, format!("{name} does not answer: {why}")),
+        };
+        let mut response = Response::new(Answer::plain(format!("{text}\n")));
+        *response.status_mut() = status;
+        let headers = response.headers_mut();
+        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
+        if status == StatusCode::SERVICE_UNAVAILABLE {
+            headers.insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
+        }
+        response
+    }
 }
 
-fn too_slow(member: &Member) -> Response<Body> {
-    let seconds = member.limits.timeout.as_secs();
-    plain(StatusCode::GATEWAY_TIMEOUT, &format!("{} did not answer within {seconds} s\n", member.key))
-}
+#[cfg(test)]
+mod tests;

@@ -1,99 +1,217 @@
-//! Requests to revisions that run as pods: wait for one, then pass the request on.
+//! Requests to revisions that run as pods: wait for one with room, then pass the request on.
 
 use std::{
-    net::SocketAddr,
-    pin::Pin,
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering::Relaxed},
     },
-    task::{Context, Poll},
     time::Duration,
 };
 
-use bytes::Bytes;
-use http::{HeaderValue, Request, Response, StatusCode, Uri, Version, header};
-use http_body::{Body as HttpBody, Frame, SizeHint};
+use http::{
+    HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Uri, Version, header, request::Parts,
+};
 use http_body_util::BodyExt;
+use hyper::upgrade::OnUpgrade;
 use hyper_util::{
     client::legacy::{Client, connect::HttpConnector},
-    rt::{TokioExecutor, TokioTimer},
+    rt::{TokioExecutor, TokioIo, TokioTimer},
 };
 use tokio::time::{Instant, timeout_at};
 
-use super::{plain, too_slow};
+use super::{
+    Refusal,
+    body::{Held, Lent},
+};
 use crate::{
-    executor::{Body, BoxError},
-    fleet::{InFlight, Member},
+    executor::{Body, Prepared},
+    fleet::{Backend, Member},
 };
 
 /// Requests of one revision that may wait for a pod at the same time.
 const MAX_WAITING: i64 = 10_000;
-/// Longest wait for a pod, whatever the revision's own timeout.
-const MAX_WAIT: Duration = Duration::from_secs(600);
 /// Longest time to reach a pod that should be there.
 const CONNECT: Duration = Duration::from_secs(5);
 /// Idle connections kept to one pod.
 const IDLE_CONNECTIONS: usize = 64;
-/// Headers that concern one connection only (RFC 9110, 7.6.1).
-const HOP_BY_HOP: [header::HeaderName; 5] =
-    [header::CONNECTION, header::TE, header::TRAILER, header::TRANSFER_ENCODING, header::PROXY_AUTHORIZATION];
+/// Pods that a request is tried on at the most.
+const ATTEMPTS: usize = 8;
+/// Pause before a request is tried again.
+const BETWEEN: Duration = Duration::from_millis(20);
+/// Headers that concern one connection only (RFC 9110, 7.6.1), beside `TE`.
+const HOP_BY_HOP: [header::HeaderName; 4] =
+    [header::CONNECTION, header::TRAILER, header::TRANSFER_ENCODING, header::PROXY_AUTHORIZATION];
 
 /// Passes requests on to pods.
 pub(super) struct Proxy {
-    client: Client<HttpConnector, Body>,
+    http1: Client<HttpConnector, Lent>,
+    http2: Client<HttpConnector, Lent>,
     turn: AtomicUsize,
+}
+
+/// Where a request can go now.
+pub(super) enum Way {
+    /// To a program of this process.
+    InPlace(Arc<Prepared>),
+    /// To a pod, which counts it until the slot is dropped.
+    Pod(Slot),
+}
+
+/// A request's place at a pod.
+pub(super) struct Slot {
+    member: Arc<Member>,
+    pub(super) backend: Arc<Backend>,
+}
+
+impl Drop for Slot {
+    fn drop(&mut self) {
+        self.backend.in_flight.fetch_sub(1, Relaxed);
+        if self.member.waiting.load(Relaxed) > 0 {
+            self.member.freed.notify_one();
+        }
+    }
 }
 
 impl Proxy {
     pub(super) fn new() -> Self {
-        let mut connector = HttpConnector::new();
-        connector.set_connect_timeout(Some(CONNECT));
-        connector.set_nodelay(true);
-        let client = Client::builder(TokioExecutor::new())
-            .pool_max_idle_per_host(IDLE_CONNECTIONS)
-            .pool_timer(TokioTimer::new())
-            .build(connector);
-        Self { client, turn: AtomicUsize::new(0) }
+        let client = |http2: bool| {
+            let mut connector = HttpConnector::new();
+            connector.set_connect_timeout(Some(CONNECT));
+            connector.set_nodelay(true);
+            Client::builder(TokioExecutor::new())
+                .pool_max_idle_per_host(IDLE_CONNECTIONS)
+                .pool_timer(TokioTimer::new())
+                .http2_only(http2)
+                .build(connector)
+        };
+        Self { http1: client(false), http2: client(true), turn: AtomicUsize::new(0) }
     }
 
-    pub(super) async fn call(&self, member: &Arc<Member>, request: Request<Body>) -> Response<Body> {
-        let deadline = Instant::now() + member.limits.timeout;
-        let pods = match self.ready(member, deadline).await {
-            Ok(pods) => pods,
-            Err(response) => return response,
-        };
-        let pod = pods[self.turn.fetch_add(1, Relaxed) % pods.len()];
-        let Some(request) = addressed(request, pod) else {
-            return plain(StatusCode::BAD_REQUEST, "the request's path cannot be passed on\n");
-        };
-        match timeout_at(deadline, self.client.request(request)).await {
-            Err(_) => too_slow(member),
-            Ok(Ok(response)) => response.map(|body| body.map_err(Into::into).boxed_unsync()),
-            Ok(Err(e)) => {
-                plain(StatusCode::BAD_GATEWAY, &format!("{} at {pod} does not answer: {e}\n", member.key))
+    /// Where a member's next request can go: at once, or when a pod is ready and has room.
+    pub(super) async fn way(&self, member: &Arc<Member>, deadline: Instant) -> Result<Way, Refusal> {
+        if let Some(way) = self.now(member) {
+            return Ok(way);
+        }
+        let _place = Place::take(member).ok_or(Refusal::QueueFull)?;
+        let mut changes = member.backends.subscribe();
+        loop {
+            // Asked for before looking, so that no change in between is missed.
+            let freed = member.freed.notified();
+            tokio::pin!(freed);
+            freed.as_mut().enable();
+            changes.mark_unchanged();
+            if let Some(way) = self.now(member) {
+                return Ok(way);
+            }
+            tokio::select! {
+                () = tokio::time::sleep_until(deadline) => return Err(Refusal::NoPod),
+                () = freed => {}
+                _ = changes.changed() => {}
+            }
+            if member.is_gone() {
+                return Err(Refusal::Gone);
             }
         }
     }
 
-    /// The member's pods, once there is one.
-    async fn ready(
+    fn now(&self, member: &Arc<Member>) -> Option<Way> {
+        if let Some(prepared) = &*member.in_place() {
+            return Some(Way::InPlace(prepared.clone()));
+        }
+        let backends = member.backends.borrow().clone();
+        let most = member.limits().concurrency;
+        let start = self.turn.fetch_add(1, Relaxed);
+        // Two pods in turn, the less busy of them; with a limit, any that has room.
+        let order = (0..backends.len()).map(|i| &backends[start.wrapping_add(i) % backends.len()]);
+        let mut candidates: Vec<&Arc<Backend>> =
+            if most > 0 { order.collect() } else { order.take(2).collect() };
+        candidates.sort_by_key(|b| b.in_flight.load(Relaxed));
+        let backend = candidates.into_iter().find(|b| {
+            let before = b.in_flight.fetch_add(1, Relaxed);
+            let room = most == 0 || before < most;
+            if !room {
+                b.in_flight.fetch_sub(1, Relaxed);
+            }
+            room
+        })?;
+        Some(Way::Pod(Slot { member: member.clone(), backend: backend.clone() }))
+    }
+
+    /// Passes a request on. A pod that cannot be reached is no failure as long as there is another, or one comes.
+    pub(super) async fn call(
         &self,
         member: &Arc<Member>,
+        mut slot: Slot,
+        request: Request<Body>,
+        held: &mut Held,
         deadline: Instant,
-    ) -> Result<Arc<[SocketAddr]>, Response<Body>> {
-        let now = member.backends.borrow().clone();
-        if !now.is_empty() {
-            return Ok(now);
+    ) -> Result<Response<Body>, Refusal> {
+        let (mut parts, mut body) = request.into_parts();
+        let upgrade = wants_upgrade(&parts).then(|| parts.extensions.remove::<OnUpgrade>()).flatten();
+        let head_limit =
+            member.limits().response_start.map_or(deadline, |span| deadline.min(Instant::now() + span));
+        let h2c = member.limits().h2c;
+        for attempt in 1.. {
+            let pod = slot.backend.address;
+            let (lent, owner) = Lent::new(body);
+            let request = addressed(&parts, lent, &slot, upgrade.is_some(), h2c).ok_or(Refusal::BadPath)?;
+            let client = if h2c { &self.http2 } else { &self.http1 };
+            match timeout_at(head_limit, client.request(request)).await {
+                Err(_) => return Err(Refusal::TooSlow),
+                Ok(Ok(response)) => {
+                    held.slot = Some(slot);
+                    return Ok(answered(response, upgrade, held));
+                }
+                Ok(Err(error)) => {
+                    let unread = owner.lock().take();
+                    let Some(unread) = unread.filter(|_| error.is_connect() && attempt < ATTEMPTS) else {
+                        return Err(Refusal::Pod(format!("{pod}: {error}")));
+                    };
+                    body = unread;
+                }
+            }
+            drop(slot);
+            tokio::time::sleep(BETWEEN).await;
+            slot = match self.way(member, deadline).await? {
+                Way::Pod(slot) => slot,
+                Way::InPlace(_) => return Err(Refusal::NoPod),
+            };
         }
-        let _place = Place::take(member).ok_or_else(full_up)?;
-        let mut changes = member.backends.subscribe();
-        let limit = deadline.min(Instant::now() + MAX_WAIT);
-        match timeout_at(limit, changes.wait_for(|pods| !pods.is_empty())).await {
-            Ok(Ok(pods)) => Ok(pods.clone()),
-            Ok(Err(_)) | Err(_) => Err(too_slow(member)),
-        }
+        Err(Refusal::NoPod)
     }
+}
+
+/// The answer; one that switches protocols takes the connection, and its request stays under way as long.
+fn answered(
+    mut response: Response<hyper::body::Incoming>,
+    upgrade: Option<OnUpgrade>,
+    held: &mut Held,
+) -> Response<Body> {
+    if response.status() == StatusCode::SWITCHING_PROTOCOLS
+        && let Some(client) = upgrade
+    {
+        let pod = hyper::upgrade::on(&mut response);
+        let held = std::mem::take(held);
+        tokio::spawn(async move {
+            let (Ok(client), Ok(pod)) = tokio::join!(client, pod) else { return };
+            let (mut client, mut pod) = (TokioIo::new(client), TokioIo::new(pod));
+            // Either side may end it; there is nobody to tell.
+            let _ = tokio::io::copy_bidirectional(&mut client, &mut pod).await;
+            drop(held);
+        });
+    } else {
+        strip(response.headers_mut());
+    }
+    response.map(|body| body.map_err(Into::into).boxed_unsync())
+}
+
+fn wants_upgrade(parts: &Parts) -> bool {
+    let token = |value: &HeaderValue| {
+        value.to_str().is_ok_and(|v| v.split(',').any(|t| t.trim().eq_ignore_ascii_case("upgrade")))
+    };
+    parts.version == Version::HTTP_11
+        && parts.headers.contains_key(header::UPGRADE)
+        && parts.headers.get_all(header::CONNECTION).iter().any(token)
 }
 
 /// A place in a member's queue, given back when dropped.
@@ -113,57 +231,49 @@ impl Drop for Place {
     }
 }
 
-fn full_up() -> Response<Body> {
-    let mut response =
-        plain(StatusCode::SERVICE_UNAVAILABLE, "too many requests wait for this function to start\n");
-    response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
-    response
+/// Removes what concerned the connection a message came by.
+fn strip(headers: &mut HeaderMap) {
+    let named: Vec<header::HeaderName> = headers
+        .get_all(header::CONNECTION)
+        .iter()
+        .filter_map(|v| v.to_str().ok())
+        .flat_map(|v| v.split(','))
+        .filter_map(|name| name.trim().parse().ok())
+        .collect();
+    named.iter().chain(&HOP_BY_HOP).for_each(|name| {
+        headers.remove(name);
+    });
 }
 
-/// The request as the pod gets it: HTTP/1.1, to the pod's address, with the caller's Host.
-fn addressed(mut request: Request<Body>, pod: SocketAddr) -> Option<Request<Body>> {
-    let path = request.uri().path_and_query().map_or("/", |p| p.as_str());
-    let uri: Uri = format!("http://{pod}{path}").parse().ok()?;
-    if let Some(authority) = request.uri().authority() {
-        let host = HeaderValue::from_str(authority.as_str()).ok()?;
-        request.headers_mut().entry(header::HOST).or_insert(host);
-    }
+/// The request as the pod gets it: to the pod's address, with the caller's Host.
+fn addressed(parts: &Parts, body: Lent, slot: &Slot, upgrade: bool, h2c: bool) -> Option<Request<Lent>> {
+    let path = parts.uri.path_and_query().map_or("/", |p| p.as_str());
+    let uri: Uri = format!("http://{}{path}", slot.backend.address).parse().ok()?;
+    let mut request = Request::new(body);
+    *request.method_mut() = if parts.method == Method::CONNECT { return None } else { parts.method.clone() };
     *request.uri_mut() = uri;
-    *request.version_mut() = Version::HTTP_11;
-    for name in &HOP_BY_HOP {
-        request.headers_mut().remove(name);
+    *request.version_mut() = if h2c { Version::HTTP_2 } else { Version::HTTP_11 };
+    let mut headers = parts.headers.clone();
+    if let Some(authority) = parts.uri.authority() {
+        headers.entry(header::HOST).or_insert(HeaderValue::from_str(authority.as_str()).ok()?);
     }
+    let trailers = headers.get(header::TE).is_some_and(|te| te.as_bytes().eq_ignore_ascii_case(b"trailers"));
+    let protocol = headers.remove(header::UPGRADE);
+    strip(&mut headers);
+    headers.remove(header::TE);
+    if trailers && h2c {
+        headers.insert(header::TE, HeaderValue::from_static("trailers"));
+    }
+    if let Some(protocol) = protocol.filter(|_| upgrade) {
+        headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
+        headers.insert(header::UPGRADE, protocol);
+    }
+    let key = &slot.member.key;
+    for (name, value) in
+        [("knative-serving-revision", &key.name), ("knative-serving-namespace", &key.namespace)]
+    {
+        headers.insert(name, HeaderValue::from_str(value).ok()?);
+    }
+    *request.headers_mut() = headers;
     Some(request)
-}
-
-/// A body that keeps its request counted as under way until it has been sent.
-pub(super) struct Counted {
-    body: Body,
-    _in_flight: InFlight,
-}
-
-impl Counted {
-    pub(super) fn new(body: Body, in_flight: InFlight) -> Self {
-        Self { body, _in_flight: in_flight }
-    }
-}
-
-impl HttpBody for Counted {
-    type Data = Bytes;
-    type Error = BoxError;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
-        Pin::new(&mut self.body).poll_frame(cx)
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
-    }
 }

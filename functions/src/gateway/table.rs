@@ -1,105 +1,286 @@
-//! Host → split → revision: one immutable table, swapped whole when a route changes.
+//! Host → split → revision. Read without a lock; a change touches only the hosts it is about.
+//!
+//! The hosts stand in shards, each an immutable map that is swapped whole: one route's change copies a few dozen
+//! entries, however many routes there are.
 
-use std::{collections::HashMap, sync::Arc};
-
-use kube::ResourceExt;
-use wasmk_api::knative::{Route, VISIBILITY_LABEL, label};
-
-use crate::{
-    fleet::Key,
-    names::{self, CLUSTER_DOMAIN},
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::Arc,
 };
 
+use arc_swap::{ArcSwap, ArcSwapOption};
+use kube::ResourceExt;
+use parking_lot::Mutex;
+use wasmk_api::knative::{DomainMapping, Route};
+
+use crate::{
+    config::Config,
+    domain_mapping::leads_to_route,
+    fleet::{Fleet, Key, Member},
+    rollout::Rollouts,
+    route::Hosts,
+};
+
+/// Shards of the table.
+const SHARDS: usize = 256;
+
+type Shard = HashMap<Arc<str>, Arc<Site>>;
+
+/// A revision that requests go to.
+#[derive(Debug)]
+pub struct Target {
+    key: Key,
+    /// Found at the first request and kept until its revision is gone.
+    member: ArcSwapOption<Member>,
+}
+
+impl std::fmt::Debug for Member {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Member({})", self.key)
+    }
+}
+
+impl Target {
+    fn new(key: Key) -> Self {
+        Self { key, member: ArcSwapOption::empty() }
+    }
+
+    /// Which revision.
+    pub fn key(&self) -> &Key {
+        &self.key
+    }
+
+    /// The revision, if it is known yet.
+    pub fn member(&self, fleet: &Fleet) -> Option<Arc<Member>> {
+        if let Some(member) = &*self.member.load()
+            && !member.is_gone()
+        {
+            return Some(member.clone());
+        }
+        let member = fleet.get(&self.key);
+        self.member.store(member.clone());
+        member
+    }
+}
+
 /// Where a host's requests go.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Debug)]
 pub struct Site {
     /// Revisions with the upper end of their share, rising to the last one's.
-    splits: Vec<(u32, Key)>,
+    splits: Vec<(u32, Arc<Target>)>,
+    /// Revisions by tag, for requests that name one in a header.
+    tags: Vec<(String, Arc<Target>)>,
 }
 
 impl Site {
-    fn new(shares: impl IntoIterator<Item = (u32, Key)>) -> Option<Self> {
+    fn new(shares: impl IntoIterator<Item = (u32, Arc<Target>)>) -> Option<Self> {
         let mut sum = 0_u32;
         let mut splits = Vec::new();
-        for (share, key) in shares {
+        for (share, target) in shares {
             if share > 0 {
                 sum = sum.saturating_add(share);
-                splits.push((sum, key));
+                splits.push((sum, target));
             }
         }
-        (!splits.is_empty()).then_some(Self { splits })
+        (!splits.is_empty()).then_some(Self { splits, tags: Vec::new() })
     }
 
     /// The revision for a draw from all 32-bit numbers.
-    pub fn pick(&self, draw: u32) -> &Key {
+    pub fn pick(&self, draw: u32) -> &Target {
         let (last, rest) = self.splits.split_last().expect("a site has a revision");
         let point = (u64::from(draw) * u64::from(last.0)) >> 32;
-        rest.iter().find(|(end, _)| point < u64::from(*end)).map_or(&last.1, |(_, key)| key)
+        rest.iter().find(|(end, _)| point < u64::from(*end)).map_or(&last.1, |(_, target)| target)
     }
+
+    /// Whether all requests go to one revision.
+    pub fn only(&self) -> Option<&Target> {
+        match &self.splits[..] {
+            [(_, only)] => Some(only),
+            _ => None,
+        }
+    }
+
+    /// The revision of a tag.
+    pub fn tagged(&self, tag: &str) -> Option<&Target> {
+        self.tags.iter().find(|(name, _)| name == tag).map(|(_, target)| &**target)
+    }
+}
+
+/// Who claims hosts: objects of the API, by kind, namespace and name.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Source {
+    kind: &'static str,
+    namespace: String,
+    name: String,
+}
+
+impl Source {
+    /// A Route.
+    pub fn route(route: &Route) -> Self {
+        Self { kind: "Route", namespace: route.namespace().unwrap_or_default(), name: route.name_any() }
+    }
+
+    /// A DomainMapping.
+    pub fn mapping(mapping: &DomainMapping) -> Self {
+        let (namespace, name) = (mapping.namespace().unwrap_or_default(), mapping.name_any());
+        Self { kind: "DomainMapping", namespace, name }
+    }
+}
+
+/// The hosts of one object, and since when it is there: of two that claim a host the first has it.
+#[derive(Debug, Default)]
+pub struct Claim {
+    since: String,
+    hosts: Vec<(String, Arc<Site>)>,
 }
 
 /// All hosts.
-#[derive(Clone, Debug, Default)]
 pub struct Table {
-    hosts: HashMap<String, Arc<Site>>,
+    shards: Box<[ArcSwap<Shard>]>,
+    claims: Mutex<Claims>,
+}
+
+#[derive(Default)]
+struct Claims {
+    by_source: HashMap<Source, Claim>,
+    /// Who claims a host, the first in front.
+    by_host: HashMap<String, BTreeMap<(String, Source), Arc<Site>>>,
+}
+
+impl Default for Table {
+    fn default() -> Self {
+        let shards = (0..SHARDS).map(|_| ArcSwap::default()).collect();
+        Self { shards, claims: Mutex::default() }
+    }
 }
 
 impl Table {
-    /// The table of these routes. `domain` is the suffix of hosts reached from outside. Where two routes
-    /// claim a host, the one that was there first keeps it.
-    pub fn of<'a>(routes: impl IntoIterator<Item = &'a Route>, domain: &str) -> Self {
-        let mut routes: Vec<&Route> = routes.into_iter().collect();
-        routes.sort_by_key(|r| (r.metadata.creation_timestamp.clone(), r.namespace(), r.name_any()));
-        let mut hosts = HashMap::new();
-        for route in routes {
-            for (host, site) in sites(route, domain) {
-                hosts.entry(host).or_insert_with(|| Arc::new(site));
-            }
-        }
-        Self { hosts }
+    /// The site of a host name (see [`request_host`](crate::names::request_host)).
+    pub fn find(&self, host: &str) -> Option<Arc<Site>> {
+        self.shards[shard(host)].load().get(host).cloned()
     }
 
-    /// The site of a host name (see [`names::request_host`]).
-    pub fn find(&self, host: &str) -> Option<&Arc<Site>> {
-        self.hosts.get(host)
+    /// Takes what some objects claim now; nothing for those that are gone.
+    pub fn set(&self, changes: impl IntoIterator<Item = (Source, Option<Claim>)>) {
+        let mut claims = self.claims.lock();
+        let mut touched: BTreeMap<usize, Vec<String>> = BTreeMap::new();
+        for (source, claim) in changes {
+            for host in claims.replace(source, claim) {
+                touched.entry(shard(&host)).or_default().push(host);
+            }
+        }
+        for (index, hosts) in touched {
+            let mut map = Shard::clone(&self.shards[index].load());
+            for host in hosts {
+                match claims.by_host.get(&host).and_then(|all| all.values().next()) {
+                    Some(site) => map.insert(host.into(), site.clone()),
+                    None => map.remove(host.as_str()),
+                };
+            }
+            self.shards[index].store(Arc::new(map));
+        }
+    }
+
+    /// Forgets the sources that `keep` refuses.
+    pub fn retain(&self, keep: impl Fn(&Source) -> bool) {
+        let gone: Vec<Source> = self.claims.lock().by_source.keys().filter(|s| !keep(s)).cloned().collect();
+        self.set(gone.into_iter().map(|source| (source, None)));
     }
 
     /// How many hosts there are.
     pub fn len(&self) -> usize {
-        self.hosts.len()
+        self.shards.iter().map(|shard| shard.load().len()).sum()
     }
 
     /// Whether there is none.
     pub fn is_empty(&self) -> bool {
-        self.hosts.is_empty()
+        self.len() == 0
     }
 }
 
-/// The hosts of one route: its own and one per tag, inside the cluster and, unless kept local, outside.
-fn sites(route: &Route, domain: &str) -> Vec<(String, Site)> {
-    let Some(status) = &route.status else { return Vec::new() };
-    let (name, namespace) = (route.name_any(), route.namespace().unwrap_or_default());
-    let key = |revision: &Option<String>| Some(Key::new(&*namespace, revision.clone()?));
-    let shares = status
-        .traffic
-        .iter()
-        .filter_map(|t| Some((u32::try_from(t.percent.unwrap_or(0)).unwrap_or(0), key(&t.revision_name)?)));
-    let mut named: Vec<(&str, Site)> = Site::new(shares).map(|site| ("", site)).into_iter().collect();
-    for target in status.traffic.iter().filter(|t| !t.tag.is_empty()) {
-        let site = key(&target.revision_name).and_then(|key| Site::new([(100, key)]));
-        named.extend(site.map(|site| (target.tag.as_str(), site)));
+impl Claims {
+    /// Puts a claim in the place of the source's last one; returns the hosts either is about.
+    fn replace(&mut self, source: Source, claim: Option<Claim>) -> Vec<String> {
+        let mut hosts = Vec::new();
+        if let Some(old) = self.by_source.remove(&source) {
+            for (host, _) in old.hosts {
+                if let Some(all) = self.by_host.get_mut(&host) {
+                    all.remove(&(old.since.clone(), source.clone()));
+                    if all.is_empty() {
+                        self.by_host.remove(&host);
+                    }
+                }
+                hosts.push(host);
+            }
+        }
+        if let Some(claim) = claim {
+            for (host, site) in &claim.hosts {
+                let place = (claim.since.clone(), source.clone());
+                self.by_host.entry(host.clone()).or_default().insert(place, site.clone());
+                hosts.push(host.clone());
+            }
+            self.by_source.insert(source, claim);
+        }
+        hosts
     }
-    let local = label(&route.metadata, VISIBILITY_LABEL) == Some("cluster-local");
+}
+
+/// FNV-1a: short names, and nothing to defend against, as an attacker cannot choose the shards' number.
+fn shard(host: &str) -> usize {
+    let step = |hash: u32, byte: u8| (hash ^ u32::from(byte)).wrapping_mul(16_777_619);
+    host.bytes().fold(2_166_136_261, step) as usize % SHARDS
+}
+
+/// The hosts of a route: its own and one per tag, inside the cluster and, unless kept local, outside.
+pub(crate) fn of_route(route: &Route, config: &Config) -> Claim {
+    let names = Hosts::of(route, config);
     let mut hosts = Vec::new();
-    for (tag, site) in named {
-        for suffix in [CLUSTER_DOMAIN, "svc"] {
-            hosts.push((names::host(&name, tag, &namespace, suffix), site.clone()));
-        }
-        if !local {
-            hosts.push((names::host(&name, tag, &namespace, domain), site));
+    for (tag, site) in sites(route) {
+        let inside = names.inside(&tag);
+        let short = inside.strip_suffix(".cluster.local").unwrap_or_default().to_string();
+        hosts.extend([inside, short].map(|host| (host, site.clone())));
+        hosts.extend(names.outside(&tag).map(|host| (host.to_ascii_lowercase(), site)));
+    }
+    Claim { since: since(&route.metadata), hosts }
+}
+
+/// The host of a mapping, leading where its route's requests go.
+pub(crate) fn of_mapping(mapping: &DomainMapping, route: Option<&Route>) -> Option<Claim> {
+    let route = route.filter(|_| leads_to_route(&mapping.spec.reference))?;
+    let (_, site) = sites(route).into_iter().find(|(tag, _)| tag.is_empty())?;
+    Some(Claim { since: since(&mapping.metadata), hosts: vec![(mapping.name_any(), site)] })
+}
+
+fn since(metadata: &k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta) -> String {
+    metadata.creation_timestamp.as_ref().map(|t| t.0.to_string()).unwrap_or_default()
+}
+
+/// The site of a route (no tag) and those of its tags.
+fn sites(route: &Route) -> Vec<(String, Arc<Site>)> {
+    let Some(status) = &route.status else { return Vec::new() };
+    let namespace = route.namespace().unwrap_or_default();
+    let rollouts = Rollouts::of(route);
+    let mut known: HashMap<String, Arc<Target>> = HashMap::new();
+    let mut target = |name: &str| {
+        let made = || Arc::new(Target::new(Key::new(&*namespace, name)));
+        known.entry(name.to_string()).or_insert_with(made).clone()
+    };
+    let mut shares = Vec::new();
+    let mut tags = Vec::new();
+    for one in status.traffic.iter().filter(|t| t.revision_name.is_some()) {
+        shares.extend(rollouts.weights(one).into_iter().map(|(name, weight)| (weight, target(&name))));
+        if !one.tag.is_empty() {
+            tags.push((one.tag.clone(), target(one.revision_name.as_deref().unwrap_or(""))));
         }
     }
-    hosts
+    let mut named = Vec::new();
+    if let Some(site) = Site::new(shares) {
+        named.push((String::new(), Arc::new(Site { tags: tags.clone(), ..site })));
+    }
+    let tagged =
+        tags.into_iter().filter_map(|(tag, target)| Some((tag, Arc::new(Site::new([(100, target)])?))));
+    named.extend(tagged);
+    named
 }
 
 #[cfg(test)]
@@ -108,30 +289,43 @@ mod tests {
 
     use super::*;
 
-    fn table(traffic: Value, labels: Value) -> Table {
-        let route: Route = serde_json::from_value(json!({
-            "metadata": {"name": "hello", "namespace": "default", "labels": labels},
+    fn route(name: &str, traffic: Value, labels: Value) -> Route {
+        serde_json::from_value(json!({
+            "metadata": {"name": name, "namespace": "default", "labels": labels},
             "spec": {}, "status": {"traffic": traffic},
         }))
-        .unwrap();
-        Table::of([&route], "example.com")
+        .unwrap()
+    }
+
+    fn put(table: &Table, route: &Route) {
+        table.set([(Source::route(route), Some(of_route(route, &Config::new("example.com"))))]);
+    }
+
+    fn table(traffic: Value, labels: Value) -> Table {
+        let table = Table::default();
+        put(&table, &route("hello", traffic, labels));
+        table
     }
 
     fn share(table: &Table, host: &str, revision: &str) -> usize {
         let site = table.find(host).unwrap();
-        (0..1000_u32).filter(|i| site.pick(i * (u32::MAX / 1000)).name == revision).count()
+        (0..1000_u32).filter(|i| site.pick(i * (u32::MAX / 1000)).key().name == revision).count()
     }
 
     #[test]
-    fn traffic_is_split_by_percent() {
-        let traffic =
-            json!([{"revisionName": "a", "percent": 90}, {"revisionName": "b", "percent": 10, "tag": "new"}]);
-        let table = table(traffic, json!({}));
+    fn traffic_is_split_by_percent_and_tags_have_hosts() {
+        let table = table(
+            json!([{"revisionName": "a", "percent": 90}, {"revisionName": "b", "percent": 10, "tag": "new"}]),
+            json!({}),
+        );
         let host = "hello.default.example.com";
         assert!((895..=905).contains(&share(&table, host, "a")));
         assert_eq!(share(&table, host, "a") + share(&table, host, "b"), 1000);
         assert_eq!(share(&table, "new-hello.default.example.com", "b"), 1000);
-        assert_eq!(table.find(host).unwrap().pick(u32::MAX).name, "b");
+        let site = table.find(host).unwrap();
+        assert_eq!(site.pick(u32::MAX).key().name, "b");
+        assert_eq!(site.tagged("new").unwrap().key().name, "b");
+        assert!(site.tagged("old").is_none() && site.only().is_none());
     }
 
     #[test]
@@ -142,10 +336,60 @@ mod tests {
         let local = table(traffic, json!({"networking.knative.dev/visibility": "cluster-local"}));
         assert!(local.find("hello.default.example.com").is_none());
         assert!(local.find("hello.default.svc.cluster.local").is_some());
+        assert!(local.find("hello.default.svc").is_some());
     }
 
     #[test]
     fn no_share_no_host() {
         assert!(table(json!([{"revisionName": "a", "percent": 0}]), json!({})).is_empty());
+    }
+
+    #[test]
+    fn changes_touch_only_their_own_hosts() {
+        let table = table(json!([{"revisionName": "a", "percent": 100}]), json!({}));
+        let host = "hello.default.example.com";
+        let before = table.find(host).unwrap();
+        put(&table, &route("other", json!([{"revisionName": "o", "percent": 100}]), json!({})));
+        assert!(Arc::ptr_eq(&before, &table.find(host).unwrap()));
+        put(&table, &route("hello", json!([{"revisionName": "b", "percent": 100}]), json!({})));
+        assert_eq!(table.find(host).unwrap().only().unwrap().key().name, "b");
+        table.retain(|source| source.name == "other");
+        assert!(table.find(host).is_none());
+        assert_eq!(table.len(), 3);
+    }
+
+    #[test]
+    fn the_first_keeps_a_host_until_it_goes() {
+        let table = Table::default();
+        let mapping = |namespace: &str, since: &str| -> DomainMapping {
+            serde_json::from_value(json!({
+                "metadata": {"name": "x.example.org", "namespace": namespace, "creationTimestamp": since},
+                "spec": {"ref": {"kind": "Service", "name": "hello", "apiVersion": "serving.knative.dev/v1"}},
+            }))
+            .unwrap()
+        };
+        let route =
+            |revision: &str| route("hello", json!([{"revisionName": revision, "percent": 100}]), json!({}));
+        let (late, early) = (mapping("a", "2026-01-02T00:00:00Z"), mapping("b", "2026-01-01T00:00:00Z"));
+        for (mapping, revision) in [(&late, "late"), (&early, "early")] {
+            table.set([(Source::mapping(mapping), of_mapping(mapping, Some(&route(revision))))]);
+        }
+        let name = |table: &Table| table.find("x.example.org").unwrap().only().unwrap().key().name.clone();
+        assert_eq!(name(&table), "early");
+        table.set([(Source::mapping(&early), None)]);
+        assert_eq!(name(&table), "late");
+    }
+
+    #[test]
+    fn a_rollout_splits_a_target() {
+        let mut one =
+            route("hello", json!([{"revisionName": "b", "percent": 100, "latestRevision": true}]), json!({}));
+        let moving =
+            json!({"": {"to": "b", "share": 25, "from": [["a", 100]], "since": "2026-01-01T00:00:00Z"}});
+        let key = wasmk_api::knative::ROLLOUT_ANNOTATION.to_string();
+        one.metadata.annotations = Some([(key, moving.to_string())].into());
+        let table = Table::default();
+        put(&table, &one);
+        assert!((245..=255).contains(&share(&table, "hello.default.example.com", "b")));
     }
 }

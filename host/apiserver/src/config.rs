@@ -7,7 +7,7 @@ use std::{
 
 use async_trait::async_trait;
 use tokio::io::{AsyncRead, AsyncWrite};
-use wasmk_api::Timestamp;
+use wasmk_api::{Object, Status, Timestamp};
 use wasmk_store::Store;
 
 /// A byte stream to a node, over which HTTP/1.1 is spoken.
@@ -34,6 +34,22 @@ impl NodeDialer for NoNodes {
     async fn dial(&self, node: &str) -> std::io::Result<Box<dyn NodeStream>> {
         Err(std::io::Error::new(std::io::ErrorKind::NotFound, format!("node {node} is not connected")))
     }
+}
+
+/// Defaults and rules of resources whose meaning another part of the program knows, called inside the process in
+/// the place where admission webhooks are.
+pub trait KindHook: Send + Sync {
+    /// Whether it has a say in a resource (plural) of a group, empty for the core.
+    fn applies(&self, group: &str, resource: &str) -> bool;
+
+    /// Fills in what an object leaves open. `old` is the object before an update.
+    fn mutate(&self, object: &mut Object, old: Option<&Object>, user: &str);
+
+    /// Refuses an object that breaks a rule.
+    ///
+    /// # Errors
+    /// With the refusal.
+    fn validate(&self, object: &Object, old: Option<&Object>) -> Result<(), Status>;
 }
 
 /// What `/version` says.
@@ -140,6 +156,8 @@ pub struct Config {
     pub static_tokens: Vec<(String, crate::User)>,
     /// The present.
     pub clock: fn() -> Timestamp,
+    /// Defaults and rules that other parts of the program bring.
+    pub hooks: Vec<Arc<dyn KindHook>>,
 }
 
 impl Config {
@@ -159,6 +177,7 @@ impl Config {
             version: VersionInfo::default(),
             static_tokens: Vec::new(),
             clock: Timestamp::now,
+            hooks: Vec::new(),
         }
     }
 }

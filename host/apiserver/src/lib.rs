@@ -37,6 +37,6 @@ mod tls;
 mod write;
 
 pub use auth::{KeyError, User};
-pub use config::{Config, FrontProxy, NoNodes, NodeDialer, NodeStream, ServiceRange, VersionInfo};
+pub use config::{Config, FrontProxy, KindHook, NoNodes, NodeDialer, NodeStream, ServiceRange, VersionInfo};
 pub use server::{ApiServer, NodeIdentifier, StartError};
 pub use tls::{TlsError, serve_tls, tls_config};

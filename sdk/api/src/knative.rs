@@ -25,17 +25,30 @@ pub const REVISION_LABEL: &str = "serving.knative.dev/revision";
 pub const REVISION_UID_LABEL: &str = "serving.knative.dev/revisionUID";
 /// Label: the Route an object belongs to.
 pub const ROUTE_LABEL: &str = "serving.knative.dev/route";
+/// Label: whether a route leads to a Revision: `pending`, `active` or `reserve`.
+pub const ROUTING_STATE_LABEL: &str = "serving.knative.dev/routingState";
+/// Annotation: when that changed last.
+pub const ROUTING_MODIFIED_ANNOTATION: &str = "serving.knative.dev/routingStateModified";
+/// Annotation: the routes that lead to a Revision, with commas.
+pub const ROUTES_ANNOTATION: &str = "serving.knative.dev/routes";
+/// Annotation: `true` keeps a Revision from being collected.
+pub const NO_GC_ANNOTATION: &str = "serving.knative.dev/no-gc";
+/// Annotation of a Route: how far its rollouts are.
+pub const ROLLOUT_ANNOTATION: &str = "serving.knative.dev/rollout";
 /// Label: `cluster-local` keeps a function away from the outside.
 pub const VISIBILITY_LABEL: &str = "networking.knative.dev/visibility";
 
 /// Makes a struct a namespaced kind of the group.
 macro_rules! kind {
     ($type:ident, $plural:literal) => {
+        kind!($type, $plural, "v1");
+    };
+    ($type:ident, $plural:literal, $version:literal) => {
         impl Resource for $type {
-            const API_VERSION: &'static str = "serving.knative.dev/v1";
+            const API_VERSION: &'static str = concat!("serving.knative.dev/", $version);
             const GROUP: &'static str = GROUP;
             const KIND: &'static str = stringify!($type);
-            const VERSION: &'static str = "v1";
+            const VERSION: &'static str = $version;
             const URL_PATH_SEGMENT: &'static str = $plural;
             type Scope = NamespaceResourceScope;
         }
@@ -58,6 +71,7 @@ kind!(Service, "services");
 kind!(Configuration, "configurations");
 kind!(Revision, "revisions");
 kind!(Route, "routes");
+kind!(DomainMapping, "domainmappings", "v1beta1");
 
 /// A function or web service: a template and how traffic reaches its revisions.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -290,6 +304,62 @@ pub struct TrafficTarget {
     /// Where the tag is reached; set by the system.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub url: Option<String>,
+}
+
+/// Leads a host name (the object's name) to a Service or Route.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct DomainMapping {
+    /// Standard metadata.
+    pub metadata: ObjectMeta,
+    /// What is wanted.
+    pub spec: DomainMappingSpec,
+    /// What there is.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub status: Option<DomainMappingStatus>,
+}
+
+/// What a host name leads to.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct DomainMappingSpec {
+    /// The object.
+    #[serde(rename = "ref")]
+    pub reference: Reference,
+}
+
+/// Names an object.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Reference {
+    /// Its kind.
+    pub kind: String,
+    /// Its namespace; that of the object that names it when empty.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub namespace: String,
+    /// Its name.
+    pub name: String,
+    /// Its group and version.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub api_version: String,
+}
+
+/// What a DomainMapping has come to.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct DomainMappingStatus {
+    /// The `metadata.generation` this speaks of.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub observed_generation: Option<i64>,
+    /// `CertificateProvisioned`, `DomainClaimed`, `IngressReady`, `ReferenceResolved`, `Ready`.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub conditions: Vec<Condition>,
+    /// Where it is reached.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub url: Option<String>,
+    /// The same, as an address.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub address: Option<Address>,
 }
 
 /// An address inside the cluster.

@@ -20,6 +20,8 @@ mod service_account;
 mod subjects;
 mod webhooks;
 
+use std::sync::Arc;
+
 use wasmk_api::{Object, Status};
 
 pub(crate) use kept::Kept;
@@ -30,6 +32,7 @@ pub(crate) use webhooks::Hook;
 use question::Question;
 
 use crate::{
+    config::KindHook,
     sub,
     table::Resource,
     write::{Mode, Work},
@@ -97,7 +100,16 @@ fn own_steps(work: &Work<'_>, object: &mut Object, old: Option<&Object>, mode: M
     if !matches!(mode, Mode::Main | Mode::Scale) {
         return Ok(());
     }
-    MUTATE.iter().filter(|(r, _)| applies(r, work)).try_for_each(|(_, step)| step(work, object, old))
+    MUTATE.iter().filter(|(r, _)| applies(r, work)).try_for_each(|(_, step)| step(work, object, old))?;
+    kind_hooks(work).for_each(|hook| hook.mutate(object, old, &work.call.user.name));
+    Ok(())
+}
+
+/// The hooks of other parts of the program that have a say in the resource.
+fn kind_hooks<'a>(work: &'a Work<'_>) -> impl Iterator<Item = &'a Arc<dyn KindHook>> {
+    let (group, plural) = work.resource.storage.split_once('/').unwrap_or(("", &work.resource.storage));
+    let group = if group == "core" { "" } else { group };
+    work.core.config.hooks.iter().filter(move |hook| hook.applies(group, plural))
 }
 
 /// Asks policies and webhooks about an object that is sent to a subresource and stored nowhere (`Eviction`,
@@ -156,6 +168,9 @@ pub(crate) async fn validate(
     mode: Mode,
 ) -> Result<(), Status> {
     VALIDATE.iter().filter(|(r, _)| applies(r, work)).try_for_each(|(_, step)| step(work, new, old, mode))?;
+    if mode == Mode::Main {
+        kind_hooks(work).try_for_each(|hook| hook.validate(new, old))?;
+    }
     // A change of scale is looked at as one of the scale.
     let scales = match mode {
         Mode::Scale => [Some(new), old].map(|o| sub::scale_of(work.resource, o?)),

@@ -7,13 +7,17 @@ use serde_json::Value;
 use super::{Context, Exit, api::Api};
 
 mod build;
+mod cold;
 mod delete;
 mod deploy;
+mod describe;
+mod dev;
 mod invoke;
 mod list;
 mod logs;
 mod new;
 pub(super) mod push;
+mod traffic;
 mod wait;
 
 #[derive(Debug, Subcommand)]
@@ -23,7 +27,7 @@ pub(super) enum Command {
     /// Build a function into a WebAssembly component
     Build(build::Args),
     /// Build, push and start a function, and wait until it can be called
-    Deploy(deploy::Args),
+    Deploy(Box<deploy::Args>),
     /// List functions
     #[command(visible_alias = "ls")]
     List(list::Args),
@@ -31,6 +35,18 @@ pub(super) enum Command {
     Logs(logs::Args),
     /// Call a function
     Invoke(invoke::Args),
+    /// Show a function with its traffic, revisions and conditions
+    Describe(describe::Args),
+    /// Show or change which revisions requests go to
+    Traffic(traffic::Args),
+    /// Send all requests to an earlier revision
+    Rollback(traffic::Rollback),
+    /// Build and deploy again whenever a file is saved
+    Dev(Box<dev::Args>),
+    /// Measure how long a function takes from nothing to its first byte, by phase
+    Cold(cold::Args),
+    /// Print a function as a manifest
+    Export(describe::Export),
     /// Delete functions
     Delete(delete::Args),
 }
@@ -39,10 +55,16 @@ pub(super) async fn run(command: Command, cx: &Context) -> Result<Exit> {
     match command {
         Command::New(args) => new::run(args, cx),
         Command::Build(args) => build::run(&args, cx),
-        Command::Deploy(args) => deploy::run(args, cx).await,
+        Command::Deploy(args) => deploy::run(*args, cx).await,
         Command::List(args) => list::run(args, cx).await,
         Command::Logs(args) => logs::run(args, cx).await,
         Command::Invoke(args) => invoke::run(args, cx).await,
+        Command::Describe(args) => describe::run(args, cx).await,
+        Command::Traffic(args) => traffic::run(args, cx).await,
+        Command::Rollback(args) => traffic::rollback(args, cx).await,
+        Command::Dev(args) => dev::run(*args, cx).await,
+        Command::Cold(args) => cold::run(args, cx).await,
+        Command::Export(args) => describe::export(args, cx).await,
         Command::Delete(args) => delete::run(args, cx).await,
     }
 }

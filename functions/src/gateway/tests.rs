@@ -1,0 +1,232 @@
+use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+
+use async_trait::async_trait;
+use http_body_util::BodyExt;
+use serde_json::json;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use wasmk_api::knative::Route;
+
+use super::*;
+use crate::{
+    autoscaler::Bounds,
+    config::{Autoscaler, Config},
+    executor::{Handler, Prepared, full},
+    fleet::Limits,
+};
+
+/// Says its name and counts its calls.
+struct Says(&'static str, AtomicUsize);
+
+#[async_trait]
+impl Handler for Says {
+    async fn call(&self, request: Request<Body>) -> Response<Body> {
+        self.1.fetch_add(1, SeqCst);
+        let seen = request.headers().get("x-forwarded-for").and_then(|v| v.to_str().ok()).unwrap_or("");
+        Response::new(full(format!("{} for {seen}", self.0)))
+    }
+}
+
+struct World {
+    gateway: Arc<Gateway>,
+    fleet: Arc<Fleet>,
+    live: Live,
+}
+
+impl World {
+    fn new() -> Self {
+        let (fleet, live) = (Arc::new(Fleet::default()), Live::new("example.com"));
+        Self { gateway: Arc::new(Gateway::new(fleet.clone(), live.clone())), fleet, live }
+    }
+
+    fn route(&self, traffic: serde_json::Value) {
+        let route: Route = serde_json::from_value(json!({
+            "metadata": {"name": "hello", "namespace": "default"}, "spec": {}, "status": {"traffic": traffic},
+        }))
+        .unwrap();
+        let claim = of_route(&route, &Config::new("example.com"));
+        self.gateway.table.set([(Source::route(&route), Some(claim))]);
+    }
+
+    fn member(&self, name: &str, change: impl FnOnce(&mut Limits)) -> Arc<Member> {
+        let mut limits = Limits {
+            timeout: Duration::from_secs(5),
+            response_start: None,
+            idle: None,
+            concurrency: 0,
+            h2c: false,
+            bounds: Bounds::read(&Default::default(), 0, &Autoscaler::default()),
+        };
+        change(&mut limits);
+        self.fleet.member(&Key::new("default", name), limits)
+    }
+
+    fn in_place(&self, name: &'static str) -> Arc<Member> {
+        let member = self.member(name, |_| {});
+        let handler = Arc::new(Says(name, AtomicUsize::new(0)));
+        member.set_in_place(Some(Prepared { handler, image: String::new() }));
+        member
+    }
+
+    async fn call(&self, headers: &[(&str, &str)]) -> (u16, String) {
+        let mut request = Request::new(full(""));
+        request.headers_mut().insert("host", HeaderValue::from_static("Hello.default.example.com:80"));
+        for (name, value) in headers {
+            request.headers_mut().insert(HeaderName::try_from(*name).unwrap(), value.parse().unwrap());
+        }
+        let peer = Peer::from(SocketAddr::from(([10, 0, 0, 1], 1)));
+        let response = self.gateway.route(request, &peer).await;
+        let status = response.status().as_u16();
+        let body = response.into_body().collect().await.unwrap().to_bytes();
+        (status, String::from_utf8(body.to_vec()).unwrap())
+    }
+}
+
+/// A pod that answers every request with its own head; returns its address.
+async fn echo() -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            tokio::spawn(async move {
+                let mut head = Vec::new();
+                while !head.ends_with(b"\r\n\r\n") {
+                    let Ok(byte) = stream.read_u8().await else { return };
+                    head.push(byte);
+                }
+                let text = String::from_utf8(head).unwrap();
+                if text.to_lowercase().contains("upgrade: websocket") {
+                    let switch = "HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: websocket\r\n\r\n";
+                    stream.write_all(switch.as_bytes()).await.unwrap();
+                    let (mut read, mut write) = stream.split();
+                    tokio::io::copy(&mut read, &mut write).await.unwrap();
+                    return;
+                }
+                let answer = format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n{text}", text.len());
+                stream.write_all(answer.as_bytes()).await.unwrap();
+            });
+        }
+    });
+    address
+}
+
+#[tokio::test]
+async fn what_runs_in_place_answers_and_tags_lead_to_theirs() {
+    let world = World::new();
+    world.route(
+        json!([{"revisionName": "a", "percent": 100}, {"revisionName": "b", "percent": 0, "tag": "next"}]),
+    );
+    assert_eq!(world.fleet.all().len(), 0);
+    world.in_place("a");
+    world.in_place("b");
+    assert_eq!(world.call(&[]).await, (200, "a for 10.0.0.1".into()));
+    let tag = ("knative-serving-tag", "next");
+    assert_eq!(world.call(&[tag]).await.1, "a for 10.0.0.1", "the feature is off at first");
+    let on = [("tag-header-based-routing".to_string(), "enabled".to_string())].into();
+    world.live.take("config-features", &on).unwrap();
+    assert_eq!(world.call(&[tag]).await.1, "b for 10.0.0.1");
+    assert_eq!(world.call(&[("knative-serving-tag", "none")]).await.1, "a for 10.0.0.1");
+    assert_eq!(world.call(&[("x-forwarded-for", "1.2.3.4")]).await.1, "a for 1.2.3.4, 10.0.0.1");
+    assert_eq!(world.call(&[("host", "nobody")]).await.0, 404);
+}
+
+#[tokio::test]
+async fn a_request_waits_for_a_pod_and_finds_another_when_one_is_gone() {
+    let world = World::new();
+    world.route(json!([{"revisionName": "a", "percent": 100}]));
+    let member = world.member("a", |_| {});
+    let waiting = async {
+        let answer = world.call(&[]).await;
+        assert_eq!(member.waiting.load(SeqCst), 0);
+        answer
+    };
+    let come = async {
+        while member.waiting.load(SeqCst) == 0 {
+            tokio::task::yield_now().await;
+        }
+        member.set_backends(vec![echo().await]);
+    };
+    let ((status, head), ()) = tokio::join!(waiting, come);
+    assert_eq!(status, 200);
+    assert!(head.to_lowercase().contains("host: hello.default.example.com:80"), "{head}");
+    assert!(head.contains("knative-serving-revision: a"), "{head}");
+    // Nobody listens at the first address any more.
+    let closed = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
+    member.set_backends(vec![closed, echo().await]);
+    for _ in 0..4 {
+        assert_eq!(world.call(&[]).await.0, 200);
+    }
+    assert!(member.backends.borrow().iter().all(|b| b.in_flight.load(SeqCst) == 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_pod_with_a_limit_gets_no_more_than_that() {
+    let world = World::new();
+    let member = world.member("a", |limits| limits.concurrency = 1);
+    member.set_backends(vec![SocketAddr::from(([127, 0, 0, 1], 9))]);
+    let soon = || Instant::now() + Duration::from_secs(1);
+    let first = world.gateway.proxy.way(&member, soon()).await;
+    assert!(matches!(first, Ok(Way::Pod(_))));
+    assert!(matches!(world.gateway.proxy.way(&member, soon()).await, Err(Refusal::NoPod)));
+    let (second, ()) = tokio::join!(world.gateway.proxy.way(&member, soon()), async {
+        while member.waiting.load(SeqCst) == 0 {
+            tokio::task::yield_now().await;
+        }
+        drop(first);
+    });
+    assert!(second.is_ok());
+}
+
+#[tokio::test(start_paused = true)]
+async fn refusals_name_their_reason() {
+    let world = World::new();
+    world.route(json!([{"revisionName": "a", "percent": 100}]));
+    let (status, text) = world.call(&[]).await;
+    assert_eq!((status, text.contains("not known")), (503, true), "{text}");
+    world.member("a", |limits| limits.timeout = Duration::from_secs(2));
+    let (status, text) = world.call(&[]).await;
+    assert_eq!((status, text.as_str()), (504, "no pod of default/a had room within 2 s\n"));
+}
+
+#[tokio::test]
+async fn times_are_told_to_who_asks() {
+    let world = World::new();
+    world.route(json!([{"revisionName": "a", "percent": 100}]));
+    world.in_place("a");
+    let mut request = Request::new(full(""));
+    request.headers_mut().insert("host", HeaderValue::from_static("hello.default.example.com"));
+    request.headers_mut().insert(TIMING, HeaderValue::from_static("1"));
+    let peer = Peer::from(SocketAddr::from(([127, 0, 0, 1], 1)));
+    let response = world.gateway.route(request, &peer).await;
+    let timing = response.headers()["server-timing"].to_str().unwrap().to_string();
+    for part in ["prepare;dur=", "route;dur=", "first-byte;dur="] {
+        assert!(timing.contains(part), "{timing}");
+    }
+}
+
+#[tokio::test]
+async fn a_web_socket_reaches_its_pod_through_the_listener() {
+    let world = World::new();
+    world.route(json!([{"revisionName": "a", "percent": 100}]));
+    let member = world.member("a", |_| {});
+    member.set_backends(vec![echo().await]);
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let stop = CancellationToken::new();
+    let serving = tokio::spawn(world.gateway.clone().serve(listener, stop.clone()));
+    let mut client = tokio::net::TcpStream::connect(address).await.unwrap();
+    let request = "GET /chat HTTP/1.1\r\nhost: hello.default.example.com\r\nconnection: Upgrade\r\nupgrade: websocket\r\n\r\n";
+    client.write_all(request.as_bytes()).await.unwrap();
+    let mut head = Vec::new();
+    while !head.ends_with(b"\r\n\r\n") {
+        head.push(client.read_u8().await.unwrap());
+    }
+    assert!(head.starts_with(b"HTTP/1.1 101"), "{}", String::from_utf8_lossy(&head));
+    client.write_all(b"ping").await.unwrap();
+    let mut pong = [0; 4];
+    client.read_exact(&mut pong).await.unwrap();
+    assert_eq!(&pong, b"ping");
+    assert_eq!(member.activity.read().in_flight, 1, "the connection counts as a request");
+    drop(client);
+    stop.cancel();
+    serving.await.unwrap();
+}

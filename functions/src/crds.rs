@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use serde_json::{Value, json};
 use wasmk_api::knative::GROUP;
 
-use crate::schema;
+use crate::{eventing, schema, spin};
 
 /// Printed columns: heading and path. Readiness comes last for every kind.
 type Columns = &'static [(&'static str, &'static str)];
@@ -113,7 +113,8 @@ pub fn definitions() -> Vec<Value> {
     let mut parts = schema::named(PARTS, &BTreeMap::new());
     parts.insert("template".into(), schema::object(TEMPLATE, &parts));
     let schemas = schema::named(FIELDS, &parts);
-    KINDS.iter().map(|kind| definition(kind, schemas[kind.kind].clone())).collect()
+    let serving = KINDS.iter().map(|kind| definition(kind, schemas[kind.kind].clone()));
+    serving.chain(eventing::definitions(&parts)).chain(spin::definitions()).collect()
 }
 
 fn definition(kind: &Kind, mut schema: Value) -> Value {
@@ -179,7 +180,7 @@ mod tests {
             .map(|c| c["name"].as_str().unwrap())
             .collect();
         assert_eq!(names, ["URL", "LatestCreated", "LatestReady", "Ready", "Reason"]);
-        assert_eq!(all.len(), 5);
+        assert_eq!(all.len(), 11);
     }
 
     #[test]
@@ -187,7 +188,7 @@ mod tests {
         for definition in definitions() {
             let schema = &definition["spec"]["versions"][0]["schema"]["openAPIV3Schema"];
             assert!(!schema.to_string().contains("null"), "{}", definition["metadata"]["name"]);
-            assert!(schema["properties"]["spec"]["properties"].is_object());
+            assert!(schema["properties"]["spec"]["properties"].is_object(), "{}", definition["metadata"]["name"]);
         }
         let service = &definitions()[0]["spec"]["versions"][0]["schema"]["openAPIV3Schema"];
         let spec = &service["properties"]["spec"]["properties"]["template"]["properties"]["spec"];

@@ -61,6 +61,20 @@ pub struct Limits {
     pub bounds: Bounds,
 }
 
+impl Default for Limits {
+    /// Those of a revision that says nothing, with Knative's settings.
+    fn default() -> Self {
+        Self {
+            timeout: Duration::from_secs(300),
+            response_start: None,
+            idle: None,
+            concurrency: 0,
+            h2c: false,
+            bounds: Bounds::read(&Default::default(), 0, &Default::default()),
+        }
+    }
+}
+
 /// One revision.
 pub struct Member {
     /// Which.

@@ -17,6 +17,7 @@ mod context;
 mod crds;
 mod defaults;
 mod domain_mapping;
+mod eventing;
 mod executor;
 mod fleet;
 mod gateway;
@@ -27,6 +28,7 @@ mod rollout;
 mod route;
 mod schema;
 mod service;
+mod spin;
 mod tasks;
 
 pub use admission::Admission;

@@ -70,6 +70,10 @@ fn objects(running: &Running, ca: &str) -> Vec<Value> {
             json!([
                 {"apiGroups": ["serving.knative.dev"], "resources": ["*"], "verbs": ["*"]},
                 {"apiGroups": ["apps"], "resources": ["deployments"], "verbs": ["*"]},
+                {"apiGroups": ["eventing.knative.dev", "sources.knative.dev", "core.spinkube.dev"], "resources": ["*"], "verbs": ["*"]},
+                // An ApiServerSource sees what its service account may see.
+                {"apiGroups": [""], "resources": ["serviceaccounts"], "verbs": ["impersonate"]},
+                {"apiGroups": [""], "resources": ["services"], "verbs": ["get"]},
                 {"apiGroups": ["autoscaling"], "resources": ["horizontalpodautoscalers"], "verbs": ["*"]},
                 {"apiGroups": [""], "resources": ["pods", "configmaps"], "verbs": ["get", "list", "watch"]},
                 {"apiGroups": [""], "resources": ["events"], "verbs": ["create", "patch"]},

@@ -14,8 +14,16 @@ const OUTCOMES: &[(&str, &str, &str, &str)] = &[
     ),
     ("countdown.yaml", "countdown/doomsday", "{.spec.delay}", "1200"),
     ("deployment.yaml", "deployment/web", "{.status.availableReplicas}", "3"),
+    (
+        "domain.yaml",
+        "domainmapping/hello.example.org",
+        "{.status.conditions[?(@.type=='Ready')].status}",
+        "True",
+    ),
+    ("events.yaml", "trigger/greetings", "{.status.conditions[?(@.type=='Ready')].status}", "True"),
     ("function.yaml", "ksvc/hello", "{.status.conditions[?(@.type=='Ready')].status}", "True"),
     ("job.yaml", "job/count", "{.status.succeeded}", "3"),
+    ("spinapp.yaml", "spinapp/simple-spinapp", "{.status.conditions[0].status}", "True"),
     ("rbac.yaml", "rolebinding/reader-reads-pods", "{.roleRef.name}", "pod-reader"),
 ];
 

@@ -57,6 +57,11 @@ impl Answer {
         Self { body, limits, _held: held }
     }
 
+    /// A body of another's making that belongs to no revision.
+    pub(super) fn whole(body: Body) -> Self {
+        Self { body, limits: None, _held: Held::default() }
+    }
+
     /// A body that belongs to no revision.
     pub(super) fn plain(bytes: impl Into<Bytes>) -> Self {
         Self { body: full(bytes), limits: None, _held: Held::default() }

@@ -9,8 +9,14 @@ mod pods;
 mod table;
 mod turns;
 
-use std::{convert::Infallible, net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    convert::Infallible,
+    net::SocketAddr,
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
 
+use async_trait::async_trait;
 use http::{HeaderName, HeaderValue, Request, Response, StatusCode, header};
 use http_body_util::BodyExt;
 use hyper::{body::Incoming, service::service_fn};
@@ -25,6 +31,7 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info};
+use wasmk_api::knative::Route;
 
 pub(crate) use self::table::{of_mapping, of_route};
 pub use self::{
@@ -34,6 +41,7 @@ pub use self::{
 use self::{body::Held, pods::Way, turns::Turns};
 use crate::{
     config::Live,
+    eventing::is_ingress,
     executor::Body,
     fleet::{Fleet, Key, Member},
     names::request_host,
@@ -64,6 +72,14 @@ pub struct Gateway {
     live: Live,
     proxy: pods::Proxy,
     turns: Turns,
+    ingress: OnceLock<Arc<dyn Ingress>>,
+}
+
+/// Takes events for brokers, at a host of their own.
+#[async_trait]
+pub(crate) trait Ingress: Send + Sync {
+    /// Answers a request at that host.
+    async fn receive(&self, request: Request<Body>) -> Response<Body>;
 }
 
 /// Who is at the other end of a connection.
@@ -103,6 +119,7 @@ impl Gateway {
             live,
             proxy: pods::Proxy::new(),
             turns: Turns::new(MAX_IN_PLACE),
+            ingress: OnceLock::new(),
         }
     }
 
@@ -148,6 +165,18 @@ impl Gateway {
         let _ = timeout(DRAIN, graceful.shutdown()).await;
     }
 
+    /// Takes the hosts of routes as they are now.
+    pub fn set_routes(&self, routes: impl IntoIterator<Item = Route>) {
+        let config = self.live.get();
+        let claim = |route: Route| (Source::route(&route), Some(of_route(&route, &config)));
+        self.table.set(routes.into_iter().map(claim));
+    }
+
+    /// Says who takes events for brokers; only the first counts.
+    pub(crate) fn set_ingress(&self, ingress: Arc<dyn Ingress>) {
+        let _ = self.ingress.set(ingress);
+    }
+
     /// Answers one request.
     pub async fn route(&self, request: Request<Body>, peer: &Peer) -> Response<Answer> {
         let begun = Instant::now();
@@ -156,6 +185,12 @@ impl Gateway {
         let answered = match self.find(&request) {
             Ok(Ok(member)) => Ok(member),
             Ok(Err(key)) => self.fleet.wait(&key, UNKNOWN).await.ok_or(Refusal::Starting),
+            Err(Refusal::Unknown(host)) if is_ingress(&host) => {
+                if let Some(ingress) = self.ingress.get() {
+                    return ingress.receive(request).await.map(Answer::whole);
+                }
+                Err(Refusal::Unknown(host))
+            }
             Err(refusal) => Err(refusal),
         };
         let (response, member) = match answered {

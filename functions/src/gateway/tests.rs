@@ -4,13 +4,10 @@ use async_trait::async_trait;
 use http_body_util::BodyExt;
 use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use wasmk_api::knative::Route;
 
 use super::*;
 use crate::{
-    autoscaler::Bounds,
-    config::{Autoscaler, Config},
-    executor::{Handler, Prepared, full},
+    executor::{BoxError, Handler, Prepared, full},
     fleet::Limits,
 };
 
@@ -43,19 +40,11 @@ impl World {
             "metadata": {"name": "hello", "namespace": "default"}, "spec": {}, "status": {"traffic": traffic},
         }))
         .unwrap();
-        let claim = of_route(&route, &Config::new("example.com"));
-        self.gateway.table.set([(Source::route(&route), Some(claim))]);
+        self.gateway.set_routes([route]);
     }
 
     fn member(&self, name: &str, change: impl FnOnce(&mut Limits)) -> Arc<Member> {
-        let mut limits = Limits {
-            timeout: Duration::from_secs(5),
-            response_start: None,
-            idle: None,
-            concurrency: 0,
-            h2c: false,
-            bounds: Bounds::read(&Default::default(), 0, &Autoscaler::default()),
-        };
+        let mut limits = Limits { timeout: Duration::from_secs(5), ..Limits::default() };
         change(&mut limits);
         self.fleet.member(&Key::new("default", name), limits)
     }
@@ -229,4 +218,45 @@ async fn a_web_socket_reaches_its_pod_through_the_listener() {
     drop(client);
     stop.cancel();
     serving.await.unwrap();
+}
+
+/// A pod that speaks HTTP/2 and ends its answers as gRPC does.
+async fn grpc() -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            let service = service_fn(|request: Request<Incoming>| async move {
+                assert_eq!(request.headers()["te"], "trailers");
+                let sent = request.into_body().collect().await?.to_bytes();
+                let trailers = [("grpc-status".parse().unwrap(), HeaderValue::from_static("0"))];
+                let frames = [
+                    Ok::<_, hyper::Error>(http_body::Frame::data(sent)),
+                    Ok(http_body::Frame::trailers(trailers.into_iter().collect())),
+                ];
+                Ok::<_, hyper::Error>(Response::new(http_body_util::StreamBody::new(futures::stream::iter(frames))))
+            });
+            let builder = auto::Builder::new(TokioExecutor::new()).http2_only();
+            tokio::spawn(async move { builder.serve_connection(TokioIo::new(stream), service).await });
+        }
+    });
+    address
+}
+
+#[tokio::test]
+async fn grpc_keeps_its_trailers() {
+    let world = World::new();
+    world.route(json!([{"revisionName": "a", "percent": 100}]));
+    let member = world.member("a", |limits| limits.h2c = true);
+    member.set_backends(vec![grpc().await]);
+    let frames = futures::stream::iter([Ok::<_, BoxError>(http_body::Frame::data("ping".into()))]);
+    let mut request = Request::new(http_body_util::StreamBody::new(frames).boxed_unsync());
+    *request.method_mut() = http::Method::POST;
+    *request.version_mut() = http::Version::HTTP_2;
+    *request.uri_mut() = "http://hello.default.example.com/echo.Echo/Say".parse().unwrap();
+    request.headers_mut().insert("te", HeaderValue::from_static("trailers"));
+    let peer = Peer::from(SocketAddr::from(([127, 0, 0, 1], 1)));
+    let answer = world.gateway.route(request, &peer).await.into_body().collect().await.unwrap();
+    assert_eq!(answer.trailers().unwrap()["grpc-status"], "0");
+    assert_eq!(answer.to_bytes(), "ping");
 }

@@ -9,6 +9,7 @@ use futures::{Stream, StreamExt, TryStreamExt};
 use k8s_openapi::api::{apps::v1::Deployment, core::v1::ConfigMap};
 use kube::{
     Api, Client, ResourceExt,
+    api::DynamicObject,
     runtime::{
         Controller, WatchStreamExt,
         controller::Action,
@@ -30,10 +31,11 @@ use crate::{
     configuration,
     context::{Context, Error},
     domain_mapping,
+    eventing::{self, Brokers, Eventing},
     executor::Executor,
     fleet::{Fleet, Key},
     gateway::Gateway,
-    revision, route, service,
+    revision, route, service, spin,
 };
 
 /// Pause before a failed pass is tried again.
@@ -70,7 +72,14 @@ impl Functions {
         all.until_stopped(hosts::follow(client.clone(), live.clone(), all.gateway.clone()));
         all.until_stopped(pods::follow(client.clone(), all.fleet.clone()));
         all.until_stopped(maps(client.clone(), live));
-        all.until_stopped(departures(client, cx));
+        all.until_stopped(departures(client.clone(), cx));
+        let sender = eventing::Sender::new(all.gateway.clone(), client.clone());
+        let (events, tasks) = Eventing::start(client, sender);
+        all.gateway.set_ingress(Arc::new(Brokers(Arc::downgrade(&events))));
+        all.until_stopped(async move {
+            tasks.await;
+            drop(events);
+        });
         all.tasks.spawn(all.gateway.clone().serve(listener, all.stop.clone()));
         all.tasks.close();
         all
@@ -143,6 +152,11 @@ impl Functions {
             })
             .run(domain_mapping::reconcile, retry, cx.clone());
         self.drive("domainmapping", mappings);
+        let apps = Api::<DynamicObject>::all_with(client.clone(), &spin::resource());
+        let apps = Controller::new_with(apps, config(), spin::resource())
+            .owns(Api::<Service>::all(client.clone()), config())
+            .run(spin::reconcile, retry, cx.clone());
+        self.drive("spinapp", apps);
         cx
     }
 

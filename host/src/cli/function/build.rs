@@ -1,19 +1,17 @@
-//! `wasmk fn build`: a crate becomes a WebAssembly component.
+//! `wasmk fn build`: source becomes a WebAssembly component.
 
 use std::{
-    io::Write,
     path::{Path, PathBuf},
-    process::{Command, Stdio},
     time::{Duration, Instant},
 };
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result};
 use indicatif::{ProgressBar, ProgressStyle};
 
-use super::super::{Context, Exit, hint::WithHint};
-
-/// Builds with rustup's target where it is there, else with Debian's sources of the standard library.
-const SCRIPT: &str = include_str!("../../../../tools/guest-build");
+use super::{
+    super::{Context, Exit},
+    toolchain::Toolchain,
+};
 
 #[derive(Debug, clap::Args)]
 pub(in super::super) struct Args {
@@ -33,10 +31,7 @@ pub(in super::super) fn run(args: &Args, cx: &Context) -> Result<Exit> {
 
 /// Builds the function in a directory and returns the component's path.
 pub(super) fn build(dir: &Path, output: Option<&Path>, cx: &Context) -> Result<PathBuf> {
-    if !dir.join("Cargo.toml").exists() {
-        return Err(anyhow::anyhow!("{} holds no function: there is no Cargo.toml", dir.display()))
-            .hint(|| "make one with `wasmk fn new NAME`, or name a .wasm file".into());
-    }
+    let toolchain = Toolchain::of(dir)?;
     let name = dir.canonicalize()?.file_name().map(|n| n.to_string_lossy().into_owned());
     let output = match output {
         Some(path) => path.to_path_buf(),
@@ -44,21 +39,9 @@ pub(super) fn build(dir: &Path, output: Option<&Path>, cx: &Context) -> Result<P
     };
     let begun = Instant::now();
     let spinner = spinner(cx, &format!("building {}", dir.display()));
-    let mut child = Command::new("bash")
-        .args(["-s", "--", "-o"])
-        .arg(&output)
-        .arg(dir)
-        .stdin(Stdio::piped())
-        .stdout(Stdio::null())
-        .stderr(Stdio::piped())
-        .spawn()
-        .context("cannot start bash, which runs the build")?;
-    child.stdin.take().context("the build takes no input")?.write_all(SCRIPT.as_bytes())?;
-    let done = child.wait_with_output()?;
+    let built = toolchain.build(dir, &output);
     spinner.finish_and_clear();
-    if !done.status.success() {
-        bail!("the build of {} failed:\n{}", dir.display(), String::from_utf8_lossy(&done.stderr).trim_end());
-    }
+    built?;
     let size =
         std::fs::metadata(&output).with_context(|| format!("the build left no {}", output.display()))?.len();
     let took = begun.elapsed().as_secs_f64();

@@ -17,6 +17,7 @@ mod list;
 mod logs;
 mod new;
 pub(super) mod push;
+mod toolchain;
 mod traffic;
 mod wait;
 

@@ -15,6 +15,18 @@ const RUST: Template = &[
     (".gitignore", include_str!("../../../templates/rust/gitignore")),
 ];
 
+const JAVASCRIPT: Template = &[
+    ("package.json", include_str!("../../../templates/js/package.json")),
+    ("function.js", include_str!("../../../templates/js/function.js")),
+    (".gitignore", include_str!("../../../templates/js/gitignore")),
+];
+
+const PYTHON: Template = &[
+    ("requirements.txt", include_str!("../../../templates/python/requirements.txt")),
+    ("app.py", include_str!("../../../templates/python/app.py")),
+    (".gitignore", include_str!("../../../templates/python/gitignore")),
+];
+
 #[derive(Debug, clap::Args)]
 pub(in super::super) struct Args {
     /// The function's name, also that of the directory
@@ -31,6 +43,10 @@ pub(in super::super) struct Args {
 enum Lang {
     #[default]
     Rust,
+    /// Needs node and npm to build
+    Js,
+    /// Needs python3 with venv to build
+    Python,
 }
 
 pub(in super::super) fn run(args: Args, cx: &Context) -> Result<Exit> {
@@ -41,6 +57,8 @@ pub(in super::super) fn run(args: Args, cx: &Context) -> Result<Exit> {
     }
     let template = match args.lang {
         Lang::Rust => RUST,
+        Lang::Js => JAVASCRIPT,
+        Lang::Python => PYTHON,
     };
     for (file, text) in template {
         write(&dir.join(file), &text.replace("{{name}}", &args.name))?;

@@ -70,12 +70,7 @@ impl Toolchain {
             ("requirements.txt", Self::Python),
         ];
         let found = known.iter().find(|(file, _)| dir.join(file).exists()).map(|(_, toolchain)| *toolchain);
-        let nothing = || {
-            anyhow!(
-                "{} holds no function: there is no Cargo.toml, package.json or requirements.txt",
-                dir.display()
-            )
-        };
+        let nothing = || anyhow!("{} holds no function: there is no Cargo.toml, package.json or requirements.txt", dir.display());
         found.ok_or_else(nothing).hint(|| "make one with `wasmk fn new NAME`, or name a .wasm file".into())
     }
 
@@ -132,11 +127,7 @@ fn python(dir: &Path, output: &Path) -> Result<()> {
     }
     let wit = wit(WASI)?;
     let mut command = Command::new(tool);
-    command
-        .arg("-d")
-        .arg(wit.path().join("wit"))
-        .args(["-w", WORLD, "componentize", "app", "-o"])
-        .arg(output);
+    command.arg("-d").arg(wit.path().join("wit")).args(["-w", WORLD, "componentize", "app", "-o"]).arg(output);
     run(dir, &mut command)
 }
 
@@ -151,8 +142,9 @@ fn wit(version: &str) -> Result<TempDir> {
 }
 
 fn needs(program: &str, how: &str) -> Result<()> {
-    let there = std::env::var_os("PATH")
-        .is_some_and(|path| std::env::split_paths(&path).any(|dir: PathBuf| dir.join(program).is_file()));
+    let there = std::env::var_os("PATH").is_some_and(|path| {
+        std::env::split_paths(&path).any(|dir: PathBuf| dir.join(program).is_file())
+    });
     if there {
         return Ok(());
     }

@@ -77,7 +77,7 @@ fn openssl_asks_for_a_certificate_and_becomes_a_user() {
         dir,
         &["genpkey", "-algorithm", "RSA", "-pkeyopt", "rsa_keygen_bits:2048", "-out", "jakub.pem"],
     );
-    let subject = "/CN=users:jakub/O=cool-people/O=others";
+    let subject = "/CN=users:jakub/O=cool-people";
     run("openssl", dir, &["req", "-new", "-key", "jakub.pem", "-subj", subject, "-out", "jakub.csr"]);
     let request = base64(&std::fs::read(dir.join("jakub.csr")).unwrap());
     CLUSTER.apply(&format!(
@@ -103,7 +103,7 @@ spec: {{request: {request}, signerName: kubernetes.io/kube-apiserver-client, usa
         &["--client-certificate", &cert, "--client-key", &key, "--embed-certs"],
     );
     let who = CLUSTER.kubectl(&["--kubeconfig", &file, "auth", "whoami"]);
-    assert!(who.contains("users:jakub") && who.contains("cool-people others system:authenticated"), "{who}");
+    assert!(who.contains("users:jakub") && who.contains("cool-people system:authenticated"), "{who}");
     let refused = CLUSTER.kubectl_refused(&["--kubeconfig", &file, "get", "pods"], None);
     assert!(refused.contains("User \"users:jakub\" cannot list resource \"pods\""), "{refused}");
     CLUSTER.kubectl(&["create", "rolebinding", "jakub", "--clusterrole=view", "--group=cool-people"]);

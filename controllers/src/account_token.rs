@@ -1,11 +1,13 @@
 //! Fills secrets of type `kubernetes.io/service-account-token`, and removes them with their
 //! account.
 //!
-//! Reads such secrets and service accounts. Asks the API for a token bound to the secret and
-//! writes it beside the certificate and the namespace.
+//! Reads such secrets and service accounts. Writes a token beside the authorities and the
+//! namespace: one without an end, signed here, as long as the key is at hand; else one that
+//! the API gives, bound to the secret.
 
 use std::{collections::BTreeMap, sync::Arc};
 
+use jsonwebtoken::{Algorithm, EncodingKey, Header};
 use k8s_openapi::{
     ByteString,
     api::{
@@ -13,6 +15,8 @@ use k8s_openapi::{
         core::v1::{Secret, ServiceAccount},
     },
 };
+
+use serde_json::json;
 
 use crate::base::{Context, Error, Informer, Key, Next, Queue, Result, is_deleting, on_change, uid};
 
@@ -65,12 +69,17 @@ async fn reconcile(
         cx.delete(&*secret, Default::default()).await?;
         return Ok(Next::Change);
     };
-    let has = |field: &str| secret.data.as_ref().and_then(|d| d.get(field)).is_some_and(|v| !v.0.is_empty());
-    if has("token") && has("namespace") && (has("ca.crt") || cx.settings.ca_pem.is_empty()) && noted.is_some()
-    {
+    let held = |field: &str| secret.data.as_ref().and_then(|d| d.get(field)).filter(|v| !v.0.is_empty());
+    let authorities = cx.settings.ca_pem.as_bytes();
+    let trusted = authorities.is_empty() || held("ca.crt").is_some_and(|pem| pem.0 == authorities);
+    if held("token").is_some() && held("namespace").is_some() && trusted && noted.is_some() {
         return Ok(Next::Change);
     }
-    let token = token(cx, &secret, &account_key).await?;
+    let token = match held("token") {
+        Some(token) => String::from_utf8_lossy(&token.0).into_owned(),
+        None if cx.settings.token_key_pem.is_empty() => token(cx, &secret, &account_key).await?,
+        None => sign(&cx.settings.token_key_pem, &secret, &account_key, uid(&*account))?,
+    };
     let mut next = (*secret).clone();
     next.metadata.annotations.get_or_insert_default().insert(ACCOUNT_UID.into(), uid(&*account).into());
     let data: &mut BTreeMap<String, ByteString> = next.data.get_or_insert_default();
@@ -81,6 +90,27 @@ async fn reconcile(
     }
     cx.replace(&next).await?;
     Ok(Next::Change)
+}
+
+/// A token without an end, which is good as long as the secret holds it.
+fn sign(key: &str, secret: &Secret, account: &Key, account_uid: &str) -> Result<String> {
+    let unusable =
+        |e: jsonwebtoken::errors::Error| Error::Invalid(format!("the key of tokens is unusable: {e}"));
+    let (algorithm, key) = match EncodingKey::from_ec_pem(key.as_bytes()) {
+        Ok(key) => (Algorithm::ES256, key),
+        Err(_) => (Algorithm::RS256, EncodingKey::from_rsa_pem(key.as_bytes()).map_err(unusable)?),
+    };
+    let claims = json!({
+        "iss": "kubernetes/serviceaccount",
+        "kubernetes.io/serviceaccount/namespace": account.namespace,
+        "kubernetes.io/serviceaccount/secret.name": secret.metadata.name,
+        "kubernetes.io/serviceaccount/service-account.name": account.name,
+        "kubernetes.io/serviceaccount/service-account.uid": account_uid,
+        "sub": format!("system:serviceaccount:{}:{}", account.namespace, account.name),
+    });
+    let mut header = Header::new(algorithm);
+    header.typ = None;
+    jsonwebtoken::encode(&header, &claims, &key).map_err(unusable)
 }
 
 /// A token of the account that ends with the secret.

@@ -234,7 +234,11 @@ async fn sign(cx: &Context, requests: &Informer<CertificateSigningRequest>, key:
     }
     let mut next = (*request).clone();
     let status = next.status.get_or_insert_default();
-    match certificate(&request.spec, &cx.settings.ca_pem, &cx.settings.ca_key_pem, cx.clock.now()) {
+    let signer = match &*cx.settings.signer_pem {
+        "" => &cx.settings.ca_pem,
+        own => own,
+    };
+    match certificate(&request.spec, signer, &cx.settings.ca_key_pem, cx.clock.now()) {
         Ok(pem) => status.certificate = Some(ByteString(pem.into_bytes())),
         Err(message) => status.conditions.get_or_insert_default().push(CertificateSigningRequestCondition {
             type_: "Failed".into(),

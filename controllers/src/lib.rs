@@ -47,12 +47,14 @@ mod ttl;
 mod volume_binder;
 mod volume_protection;
 
-pub use base::{Clock, Context, Discovery, Error, Informers, Recorder, Result, Settings};
+pub use base::{Accounts, Clock, Context, Discovery, Error, Informers, Recorder, Result, Settings};
 
 /// One controller.
 pub struct Entry {
     /// Its name in [`Settings::enabled`].
     pub name: &'static str,
+    /// The service account of `kube-system` it writes as; empty for the program's own user.
+    pub account: &'static str,
     /// What it keeps true.
     pub about: &'static str,
     /// Runs it until the context's shutdown.
@@ -60,45 +62,45 @@ pub struct Entry {
 }
 
 macro_rules! entries {
-    ($($name:literal, $run:path, $about:literal;)*) => {
-        &[$(Entry { name: $name, about: $about, run: |cx| Box::pin($run(cx)) }),*]
+    ($($name:literal as $account:literal, $run:path, $about:literal;)*) => {
+        &[$(Entry { name: $name, account: $account, about: $about, run: |cx| Box::pin($run(cx)) }),*]
     };
 }
 
 /// All controllers, by the names that kube-controller-manager gives them.
 pub const CONTROLLERS: &[Entry] = entries![
-    "namespace-controller", namespace::run, "Empties namespaces that are being deleted.";
-    "serviceaccount-controller", serviceaccount::run, "Gives every namespace a default service account.";
-    "root-ca-certificate-publisher-controller", root_ca::run, "Publishes the API's root certificate to every namespace.";
-    "garbage-collector-controller", gc::run, "Deletes what has lost its owners.";
-    "deployment-controller", deployment::run, "Rolls each Deployment out over ReplicaSets.";
-    "replicaset-controller", replicaset::run, "Keeps each ReplicaSet at its wanted number of pods.";
-    "replicationcontroller-controller", replicationcontroller::run, "Keeps each ReplicationController at its wanted number of pods.";
-    "daemonset-controller", daemonset::run, "Keeps a pod of each DaemonSet on every fitting node.";
-    "statefulset-controller", statefulset::run, "Keeps each StatefulSet's numbered pods and their claims.";
-    "cronjob-controller", cronjob::run, "Makes a Job at each time of a CronJob's schedule.";
-    "job-controller", job::run, "Runs each Job's pods until enough have succeeded.";
-    "ttl-after-finished-controller", ttl::run, "Deletes Jobs some time after their end.";
-    "persistentvolume-binder-controller", volume_binder::run, "Brings claims and volumes together.";
-    "persistentvolumeclaim-protection-controller", volume_protection::run_claims, "Keeps claims that pods use.";
-    "persistentvolume-protection-controller", volume_protection::run_volumes, "Keeps volumes that claims use.";
-    "certificatesigningrequest-approving-controller", csr::run_approver, "Approves certificate requests of nodes.";
-    "certificatesigningrequest-signing-controller", csr::run_signer, "Signs approved certificate requests.";
-    "certificatesigningrequest-cleaner-controller", csr::run_cleaner, "Deletes old certificate requests.";
-    "resourcequota-controller", quota::run, "Counts what each ResourceQuota's namespace uses.";
-    "disruption-controller", disruption::run, "Says how many pods of a PodDisruptionBudget may be evicted.";
-    "clusterrole-aggregation-controller", role_aggregation::run, "Fills ClusterRoles made up of others.";
-    "serviceaccount-token-controller", account_token::run, "Fills token secrets of service accounts.";
-    "token-cleaner-controller", token_cleaner::run, "Deletes bootstrap tokens that have run out.";
-    "endpoints-controller", endpoints::legacy::run, "Lists the pods behind each Service in its Endpoints.";
-    "endpointslice-mirroring-controller", endpoints::mirror::run, "Copies Endpoints made by hand into EndpointSlices.";
-    "horizontal-pod-autoscaler-controller", autoscaler::run, "Scales workloads with their pods' use of resources.";
-    "endpointslice-controller", endpoints::slices::run, "Lists the pods behind each Service in EndpointSlices.";
-    "service-lb-controller", service_lb::run, "Gives Services of type LoadBalancer an address.";
-    "node-lifecycle-controller", node_lifecycle::run, "Taints nodes that are silent or unfit.";
-    "taint-eviction-controller", taint_eviction::run, "Deletes pods that do not tolerate their node's NoExecute taints.";
-    "node-ipam-controller", node_ipam::run, "Gives every node a range of pod addresses.";
-    "pod-garbage-collector-controller", pod_gc::run, "Deletes pods of nodes that are gone, and finished ones beyond a number.";
+    "namespace-controller" as "namespace-controller", namespace::run, "Empties namespaces that are being deleted.";
+    "serviceaccount-controller" as "service-account-controller", serviceaccount::run, "Gives every namespace a default service account.";
+    "root-ca-certificate-publisher-controller" as "root-ca-cert-publisher", root_ca::run, "Publishes the API's root certificate to every namespace.";
+    "garbage-collector-controller" as "generic-garbage-collector", gc::run, "Deletes what has lost its owners.";
+    "deployment-controller" as "deployment-controller", deployment::run, "Rolls each Deployment out over ReplicaSets.";
+    "replicaset-controller" as "replicaset-controller", replicaset::run, "Keeps each ReplicaSet at its wanted number of pods.";
+    "replicationcontroller-controller" as "replication-controller", replicationcontroller::run, "Keeps each ReplicationController at its wanted number of pods.";
+    "daemonset-controller" as "daemon-set-controller", daemonset::run, "Keeps a pod of each DaemonSet on every fitting node.";
+    "statefulset-controller" as "statefulset-controller", statefulset::run, "Keeps each StatefulSet's numbered pods and their claims.";
+    "cronjob-controller" as "cronjob-controller", cronjob::run, "Makes a Job at each time of a CronJob's schedule.";
+    "job-controller" as "job-controller", job::run, "Runs each Job's pods until enough have succeeded.";
+    "ttl-after-finished-controller" as "ttl-after-finished-controller", ttl::run, "Deletes Jobs some time after their end.";
+    "persistentvolume-binder-controller" as "persistent-volume-binder", volume_binder::run, "Brings claims and volumes together.";
+    "persistentvolumeclaim-protection-controller" as "pvc-protection-controller", volume_protection::run_claims, "Keeps claims that pods use.";
+    "persistentvolume-protection-controller" as "pv-protection-controller", volume_protection::run_volumes, "Keeps volumes that claims use.";
+    "certificatesigningrequest-approving-controller" as "certificate-controller", csr::run_approver, "Approves certificate requests of nodes.";
+    "certificatesigningrequest-signing-controller" as "certificate-controller", csr::run_signer, "Signs approved certificate requests.";
+    "certificatesigningrequest-cleaner-controller" as "certificate-controller", csr::run_cleaner, "Deletes old certificate requests.";
+    "resourcequota-controller" as "resourcequota-controller", quota::run, "Counts what each ResourceQuota's namespace uses.";
+    "disruption-controller" as "disruption-controller", disruption::run, "Says how many pods of a PodDisruptionBudget may be evicted.";
+    "clusterrole-aggregation-controller" as "clusterrole-aggregation-controller", role_aggregation::run, "Fills ClusterRoles made up of others.";
+    "serviceaccount-token-controller" as "", account_token::run, "Fills token secrets of service accounts.";
+    "token-cleaner-controller" as "token-cleaner", token_cleaner::run, "Deletes bootstrap tokens that have run out.";
+    "endpoints-controller" as "endpoint-controller", endpoints::legacy::run, "Lists the pods behind each Service in its Endpoints.";
+    "endpointslice-mirroring-controller" as "endpointslicemirroring-controller", endpoints::mirror::run, "Copies Endpoints made by hand into EndpointSlices.";
+    "horizontal-pod-autoscaler-controller" as "horizontal-pod-autoscaler", autoscaler::run, "Scales workloads with their pods' use of resources.";
+    "endpointslice-controller" as "endpointslice-controller", endpoints::slices::run, "Lists the pods behind each Service in EndpointSlices.";
+    "service-lb-controller" as "service-controller", service_lb::run, "Gives Services of type LoadBalancer an address.";
+    "node-lifecycle-controller" as "node-controller", node_lifecycle::run, "Taints nodes that are silent or unfit.";
+    "taint-eviction-controller" as "node-controller", taint_eviction::run, "Deletes pods that do not tolerate their node's NoExecute taints.";
+    "node-ipam-controller" as "node-controller", node_ipam::run, "Gives every node a range of pod addresses.";
+    "pod-garbage-collector-controller" as "pod-garbage-collector", pod_gc::run, "Deletes pods of nodes that are gone, and finished ones beyond a number.";
 ];
 
 impl Context {
@@ -111,6 +113,7 @@ impl Context {
             client,
             clock,
             settings: Arc::new(settings),
+            accounts: None,
             shutdown,
         }
     }
@@ -132,12 +135,20 @@ pub async fn run_in(cx: Context) -> Result<()> {
     check_names(&cx.settings)?;
     let mut tasks = JoinSet::new();
     for entry in CONTROLLERS.iter().filter(|e| cx.settings.is_enabled(e.name)) {
-        tasks.spawn((entry.run)(cx.clone()));
+        tasks.spawn((entry.run)(as_account(&cx, entry.account)));
     }
     while let Some(ended) = tasks.join_next().await {
         ended.map_err(|error| Error::Invalid(format!("a controller stopped: {error}")))?;
     }
     Ok(())
+}
+
+/// The context of a controller that writes as its own account. What is read is shared by all.
+fn as_account(cx: &Context, account: &str) -> Context {
+    match &cx.accounts {
+        Some(accounts) if !account.is_empty() => Context { client: accounts(account), ..cx.clone() },
+        _ => cx.clone(),
+    }
 }
 
 fn check_names(settings: &Settings) -> Result<()> {

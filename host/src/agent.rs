@@ -1,14 +1,18 @@
 //! A node whose cluster is elsewhere.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use anyhow::{Context, Result};
+use arc_swap::ArcSwap;
+use hyper_util::rt::TokioIo;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, pem::PemObject};
+use tokio::net::TcpStream;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
-use tonic::transport::{Certificate, Channel, ClientTlsConfig, Identity as TlsIdentity};
+use tonic::transport::{Channel, Endpoint, Uri};
 use wasmk_net::tunnel;
 use wasmk_node::{Node, wasm::WasmEngine};
 
-use crate::{data_dir::DataDir, join::Identity};
+use crate::{data_dir::DataDir, join::Identity, rotating::Rotating};
 
 /// Longest time for pods to end when the agent stops.
 const STOP: Duration = Duration::from_secs(30);
@@ -16,6 +20,9 @@ const STOP: Duration = Duration::from_secs(30);
 const KEEP_ALIVE: Duration = Duration::from_secs(20);
 /// Longest wait for a connection to the cluster.
 const CONNECT: Duration = Duration::from_secs(10);
+
+/// How often the agent looks whether its certificate is in its last third of life.
+const LOOK: Duration = Duration::from_secs(60);
 
 /// A running agent.
 pub struct Agent {
@@ -30,11 +37,17 @@ impl Agent {
     /// # Errors
     /// When the runtime, the node's directories or its credentials cannot be used.
     pub async fn start(name: &str, data: &DataDir, identity: &Identity) -> Result<Self> {
-        let node = node(name, data, identity.client().await?).await?;
+        let client = Rotating::new(identity.client().await?);
+        let node = node(name, data, client.client()).await?;
         let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
         let router = node.router();
         let serve = move |stream| wasmk_node::serve_stream(router.clone(), stream);
-        tasks.spawn(tunnel::run(channel(identity)?, name.to_string(), serve, stop.clone()));
+        let (server, _, _) = identity.parts()?;
+        let tls = Arc::new(ArcSwap::new(tls(identity)?));
+        tasks.spawn(tunnel::run(channel(&server, tls.clone())?, name.to_string(), serve, stop.clone()));
+        let renewal =
+            Renewal { name: name.into(), data: data.clone(), identity: identity.clone(), client, tls };
+        tasks.spawn(renewal.run(stop.clone()));
         tasks.close();
         Ok(Self { node, stop, tasks })
     }
@@ -47,18 +60,87 @@ impl Agent {
     }
 }
 
-/// A connection to the cluster by the node's certificate, made when it is needed.
-fn channel(identity: &Identity) -> Result<Channel> {
-    let (server, ca, pair) = identity.parts()?;
-    let tls = ClientTlsConfig::new()
-        .ca_certificate(Certificate::from_pem(ca))
-        .identity(TlsIdentity::from_pem(pair.cert, pair.key));
-    let endpoint = Channel::from_shared(server)?
-        .tls_config(tls)?
+/// Keeps the node's certificate good.
+struct Renewal {
+    name: String,
+    data: DataDir,
+    identity: Identity,
+    client: Rotating,
+    tls: Arc<ArcSwap<rustls::ClientConfig>>,
+}
+
+impl Renewal {
+    async fn run(mut self, stop: CancellationToken) {
+        loop {
+            let look = async {
+                tokio::time::sleep(LOOK).await;
+                self.once().await
+            };
+            let outcome = tokio::select! {
+                () = stop.cancelled() => return,
+                outcome = look => outcome,
+            };
+            if let Err(error) = outcome {
+                let error = format!("{error:#}");
+                tracing::warn!(error, "the node's certificate could not be renewed; trying again");
+            }
+        }
+    }
+
+    async fn once(&mut self) -> Result<()> {
+        let now = time::OffsetDateTime::now_utc();
+        if !self.identity.is_due(now)? {
+            return Ok(());
+        }
+        let renewed = self.identity.renew(&self.client.client(), &self.name, self.data.path()).await?;
+        self.client.replace(renewed.client().await?);
+        self.tls.store(tls(&renewed)?);
+        self.identity = renewed;
+        tracing::info!("the node has a new certificate");
+        Ok(())
+    }
+}
+
+/// How the node proves itself, and whom it believes.
+fn tls(identity: &Identity) -> Result<Arc<rustls::ClientConfig>> {
+    let (_, ca, pair) = identity.parts()?;
+    let mut roots = rustls::RootCertStore::empty();
+    for authority in CertificateDer::pem_slice_iter(ca.as_bytes()) {
+        roots.add(authority?)?;
+    }
+    let chain = CertificateDer::pem_slice_iter(pair.cert.as_bytes()).collect::<Result<Vec<_>, _>>()?;
+    let key = PrivateKeyDer::from_pem_slice(pair.key.as_bytes())?;
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let mut config = rustls::ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()?
+        .with_root_certificates(roots)
+        .with_client_auth_cert(chain, key)?;
+    config.alpn_protocols = vec![b"h2".to_vec()];
+    Ok(Arc::new(config))
+}
+
+/// A connection to the cluster by the node's present certificate, made when it is needed.
+fn channel(server: &str, tls: Arc<ArcSwap<rustls::ClientConfig>>) -> Result<Channel> {
+    let uri: Uri = server.parse().with_context(|| format!("{server} is no URL"))?;
+    let host = uri.host().with_context(|| format!("{server} names no host"))?.to_owned();
+    let port = uri.port_u16().unwrap_or(443);
+    let bare = host.trim_start_matches('[').trim_end_matches(']').to_owned();
+    let name =
+        ServerName::try_from(bare.clone()).with_context(|| format!("{host} is no name of a server"))?;
+    // The connector speaks TLS itself, by the certificate of the moment.
+    let connect = tower::service_fn(move |_: Uri| {
+        let (tls, name, bare) = (tls.load_full(), name.clone(), bare.clone());
+        async move {
+            let stream = TcpStream::connect((bare.as_str(), port)).await?;
+            let stream = tokio_rustls::TlsConnector::from(tls).connect(name, stream).await?;
+            Ok::<_, std::io::Error>(TokioIo::new(stream))
+        }
+    });
+    let endpoint = Endpoint::from_shared(format!("http://{host}:{port}"))?
         .connect_timeout(CONNECT)
         .http2_keep_alive_interval(KEEP_ALIVE)
         .keep_alive_while_idle(true);
-    Ok(endpoint.connect_lazy())
+    Ok(endpoint.connect_with_connector_lazy(connect))
 }
 
 /// Starts a node that keeps its things in `node/` of the data directory.

@@ -9,7 +9,7 @@ use kube::{
 };
 use serde_json::{Value, json};
 
-use crate::data_dir::Running;
+use crate::{data_dir::Running, join::JOINERS};
 
 /// Writes what is missing and corrects what differs.
 ///
@@ -19,7 +19,7 @@ pub(crate) async fn write(client: &Client, running: &Running, ca: &str) -> Resul
     for definition in wasmk_functions::definitions() {
         apply(client, &definition).await?;
     }
-    for object in objects(running, ca) {
+    for object in objects(running, ca).into_iter().chain(controllers()) {
         apply(client, &object).await?;
     }
     Ok(())
@@ -38,6 +38,43 @@ async fn apply(client: &Client, object: &Value) -> Result<()> {
     let parameters = PatchParams::apply("wasmk").force();
     api.patch(&name, &parameters, &Patch::Apply(object)).await.with_context(|| format!("{kind} {name}"))?;
     Ok(())
+}
+
+/// What controllers do beyond what the roles of Kubernetes' own allow: these write whole objects where ours patch a
+/// part. Account, API group, resources, verb.
+const CONTROLLERS: [(&str, &str, &[&str], &str); 9] = [
+    ("deployment-controller", "apps", &["deployments"], "patch"),
+    ("statefulset-controller", "", &["persistentvolumeclaims"], "patch"),
+    ("pvc-protection-controller", "", &["persistentvolumeclaims"], "patch"),
+    ("pv-protection-controller", "", &["persistentvolumes"], "patch"),
+    (
+        "persistent-volume-binder",
+        "",
+        &[
+            "persistentvolumes",
+            "persistentvolumes/status",
+            "persistentvolumeclaims",
+            "persistentvolumeclaims/status",
+        ],
+        "patch",
+    ),
+    ("daemon-set-controller", "", &["pods"], "get"),
+    ("replicaset-controller", "", &["pods"], "get"),
+    ("replication-controller", "", &["pods"], "get"),
+    ("job-controller", "", &["pods"], "get"),
+];
+
+/// The roles of [`CONTROLLERS`] with their bindings.
+fn controllers() -> Vec<Value> {
+    let mut all = Vec::new();
+    for (account, group, resources, verb) in CONTROLLERS {
+        let name = format!("wasmk:controller:{account}");
+        let rule = json!({"apiGroups": [group], "resources": resources, "verbs": [verb]});
+        all.push(cluster_role(&name, json!([rule])));
+        let subject = json!([{"kind": "ServiceAccount", "name": account, "namespace": "kube-system"}]);
+        all.push(binding(&name, &name, subject));
+    }
+    all
 }
 
 fn objects(running: &Running, ca: &str) -> Vec<Value> {
@@ -59,15 +96,13 @@ fn objects(running: &Running, ca: &str) -> Vec<Value> {
             ]),
         ),
         binding("knative-serving-controller", "knative-serving-controller", controller),
-        // One identity for all controllers; Kubernetes gives each its own service account instead.
-        binding("wasmk:kube-controller-manager", "cluster-admin", user("system:kube-controller-manager")),
         // Every agent is its own service proxy.
         binding("wasmk:node-proxier", "system:node-proxier", group("system:nodes")),
-        binding("kubeadm:get-nodes", "system:node-bootstrapper", group("system:bootstrappers")),
+        binding("kubeadm:kubelet-bootstrap", "system:node-bootstrapper", group(JOINERS)),
         binding(
             "kubeadm:node-autoapprove-bootstrap",
             "system:certificates.k8s.io:certificatesigningrequests:nodeclient",
-            group("system:bootstrappers"),
+            group(JOINERS),
         ),
         binding(
             "kubeadm:node-autoapprove-certificate-rotation",

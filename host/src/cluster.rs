@@ -7,22 +7,26 @@ use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use anyhow::{Context, Result, bail};
 use kube::Client;
-use tokio::{net::TcpListener, sync::mpsc};
+use tokio::{
+    net::TcpListener,
+    sync::{mpsc, watch},
+};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
-use wasmk_apiserver::{ApiServer, Config, FrontProxy};
-use wasmk_controllers::{Clock, Context as Controllers, scheduler};
+use wasmk_apiserver::{ApiServer, Config, FrontProxy, RequestHeader, Serving};
+use wasmk_controllers::{Accounts, Clock, Context as Controllers, scheduler};
 use wasmk_functions::{Executor, Functions};
 use wasmk_node::Node;
 use wasmk_registry::Storage;
 use wasmk_store::{Embedded, Store};
 
 use crate::{
+    access::Access,
     agent, bootstrap, control,
     data_dir::{Claim, DataDir, Running},
     executor::{Elsewhere, InPlace},
-    kubeconfig,
     links::Links,
     pki::{Leaf, Pki, server_names},
+    renewal::{self, Authority, Renewal},
     store::{Opened, StoreSettings},
 };
 
@@ -57,6 +61,8 @@ pub struct Settings {
     pub domain: String,
     /// Where pods get their addresses from.
     pub pod_range: String,
+    /// Who may use the API.
+    pub access: Access,
 }
 
 /// A running cluster.
@@ -91,7 +97,8 @@ impl Cluster {
             registry: registry_listener.local_addr()?,
             node: settings.node.clone(),
         };
-        write_kubeconfig(&settings.data, &pki, running.api)?;
+        renewal::write_kubeconfig(&settings.data, &pki, running.api)?;
+        let (authority, signer) = watch::channel(Authority::of(&pki)?);
 
         let Opened { store, kept, embedded } = settings.store.open(&settings.data.join("store")).await?;
         let images = Storage::open(settings.data.join("registry"), Default::default()).await;
@@ -108,8 +115,10 @@ impl Cluster {
             name: FRONT_PROXY.into(),
             ca: proxies.ca_cert().into(),
         };
+        config.request_header = Some(RequestHeader::of(proxies.ca_cert()));
         config.advertise_address = running.api.ip();
         config.advertise_port = running.api.port();
+        settings.access.apply(&mut config);
         let api = ApiServer::start(config).await.context("the API cannot start")?;
 
         let stop = CancellationToken::new();
@@ -128,15 +137,16 @@ impl Cluster {
             _claim: claim,
         };
         cluster.serve_commands(&settings.data, kept);
-        cluster.listen(&settings, &pki, api_listener, registry_listener, images)?;
+        let trusted = pki.ca_cert().to_owned();
+        cluster.listen(&settings, (pki, authority), api_listener, registry_listener, images)?;
         bootstrap::write(
             &cluster.api.client("system:apiserver", &["system:masters"]),
             &cluster.running,
-            pki.ca_cert(),
+            &trusted,
         )
         .await
         .context("cannot write what every cluster has")?;
-        cluster.control(&settings, &pki, failed);
+        cluster.control(&settings, signer, failed);
         if let Some(name) = &settings.node {
             cluster.node = Some(start_node(&cluster.api, name, &settings.data, &links).await?);
         }
@@ -191,7 +201,7 @@ impl Cluster {
     fn listen(
         &self,
         settings: &Settings,
-        pki: &Pki,
+        (pki, authority): (Pki, watch::Sender<Authority>),
         api: TcpListener,
         registry: TcpListener,
         images: Storage,
@@ -200,8 +210,21 @@ impl Cluster {
         names.push(self.running.api.ip().to_string());
         let host = nix::unistd::gethostname()?.to_string_lossy().into_owned();
         let names = server_names(&host, API_SERVICE.parse()?, &names);
-        let leaf = pki.leaf("apiserver", &Leaf { user: "kube-apiserver", group: "", names: &names })?;
-        let tls = wasmk_apiserver::tls_config(&leaf.cert, &leaf.key, pki.ca_cert())?;
+        let leaf = renewal::serving_leaf(&pki, &names)?;
+        let serving = Serving::new(&leaf.cert, &leaf.key)?;
+        let tls = serving.config(pki.ca_cert())?;
+        let renewal = Renewal {
+            data: settings.data.clone(),
+            running: self.running.clone(),
+            pki,
+            names,
+            serving,
+            trust: self.api.trust(),
+            more_clients: settings.access.client_ca.clone(),
+            authority,
+            client: self.api.client("system:apiserver", &["system:masters"]),
+        };
+        self.tasks.spawn(renewal.run(self.stop.clone()));
         let router = self.links.mounted_on(&self.api);
         self.tasks.spawn(wasmk_apiserver::serve_tls(api, tls, router, self.stop.clone()));
         let (router, stop) = (wasmk_registry::router(images), self.stop.clone());
@@ -214,24 +237,21 @@ impl Cluster {
         Ok(())
     }
 
-    fn control(&self, settings: &Settings, pki: &Pki, failed: mpsc::Sender<String>) {
+    fn control(&self, settings: &Settings, signer: watch::Receiver<Authority>, failed: mpsc::Sender<String>) {
         if settings.controllers.iter().any(|c| c == "-*") {
             return;
         }
         let wanted = wasmk_controllers::Settings {
             enabled: settings.controllers.clone(),
-            ca_pem: pki.ca_cert().into(),
-            ca_key_pem: pki.ca().key.clone(),
             volume_root: settings.data.join("volumes").display().to_string(),
             cluster_cidr: settings.pod_range.clone(),
             ..Default::default()
         };
         let client = self.client("system:kube-controller-manager");
-        let cx = Controllers::new(client, wanted, Clock::System, self.stop.clone());
-        // The scheduler sees through the same caches and writes under a name of its own.
-        let scheduling = Controllers { client: self.client("system:kube-scheduler"), ..cx.clone() };
-        self.must_run("the controllers", wasmk_controllers::run_in(cx), failed.clone());
-        self.must_run("the scheduler", scheduler::run_in(scheduling, Default::default()), failed);
+        let scheduler = self.client("system:kube-scheduler");
+        let accounts: Accounts = Arc::new(self.api.accounts("kube-controller-manager"));
+        let controllers = control(client, (scheduler, accounts), wanted, signer, self.stop.clone());
+        self.must_run("the controllers and the scheduler", controllers, failed);
     }
 
     fn must_run<E: std::fmt::Display + Send>(
@@ -265,6 +285,47 @@ impl Cluster {
     }
 }
 
+/// Runs controllers and scheduler until `stop`, anew when the authority has changed that they sign by and publish.
+async fn control(
+    client: Client,
+    (scheduler, accounts): (Client, Accounts),
+    settings: wasmk_controllers::Settings,
+    mut signer: watch::Receiver<Authority>,
+    stop: CancellationToken,
+) -> wasmk_controllers::Result<()> {
+    loop {
+        let authority = signer.borrow_and_update().clone();
+        let settings = wasmk_controllers::Settings {
+            ca_pem: authority.trusted,
+            signer_pem: authority.signing.cert,
+            ca_key_pem: authority.signing.key,
+            token_key_pem: authority.tokens,
+            ..settings.clone()
+        };
+        let until = stop.child_token();
+        let cx = Controllers::new(client.clone(), settings, Clock::System, until.clone());
+        let cx = Controllers { accounts: Some(accounts.clone()), ..cx };
+        // The scheduler sees through the same caches and writes under a name of its own.
+        let scheduling = Controllers { client: scheduler.clone(), ..cx.clone() };
+        let run = async {
+            tokio::try_join!(wasmk_controllers::run_in(cx), scheduler::run_in(scheduling, Default::default()))
+        };
+        tokio::pin!(run);
+        let changed = async {
+            if signer.changed().await.is_err() {
+                // Nobody renews; the authority stays.
+                std::future::pending::<()>().await;
+            }
+        };
+        tokio::select! {
+            ended = &mut run => return ended.map(drop),
+            () = changed => {}
+        }
+        until.cancel();
+        run.await?;
+    }
+}
+
 async fn bind(address: SocketAddr, what: &str, flag: &str) -> Result<TcpListener> {
     match TcpListener::bind(address).await {
         Ok(listener) => Ok(listener),
@@ -273,16 +334,6 @@ async fn bind(address: SocketAddr, what: &str, flag: &str) -> Result<TcpListener
         ),
         Err(e) => Err(e).with_context(|| format!("{what} cannot listen on {address} ({flag})")),
     }
-}
-
-fn write_kubeconfig(data: &DataDir, pki: &Pki, api: SocketAddr) -> Result<()> {
-    let admin = pki.leaf("admin", &Leaf { user: "kubernetes-admin", group: "system:masters", names: &[] })?;
-    let reached =
-        if api.ip().is_unspecified() { SocketAddr::new([127, 0, 0, 1].into(), api.port()) } else { api };
-    kubeconfig::write(
-        &data.kubeconfig(),
-        &kubeconfig::admin(&format!("https://{reached}"), pki.ca_cert(), &admin),
-    )
 }
 
 async fn start_node(api: &ApiServer, name: &str, data: &DataDir, links: &Arc<Links>) -> Result<Node> {

@@ -27,6 +27,8 @@ use crate::{files, kubeconfig, pki};
 
 /// Longest wait for the certificate to be signed.
 const PATIENCE: Duration = Duration::from_secs(60);
+/// The group of those that come with a token of `wasmk token create`.
+pub(crate) const JOINERS: &str = "system:bootstrappers:wasmk:default-node-token";
 /// Characters of bootstrap tokens (kubeadm's alphabet).
 const ALPHABET: &[u8] = b"0123456789abcdefghijklmnopqrstuvwxyz";
 
@@ -91,7 +93,7 @@ pub async fn create_token(client: &Client, ca_pem: &str, life: Duration) -> Resu
             "expiration": wasmk_api::Timestamp(until).to_string(),
             "usage-bootstrap-authentication": "true",
             "usage-bootstrap-signing": "true",
-            "auth-extra-groups": "system:bootstrappers:wasmk:default-node-token",
+            "auth-extra-groups": JOINERS,
             "description": "lets a machine join as a node",
         },
     }))?;
@@ -100,7 +102,7 @@ pub async fn create_token(client: &Client, ca_pem: &str, life: Duration) -> Resu
 }
 
 /// The credentials of a node, kept in its data directory.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Identity {
     kubeconfig: Value,
 }
@@ -127,15 +129,40 @@ impl Identity {
         let ca = trusted_ca(server, token).await?;
         let bearer = kubeconfig::of(server, &ca, json!({"token": token.bearer}));
         let client = client_of(&bearer, false).await?;
+        Self::enrol(&client, server, &ca, node, dir).await
+    }
+
+    /// Asks for a certificate for a new key, and keeps both.
+    async fn enrol(client: &Client, server: &str, ca: &str, node: &str, dir: &Path) -> Result<Self> {
         let (request, key) = pki::client_request(&format!("system:node:{node}"), "system:nodes")?;
-        let cert = signed(&client, node, &request).await?;
+        let cert = signed(client, node, &request).await?;
         let user = json!({
             "client-certificate-data": STANDARD.encode(cert),
             "client-key-data": STANDARD.encode(key),
         });
-        let kubeconfig = kubeconfig::of(server, &ca, user);
+        let kubeconfig = kubeconfig::of(server, ca, user);
         kubeconfig::write(&dir.join("kubeconfig"), &kubeconfig)?;
         Ok(Self { kubeconfig })
+    }
+
+    /// Whether the certificate is in its last third of life.
+    ///
+    /// # Errors
+    /// When the credentials are incomplete.
+    pub fn is_due(&self, now: OffsetDateTime) -> Result<bool> {
+        let (_, _, pair) = self.parts()?;
+        Ok(!pki::lasts(&pair.cert, now.unix_timestamp())?)
+    }
+
+    /// Gets another certificate by the present one, and hears what authorities the cluster has now.
+    ///
+    /// # Errors
+    /// When the cluster cannot be reached or does not sign in time; the present one stays.
+    pub async fn renew(&self, client: &Client, node: &str, dir: &Path) -> Result<Self> {
+        let (server, ca, _) = self.parts()?;
+        let info = Api::<ConfigMap>::namespaced(client.clone(), "kube-public").get("cluster-info").await;
+        let ca = info.ok().and_then(|map| authorities(map).ok()).unwrap_or(ca);
+        Self::enrol(client, &server, &ca, node, dir).await
     }
 
     /// A client with these credentials.
@@ -172,6 +199,21 @@ async fn client_of(kubeconfig: &Value, unverified: bool) -> Result<Client> {
     Ok(Client::try_from(config)?)
 }
 
+/// The authorities (PEM) that the cluster publishes.
+fn authorities(info: ConfigMap) -> Result<String> {
+    let text =
+        info.data.and_then(|mut d| d.remove("kubeconfig")).context("cluster-info has no kubeconfig")?;
+    let info: Value = serde_yaml::from_str(&text).context("cluster-info is damaged")?;
+    let ca = info["clusters"][0]["cluster"]["certificate-authority-data"].as_str().unwrap_or("");
+    Ok(String::from_utf8(STANDARD.decode(ca)?)?)
+}
+
+/// SHA-256 of each certificate of a bundle, in hex.
+fn hashes_of(bundle: &str) -> Vec<String> {
+    let all = x509_parser::pem::Pem::iter_from_buffer(bundle.as_bytes());
+    all.filter_map(Result::ok).map(|pem| hex::encode(Sha256::digest(&pem.contents))).collect()
+}
+
 /// The CA of the cluster, if it is the one the token was made for.
 async fn trusted_ca(server: &str, token: &Token) -> Result<String> {
     let anonymous = json!({
@@ -183,12 +225,8 @@ async fn trusted_ca(server: &str, token: &Token) -> Result<String> {
     let client = client_of(&anonymous, true).await?;
     let found = Api::<ConfigMap>::namespaced(client, "kube-public").get("cluster-info").await;
     let found = found.with_context(|| format!("cannot read what {server} says about its cluster"))?;
-    let text =
-        found.data.and_then(|mut d| d.remove("kubeconfig")).context("cluster-info has no kubeconfig")?;
-    let info: Value = serde_yaml::from_str(&text).context("cluster-info is damaged")?;
-    let ca = info["clusters"][0]["cluster"]["certificate-authority-data"].as_str().unwrap_or("");
-    let ca = String::from_utf8(STANDARD.decode(ca)?)?;
-    if hash_of(&ca)? != token.ca_hash {
+    let ca = authorities(found)?;
+    if !hashes_of(&ca).contains(&token.ca_hash) {
         bail!("{server} is not the cluster that the token was made for: its CA certificate is another");
     }
     Ok(ca)

@@ -40,6 +40,18 @@ pub fn write(path: &Path, config: &Value) -> Result<()> {
     files::write_private(path, serde_yaml::to_string(config)?.as_bytes())
 }
 
+/// Writes it as [`write`] does, unless the file holds just that.
+///
+/// # Errors
+/// When the file cannot be read or written.
+pub fn write_if_changed(path: &Path, config: &Value) -> Result<()> {
+    let text = serde_yaml::to_string(config)?;
+    if files::read_if_there(path)?.as_deref() == Some(&text) {
+        return Ok(());
+    }
+    files::write_private(path, text.as_bytes())
+}
+
 /// Puts cluster, user and context of `config` into the kubeconfig at `path`, in place of
 /// entries of the same name, and makes the context current. Everything else stays.
 ///

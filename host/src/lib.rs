@@ -2,6 +2,7 @@
 //!
 //! This crate is the one place that knows all parts; the parts do not know each other.
 
+pub mod access;
 pub mod agent;
 mod bootstrap;
 pub mod cli;
@@ -15,4 +16,6 @@ pub mod join;
 pub mod kubeconfig;
 mod links;
 pub mod pki;
+mod renewal;
+mod rotating;
 pub mod store;

@@ -2,8 +2,12 @@
 //!
 //! One certificate authority signs everything: the API's serving certificate, the
 //! administrator's client certificate and, on request, the nodes'. Private keys are
-//! readable by their owner only (0600). A leaf is made anew at a start that finds it
-//! missing, in its last third of life, or not covering a wanted name.
+//! readable by their owner only (0600). A leaf is made anew when it is missing, in its last
+//! third of life, not covering a wanted name, or not signed by the present authority.
+//!
+//! The authority changes in three steps, so that nobody meets a certificate of one they do
+//! not trust: the next is trusted, then it signs, and when nothing the old one signed can
+//! be good any more, the old one is forgotten.
 
 use std::{
     net::IpAddr,
@@ -24,6 +28,12 @@ use crate::files;
 const CA_LIFE: Duration = Duration::days(3650);
 /// Life of serving and client certificates.
 pub const LEAF_LIFE: Duration = Duration::days(365);
+/// How long another authority is trusted before it signs, so that everybody hears of it.
+pub const OVERLAP: std::time::Duration = std::time::Duration::from_secs(24 * 3600);
+/// The file names of the authorities that come and went, and of the plan of the change.
+const NEXT: &str = "ca-next";
+const OLD: &str = "ca-old";
+const CHANGE: &str = "ca-change.json";
 /// Clocks of other machines may be behind by this much.
 const SKEW: Duration = Duration::minutes(5);
 
@@ -47,11 +57,25 @@ pub struct Leaf<'a> {
     pub names: &'a [String],
 }
 
+/// What the time is.
+pub type Now = fn() -> OffsetDateTime;
+
 /// The directory of certificates and keys.
 #[derive(Debug)]
 pub struct Pki {
     dir: PathBuf,
     ca: Pair,
+    bundle: String,
+    now: Now,
+}
+
+/// When the next step of a change of the authority is due, in seconds since 1970.
+#[derive(Debug, serde::Serialize, serde::Deserialize)]
+struct Change {
+    /// When the next authority begins to sign.
+    switch_at: Option<i64>,
+    /// When the old authority is no longer trusted.
+    drop_at: Option<i64>,
 }
 
 impl Pki {
@@ -60,19 +84,96 @@ impl Pki {
     /// # Errors
     /// When a file cannot be read or written, or holds no certificate.
     pub fn open(dir: &Path) -> Result<Self> {
+        Self::open_at(dir, OffsetDateTime::now_utc)
+    }
+
+    /// The same at another time.
+    ///
+    /// # Errors
+    /// As [`Pki::open`].
+    pub fn open_at(dir: &Path, now: Now) -> Result<Self> {
         files::private_dir(dir)?;
         let ca = match read_pair(dir, "ca")? {
             Some(pair) => pair,
-            None => write_pair(dir, "ca", &authority()?)?,
+            None => write_pair(dir, "ca", &authority(now())?)?,
         };
-        let pki = Self { dir: dir.into(), ca };
+        let mut pki = Self { dir: dir.into(), ca, bundle: String::new(), now };
         pki.token_key()?;
+        pki.read_bundle()?;
         Ok(pki)
     }
 
-    /// The authority's certificate, PEM.
+    /// The certificates (PEM) of every authority that is trusted, the one that signs first.
     pub fn ca_cert(&self) -> &str {
-        &self.ca.cert
+        &self.bundle
+    }
+
+    fn read_bundle(&mut self) -> Result<()> {
+        self.bundle.clone_from(&self.ca.cert);
+        for file in [NEXT, OLD] {
+            if let Some(more) = files::read_if_there(&self.dir.join(format!("{file}.crt")))? {
+                self.bundle = crate::access::joined(&self.bundle, &more);
+            }
+        }
+        Ok(())
+    }
+
+    /// Begins to change the authority: another is made and trusted at once, and signs after `overlap`.
+    ///
+    /// # Errors
+    /// When a change is under way, or a file cannot be written.
+    pub fn rotate(&mut self, overlap: std::time::Duration) -> Result<()> {
+        if self.change()?.is_some() {
+            anyhow::bail!("a change of the authority is under way already");
+        }
+        write_pair(&self.dir, NEXT, &authority((self.now)())?)?;
+        let switch_at = (self.now)().unix_timestamp() + i64::try_from(overlap.as_secs())?;
+        self.plan(&Change { switch_at: Some(switch_at), drop_at: None })?;
+        self.read_bundle()
+    }
+
+    /// Takes the step of a change of the authority that is due, or begins one when the authority is in its last
+    /// third of life. Whether anything changed since this directory was opened or this was last called.
+    ///
+    /// # Errors
+    /// When a file cannot be read or written.
+    pub fn advance(&mut self) -> Result<bool> {
+        let before = self.bundle.clone();
+        let now = (self.now)().unix_timestamp();
+        match self.change()? {
+            None if !lasts(&self.ca.cert, now)? => self.rotate(OVERLAP)?,
+            Some(Change { switch_at: Some(at), .. }) if at <= now => self.switch(now)?,
+            Some(Change { drop_at: Some(at), .. }) if at <= now => {
+                files::remove_if_there(&self.dir.join(format!("{OLD}.crt")))?;
+                files::remove_if_there(&self.dir.join(CHANGE))?;
+            }
+            _ => {}
+        }
+        self.read_bundle()?;
+        Ok(self.bundle != before)
+    }
+
+    /// The next authority becomes the one that signs.
+    fn switch(&mut self, now: i64) -> Result<()> {
+        let Some(next) = read_pair(&self.dir, NEXT)? else {
+            anyhow::bail!("{}/{NEXT}.crt or its key is missing", self.dir.display());
+        };
+        files::write_private(&self.dir.join(format!("{OLD}.crt")), self.ca.cert.as_bytes())?;
+        self.ca = write_pair(&self.dir, "ca", &next)?;
+        self.plan(&Change { switch_at: None, drop_at: Some(now + LEAF_LIFE.whole_seconds()) })?;
+        for file in [format!("{NEXT}.crt"), format!("{NEXT}.key")] {
+            files::remove_if_there(&self.dir.join(file))?;
+        }
+        Ok(())
+    }
+
+    fn change(&self) -> Result<Option<Change>> {
+        let Some(text) = files::read_if_there(&self.dir.join(CHANGE))? else { return Ok(None) };
+        serde_json::from_str(&text).map(Some).with_context(|| format!("{CHANGE} is damaged"))
+    }
+
+    fn plan(&self, change: &Change) -> Result<()> {
+        files::write_private(&self.dir.join(CHANGE), &serde_json::to_vec(change)?)
     }
 
     /// The authority with its key, for the controller that signs nodes' requests.
@@ -100,7 +201,8 @@ impl Pki {
     /// When a name is not a DNS name or address, or a file cannot be read or written.
     pub fn leaf(&self, file: &str, leaf: &Leaf<'_>) -> Result<Pair> {
         if let Some(pair) = read_pair(&self.dir, file)?
-            && still_good(&pair.cert, leaf.names).unwrap_or(false)
+            && still_good(&pair.cert, leaf.names, (self.now)()).unwrap_or(false)
+            && signed_by(&pair.cert, &self.ca.cert).unwrap_or(false)
         {
             return Ok(pair);
         }
@@ -111,7 +213,7 @@ impl Pki {
         let mut params = CertificateParams::new(leaf.names.to_vec())
             .with_context(|| format!("a certificate for {:?}", leaf.names))?;
         params.distinguished_name = name(leaf.user, leaf.group);
-        lasting(&mut params, LEAF_LIFE);
+        lasting(&mut params, LEAF_LIFE, (self.now)());
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature, KeyUsagePurpose::KeyEncipherment];
         params.extended_key_usages = vec![match leaf.names {
             [] => ExtendedKeyUsagePurpose::ClientAuth,
@@ -144,10 +246,10 @@ pub fn expiry(pem: &str) -> Result<OffsetDateTime> {
     with_cert(pem, |cert| Ok(cert.validity().not_after.to_datetime()))
 }
 
-fn authority() -> Result<Pair> {
+fn authority(now: OffsetDateTime) -> Result<Pair> {
     let mut params = CertificateParams::default();
     params.distinguished_name = name("wasmk-ca", "");
-    lasting(&mut params, CA_LIFE);
+    lasting(&mut params, CA_LIFE, now);
     params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
     params.key_usages =
         vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign, KeyUsagePurpose::DigitalSignature];
@@ -164,24 +266,39 @@ fn name(user: &str, group: &str) -> DistinguishedName {
     name
 }
 
-fn lasting(params: &mut CertificateParams, life: Duration) {
-    let now = OffsetDateTime::now_utc();
+fn lasting(params: &mut CertificateParams, life: Duration, now: OffsetDateTime) {
     params.not_before = now - SKEW;
     params.not_after = now + life;
 }
 
 /// Whether a certificate has more than a third of its life left and covers the names.
-fn still_good(pem: &str, names: &[String]) -> Result<bool> {
+fn still_good(pem: &str, names: &[String], now: OffsetDateTime) -> Result<bool> {
+    if !lasts(pem, now.unix_timestamp())? {
+        return Ok(false);
+    }
     with_cert(pem, |cert| {
-        let validity = cert.validity();
-        let (from, to) = (validity.not_before.timestamp(), validity.not_after.timestamp());
-        let left = to - OffsetDateTime::now_utc().unix_timestamp();
         let covered = match cert.subject_alternative_name()? {
             None => Vec::new(),
             Some(extension) => extension.value.general_names.iter().filter_map(text_of).collect(),
         };
-        Ok(left > (to - from) / 3 && names.iter().all(|n| covered.contains(n)))
+        Ok(names.iter().all(|n| covered.contains(n)))
     })
+}
+
+/// Whether a certificate has more than a third of its life left.
+///
+/// # Errors
+/// When the text is no certificate.
+pub fn lasts(pem: &str, now: i64) -> Result<bool> {
+    with_cert(pem, |cert| {
+        let validity = cert.validity();
+        let (from, to) = (validity.not_before.timestamp(), validity.not_after.timestamp());
+        Ok(to - now > (to - from) / 3)
+    })
+}
+
+fn signed_by(pem: &str, ca: &str) -> Result<bool> {
+    with_cert(ca, |ca| with_cert(pem, |cert| Ok(cert.verify_signature(Some(ca.public_key())).is_ok())))
 }
 
 fn text_of(name: &GeneralName<'_>) -> Option<String> {
@@ -251,6 +368,57 @@ mod tests {
         let more = vec!["10.0.0.1".to_string()];
         let renewed = pki.leaf("api", &Leaf { names: &more, ..leaf }).unwrap();
         assert_ne!(first.cert, renewed.cert);
+    }
+
+    thread_local! {
+        static DAYS: std::cell::Cell<i64> = const { std::cell::Cell::new(0) };
+    }
+
+    fn later() -> OffsetDateTime {
+        OffsetDateTime::now_utc() + Duration::days(DAYS.get())
+    }
+
+    #[test]
+    fn leaves_are_renewed_in_their_last_third() {
+        let dir = tempfile::tempdir().unwrap();
+        let pki = Pki::open_at(dir.path(), later).unwrap();
+        let leaf = Leaf { user: "admin", group: "system:masters", names: &[] };
+        let first = pki.leaf("admin", &leaf).unwrap().cert;
+        DAYS.set(200);
+        assert_eq!(pki.leaf("admin", &leaf).unwrap().cert, first);
+        DAYS.set(250);
+        let second = pki.leaf("admin", &leaf).unwrap().cert;
+        assert_ne!(second, first);
+        assert!(expiry(&second).unwrap() > later() + Duration::days(360));
+    }
+
+    #[test]
+    fn the_authority_changes_with_an_overlap() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut pki = Pki::open_at(dir.path(), later).unwrap();
+        let authorities = |pki: &Pki| pki.ca_cert().matches("BEGIN CERTIFICATE").count();
+        let leaf = Leaf { user: "a", group: "", names: &[] };
+        let by_old = pki.leaf("a", &leaf).unwrap().cert;
+        assert!(!pki.advance().unwrap());
+        pki.rotate(OVERLAP).unwrap();
+        assert!(pki.rotate(OVERLAP).is_err());
+        // Trusted at once, signing later; another process sees it too.
+        assert_eq!((authorities(&pki), pki.leaf("a", &leaf).unwrap().cert == by_old), (2, true));
+        assert_eq!(authorities(&Pki::open_at(dir.path(), later).unwrap()), 2);
+        DAYS.set(2);
+        assert!(pki.advance().unwrap());
+        let by_new = pki.leaf("a", &leaf).unwrap().cert;
+        assert_eq!((authorities(&pki), by_new == by_old), (2, false));
+        assert!(signed_by(&by_new, &pki.ca().cert).unwrap());
+        assert!(!pki.advance().unwrap());
+        // Nothing the old one signed is good any more.
+        DAYS.set(368);
+        assert!(pki.advance().unwrap());
+        assert_eq!(authorities(&pki), 1);
+        // In its last third the authority is changed without being asked.
+        DAYS.set(368 + 2500);
+        assert!(pki.advance().unwrap());
+        assert_eq!(authorities(&pki), 2);
     }
 
     #[test]

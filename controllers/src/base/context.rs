@@ -33,10 +33,14 @@ pub struct Settings {
     pub cluster_cidr: String,
     /// Prefix length of one node's range.
     pub node_cidr_mask: u8,
-    /// Certificate of the API, PEM; published to every namespace. Empty: not published.
+    /// Authorities of the API's certificates, PEM; published to every namespace. Empty: not published.
     pub ca_pem: String,
-    /// Key with which node certificates are signed, PEM. Empty: none are signed.
+    /// Certificate that signs requests, PEM. Empty: the first of `ca_pem`.
+    pub signer_pem: String,
+    /// Key with which requests are signed, PEM. Empty: none are signed.
     pub ca_key_pem: String,
+    /// Key with which tokens in Secrets are signed, PEM. Empty: the API is asked for tokens that last long.
+    pub token_key_pem: String,
     /// Finished pods beyond this number are collected, oldest first. Zero: never.
     pub terminated_pod_threshold: usize,
     /// Directory below which the built-in provisioner makes volumes. Empty: none are made.
@@ -55,7 +59,9 @@ impl Default for Settings {
             cluster_cidr: "127.42.0.0/16".into(),
             node_cidr_mask: 24,
             ca_pem: String::new(),
+            signer_pem: String::new(),
             ca_key_pem: String::new(),
+            token_key_pem: String::new(),
             terminated_pod_threshold: 12_500,
             volume_root: String::new(),
             load_balancer_address: String::new(),
@@ -102,9 +108,14 @@ pub struct Context {
     pub events: Recorder,
     /// How to run.
     pub settings: Arc<Settings>,
+    /// Clients of the service accounts that controllers write as; `None`: all write as one.
+    pub accounts: Option<Accounts>,
     /// Ends everything.
     pub shutdown: CancellationToken,
 }
+
+/// Makes the client of a service account of `kube-system`, by its name.
+pub type Accounts = Arc<dyn Fn(&str) -> Client + Send + Sync>;
 
 impl Context {
     /// The cache of a kind.

@@ -1,26 +1,148 @@
-//! Whether somebody may do something: RBAC, and the rules for nodes.
+//! Whether somebody may do something: the authorizers in their order, and impersonation.
 
-use serde_json::Value;
+use std::sync::Arc;
+
 use wasmk_api::{GroupResource, Reason, Status};
 
 use crate::{
-    auth::{Attributes, Decision, User, user},
+    auth::{
+        Attributes, Decision, Rbac, RemoteError, User, abac,
+        access_review::AccessReviewer,
+        node,
+        rules::Rule,
+        settings::{Authorization, Authorizer},
+        user::{self, MASTERS},
+    },
+    bootstrap,
+    cache::Caches,
     server::Core,
 };
 
-/// Decides.
-pub(crate) fn decide(core: &Core, user: &User, asked: &Attributes<'_>) -> Decision {
-    let decision = core.rbac.authorize(user, asked);
-    if decision.allowed || !user.is_in("system:nodes") {
-        return decision;
+/// One authorizer that is asked.
+enum Asked {
+    Node(node::Nodes),
+    Rbac(Arc<Rbac>),
+    Abac(abac::Policy),
+    Webhook(AccessReviewer),
+    Always(bool),
+}
+
+/// The authorizers that are asked, in order, until one allows or refuses.
+pub(crate) struct Authorizers(Vec<Asked>);
+
+impl Authorizers {
+    /// As the settings say.
+    ///
+    /// # Errors
+    /// When the webhook's kubeconfig cannot be used.
+    pub(crate) async fn new(
+        caches: &Caches,
+        rbac: &Arc<Rbac>,
+        settings: Authorization,
+    ) -> Result<Self, RemoteError> {
+        let mut webhook = settings.webhook;
+        let mut all = Vec::new();
+        for mode in settings.modes {
+            all.push(match mode {
+                Authorizer::Node => Asked::Node(node::Nodes::new(caches, bootstrap::rules_of("system:node"))),
+                Authorizer::Rbac => Asked::Rbac(rbac.clone()),
+                Authorizer::Abac => Asked::Abac(settings.policy.clone()),
+                Authorizer::Webhook => match webhook.take() {
+                    Some(webhook) => Asked::Webhook(AccessReviewer::new(webhook).await?),
+                    None => return Err(RemoteError::Config("the webhook has none".into())),
+                },
+                Authorizer::AlwaysAllow => Asked::Always(true),
+                Authorizer::AlwaysDeny => Asked::Always(false),
+            });
+        }
+        Ok(Self(all))
     }
-    node(core, user, asked).unwrap_or(decision)
+
+    /// Decides. Administrators may do everything, whoever else is asked.
+    pub(crate) async fn decide(&self, user: &User, asked: &Attributes<'_>) -> Decision {
+        if user.is_in(MASTERS) {
+            return Decision::allow("");
+        }
+        let mut reasons = Vec::new();
+        for authorizer in &self.0 {
+            let decision = match authorizer {
+                Asked::Node(nodes) => nodes.authorize(user, asked),
+                Asked::Rbac(rbac) => rbac.authorize(user, asked),
+                Asked::Abac(policy) if policy.allows(user, asked) => Decision::allow(""),
+                Asked::Abac(_) => Decision::no_opinion("No policy matched."),
+                Asked::Webhook(service) => service.authorize(user, asked).await,
+                Asked::Always(true) => Decision::allow(""),
+                Asked::Always(false) => Decision::no_opinion("Everything is forbidden."),
+            };
+            if decision.allowed || decision.denied {
+                return decision;
+            }
+            if !decision.reason.is_empty() {
+                reasons.push(decision.reason);
+            }
+        }
+        Decision::no_opinion(reasons.join("\n"))
+    }
+
+    /// Every rule somebody has in a namespace, and what could not be found out.
+    pub(crate) fn rules(&self, user: &User, namespace: &str) -> Known {
+        let mut known = Known::default();
+        let star = || vec!["*".to_owned()];
+        let everything = || {
+            [
+                Rule { verbs: star(), api_groups: star(), resources: star(), ..Rule::default() },
+                Rule { verbs: star(), urls: star(), ..Rule::default() },
+            ]
+        };
+        if user.is_in(MASTERS) {
+            known.rules.extend(everything());
+        }
+        for authorizer in &self.0 {
+            match authorizer {
+                Asked::Rbac(rbac) => {
+                    let (rules, broken) = rbac.rules(user, namespace);
+                    known.rules.extend(rules);
+                    known.errors.extend(broken);
+                }
+                Asked::Abac(policy) => known.rules.extend(policy.rules(user, namespace)),
+                Asked::Always(true) => known.rules.extend(everything()),
+                Asked::Always(false) => {}
+                Asked::Node(_) if node::identity(user).is_none() => {}
+                Asked::Node(_) => known.unsupported("node"),
+                Asked::Webhook(_) => known.unsupported("webhook"),
+            }
+        }
+        known
+    }
+}
+
+/// What is known of somebody's rules.
+#[derive(Default)]
+pub(crate) struct Known {
+    /// The rules.
+    pub(crate) rules: Vec<Rule>,
+    /// What went wrong.
+    pub(crate) errors: Vec<String>,
+    /// Whether there may be more that no authorizer can list.
+    pub(crate) incomplete: bool,
+}
+
+impl Known {
+    fn unsupported(&mut self, authorizer: &str) {
+        self.incomplete = true;
+        self.errors.push(format!("{authorizer} authorizer does not support user rule resolution"));
+    }
+}
+
+/// Decides.
+pub(crate) async fn decide(core: &Core, user: &User, asked: &Attributes<'_>) -> Decision {
+    core.authorizers.decide(user, asked).await
 }
 
 /// # Errors
 /// 403 in Kubernetes' words.
-pub(crate) fn require(core: &Core, user: &User, asked: &Attributes<'_>) -> Result<(), Status> {
-    let decision = decide(core, user, asked);
+pub(crate) async fn require(core: &Core, user: &User, asked: &Attributes<'_>) -> Result<(), Status> {
+    let decision = decide(core, user, asked).await;
     if decision.allowed { Ok(()) } else { Err(forbidden(user, asked, &decision.reason)) }
 }
 
@@ -53,36 +175,32 @@ pub(crate) fn forbidden(user: &User, asked: &Attributes<'_>, reason: &str) -> St
 ///
 /// # Errors
 /// 403 for the first thing it may not impersonate.
-pub(crate) fn impersonate(core: &Core, real: &User, mut wanted: User) -> Result<User, Status> {
-    let ask = |group: &str, resource: &str, subresource: &str, namespace: &str, name: &str| {
-        let asked = Attributes {
-            verb: "impersonate",
-            group,
-            resource,
-            subresource,
-            namespace,
-            name,
-            path: "",
-            is_resource: true,
-            on_node: "",
-        };
-        require(core, real, &asked)
-    };
-    match wanted.as_service_account() {
-        Some((namespace, name)) => ask("", "serviceaccounts", "", namespace, name)?,
-        None => ask("", "users", "", "", &wanted.name)?,
-    }
-    for group in &wanted.groups {
-        ask("", "groups", "", "", group)?;
-    }
-    for (key, values) in &wanted.extra {
-        for value in values {
-            ask("authentication.k8s.io", "userextras", key, "", value)?;
+pub(crate) async fn impersonate(core: &Core, real: &User, mut wanted: User) -> Result<User, Status> {
+    let base = Attributes { verb: "impersonate", is_resource: true, ..Attributes::default() };
+    let authentication = Attributes { group: "authentication.k8s.io", version: "v1", ..base };
+    let mut questions = vec![match wanted.as_service_account() {
+        Some((namespace, name)) => {
+            Attributes { version: "v1", resource: "serviceaccounts", namespace, name, ..base }
         }
+        None => Attributes { version: "v1", resource: "users", name: &wanted.name, ..base },
+    }];
+    questions.extend(wanted.groups.iter().map(|name| Attributes {
+        version: "v1",
+        resource: "groups",
+        name,
+        ..base
+    }));
+    for (key, values) in &wanted.extra {
+        let about = Attributes { resource: "userextras", subresource: key, ..authentication };
+        questions.extend(values.iter().map(|name| Attributes { name, ..about }));
     }
     if !wanted.uid.is_empty() {
-        ask("authentication.k8s.io", "uids", "", "", &wanted.uid)?;
+        questions.push(Attributes { resource: "uids", name: &wanted.uid, ..authentication });
     }
+    for question in &questions {
+        require(core, real, question).await?;
+    }
+    drop(questions);
     if let (true, Some((namespace, name))) = (wanted.groups.is_empty(), wanted.as_service_account()) {
         wanted.groups = User::service_account(namespace, name).groups;
     }
@@ -91,77 +209,4 @@ pub(crate) fn impersonate(core: &Core, real: &User, mut wanted: User) -> Result<
         wanted.groups.push(basic.into());
     }
     Ok(wanted)
-}
-
-/// What nodes may do beyond their roles: everything about themselves and the pods bound to them, and reading what
-/// those pods use.
-fn node(core: &Core, user: &User, asked: &Attributes<'_>) -> Option<Decision> {
-    let name = user.name.strip_prefix("system:node:")?;
-    let read = matches!(asked.verb, "get" | "list" | "watch");
-    let allowed = match (asked.group, asked.resource) {
-        ("", "nodes") => asked.verb == "create" || read || asked.name == name,
-        ("", "pods") => match asked.verb {
-            // What a node may do with single pods is looked at again when they are admitted.
-            "create" | "delete" => true,
-            "update" | "patch" => asked.subresource == "status",
-            "list" | "watch" => asked.on_node == name,
-            _ => bound_to(core, asked, name),
-        },
-        ("", "events") | ("events.k8s.io", "events") => matches!(asked.verb, "create" | "update" | "patch"),
-        ("coordination.k8s.io", "leases") => {
-            asked.namespace == "kube-node-lease" && (asked.verb == "create" || asked.name == name)
-        }
-        ("certificates.k8s.io", "certificatesigningrequests") => {
-            matches!(asked.verb, "create" | "get" | "list" | "watch")
-        }
-        ("storage.k8s.io", "csinodes") => asked.verb == "create" || asked.name == name,
-        ("authentication.k8s.io", "tokenreviews")
-        | ("authorization.k8s.io", "subjectaccessreviews" | "localsubjectaccessreviews") => {
-            asked.verb == "create"
-        }
-        ("", "services" | "namespaces")
-        | ("node.k8s.io", "runtimeclasses")
-        | ("storage.k8s.io", "csidrivers") => read,
-        ("", "serviceaccounts") if asked.subresource == "token" => {
-            asked.verb == "create"
-                && uses(core, name, asked, |spec| {
-                    spec.get("serviceAccountName").and_then(Value::as_str) == Some(asked.name)
-                })
-        }
-        ("", "secrets" | "configmaps" | "persistentvolumeclaims") => {
-            read && !asked.name.is_empty() && uses(core, name, asked, |spec| mentions(spec, asked.name))
-        }
-        ("", "persistentvolumes") => read,
-        _ => false,
-    };
-    allowed.then(|| Decision { allowed: true, reason: String::new() })
-}
-
-fn bound_to(core: &Core, asked: &Attributes<'_>, node: &str) -> bool {
-    let pods = core.caches.of("core/pods");
-    pods.get(&crate::cache::key(asked.namespace, asked.name))
-        .is_some_and(|pod| pod.field("spec.nodeName") == Some(node))
-}
-
-/// Whether a pod of that namespace on that node satisfies a condition on its spec.
-fn uses(core: &Core, node: &str, asked: &Attributes<'_>, condition: impl Fn(&Value) -> bool) -> bool {
-    let filter = crate::cache::Filter { namespace: asked.namespace.into(), ..Default::default() };
-    core.caches
-        .of("core/pods")
-        .list(&filter)
-        .iter()
-        .filter(|pod| pod.field("spec.nodeName") == Some(node))
-        .any(|pod| pod.object().0.get("spec").is_some_and(&condition))
-}
-
-/// Whether a name stands anywhere in a pod's volumes, environment or pull secrets.
-fn mentions(value: &Value, name: &str) -> bool {
-    match value {
-        Value::Object(map) => map.iter().any(|(key, value)| match value {
-            Value::String(text) => matches!(&**key, "name" | "secretName" | "claimName") && text == name,
-            other => mentions(other, name),
-        }),
-        Value::Array(items) => items.iter().any(|item| mentions(item, name)),
-        _ => false,
-    }
 }

@@ -11,17 +11,18 @@ use crate::{
     server::Core,
 };
 
-/// A client that acts as `user`.
-pub(crate) fn in_process(core: Arc<Core>, user: User) -> kube::Client {
+/// A client that acts as `user`, and calls itself `agent`; when empty, as the user is called.
+pub(crate) fn in_process(core: Arc<Core>, user: User, agent: &str) -> kube::Client {
+    let agent = HeaderValue::from_str(agent).ok().filter(|agent| !agent.is_empty());
     let identity = Identity(Arc::new(user));
     let service = tower::service_fn(move |request: Request<kube::client::Body>| {
-        let (core, identity) = (core.clone(), identity.clone());
+        let (core, identity, agent) = (core.clone(), identity.clone(), agent.clone());
         async move {
             let (mut parts, body) = request.into_parts();
             parts.extensions.insert(identity);
             parts.headers.remove(header::ACCEPT_ENCODING);
             if !parts.headers.contains_key(header::USER_AGENT) {
-                let agent = manager(&parts.extensions);
+                let agent = agent.unwrap_or_else(|| manager(&parts.extensions));
                 parts.headers.insert(header::USER_AGENT, agent);
             }
             let request = Request::from_parts(parts, Body::new(body));

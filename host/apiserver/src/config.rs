@@ -10,6 +10,11 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use wasmk_api::Timestamp;
 use wasmk_store::Store;
 
+use crate::{
+    admission::AdmissionPlugins,
+    auth::settings::{Authentication, Authorization, RequestHeader},
+};
+
 /// A byte stream to a node, over which HTTP/1.1 is spoken.
 pub trait NodeStream: AsyncRead + AsyncWrite + Send + Unpin {}
 
@@ -126,7 +131,7 @@ pub struct Config {
     pub service_account_key: String,
     /// The issuer of those tokens.
     pub issuer: String,
-    /// The certificate (PEM) that signs client certificates; also published to pods.
+    /// The authorities (PEM) of client certificates; also published to pods.
     pub client_ca: String,
     /// The address clients reach the server at.
     pub advertise_address: IpAddr,
@@ -136,7 +141,17 @@ pub struct Config {
     pub front_proxy: FrontProxy,
     /// What `/version` says.
     pub version: VersionInfo,
-    /// Bearer tokens with the users they stand for, for bootstrap and tests.
+    /// Proxies that name users in headers.
+    pub request_header: Option<RequestHeader>,
+    /// Who is believed to be whom.
+    pub authentication: Authentication,
+    /// Who decides who may do what.
+    pub authorization: Authorization,
+    /// Which admission plugins are on.
+    pub admission: AdmissionPlugins,
+    /// What is remembered of requests; `None`: nothing.
+    pub audit: Option<crate::audit::Settings>,
+    /// Bearer tokens with the users they stand for.
     pub static_tokens: Vec<(String, crate::User)>,
     /// The present.
     pub clock: fn() -> Timestamp,
@@ -157,6 +172,11 @@ impl Config {
             advertise_port: 6443,
             front_proxy: FrontProxy::default(),
             version: VersionInfo::default(),
+            request_header: None,
+            authentication: Authentication::default(),
+            authorization: Authorization::default(),
+            admission: AdmissionPlugins::default(),
+            audit: None,
             static_tokens: Vec::new(),
             clock: Timestamp::now,
         }

@@ -10,7 +10,8 @@ use wasmk_api::{Reason, Status};
 
 use crate::{
     aggregate,
-    auth::{Attributes, User, authn},
+    audit::{Trail, around},
+    auth::{Attributes, User, impersonation},
     authorize,
     call::Call,
     discovery,
@@ -32,36 +33,78 @@ pub(crate) async fn serve(core: Arc<Core>, request: Request) -> Answer {
     let info = RequestInfo::new(request.method(), request.uri().path(), &query);
     let (verb, resource) = (info.verb, if info.is_resource { info.full_resource() } else { String::new() });
     core.metrics.inflight(true);
-    let mut answer = match admit(&core, info, query, request).await {
+    let id = audit_id(request.headers());
+    let mut answer = match admit(&core, id.to_str().unwrap_or(""), info, query, request).await {
         Ok(answer) => answer,
         Err(status) => respond::status(&status),
     };
     core.metrics.inflight(false);
-    if let Ok(id) = HeaderValue::from_str(&uuid::Uuid::new_v4().to_string()) {
-        answer.headers_mut().insert("audit-id", id);
-    }
+    answer.headers_mut().insert(AUDIT_ID, id);
     core.metrics.answered(verb, &resource, answer.status().as_u16(), began.elapsed());
     answer
 }
 
+/// The header that names a request in every log it leaves a trace in.
+const AUDIT_ID: &str = "audit-id";
+/// Longest name a client may give a request.
+const MAX_AUDIT_ID: usize = 64;
+
+/// The name of a request: as a proxy before this server gave it, or a new one.
+fn audit_id(headers: &http::HeaderMap) -> HeaderValue {
+    let given = headers.get(AUDIT_ID).filter(|id| !id.is_empty() && id.len() <= MAX_AUDIT_ID);
+    let id = given.filter(|id| id.to_str().is_ok()).cloned();
+    id.or_else(|| HeaderValue::from_str(&uuid::Uuid::new_v4().to_string()).ok())
+        .unwrap_or(HeaderValue::from_static("none"))
+}
+
 async fn admit(
     core: &Arc<Core>,
+    id: &str,
     info: RequestInfo,
     query: Query,
     request: Request,
 ) -> Result<Answer, Status> {
-    let real = core.authenticator.authenticate(request.headers(), request.extensions())?;
-    let user = impersonate(core, real, request.headers())?;
+    let user = core.authenticator.authenticate(request.headers(), request.extensions()).await;
+    if core.audit.is_none() {
+        return pass(core, info, query, user?, request, &mut None).await;
+    }
+    let nobody = User::default();
+    let mut trail = around::begin(core, id, &info, user.as_deref().unwrap_or(&nobody), &request);
+    around::received(core, &trail).await;
+    let long = info.is_long_running(&query);
+    let outcome = match user {
+        Ok(user) => pass(core, info, query, user, request, &mut trail).await,
+        Err(status) => Err(status),
+    };
+    let answer = outcome.unwrap_or_else(|status| respond::status(&status));
+    Ok(around::done(core, trail, answer, long).await)
+}
+
+/// The way of a request whose sender is known: impersonation, limits, authorization, handler.
+async fn pass(
+    core: &Arc<Core>,
+    info: RequestInfo,
+    query: Query,
+    real: Arc<User>,
+    request: Request,
+    trail: &mut Option<Trail>,
+) -> Result<Answer, Status> {
+    let user = impersonate(core, real.clone(), request.headers()).await?;
+    if let (Some(trail), false) = (trail.as_mut(), Arc::ptr_eq(&real, &user)) {
+        trail.acting(&user);
+    }
     let long_running = info.is_long_running(&query);
     let flow = core.flow.admit(&user, &info, long_running).await.inspect_err(|_| core.metrics.refused())?;
     let permit = if long_running { Some(long(core)?) } else { None };
     let selector = wasmk_api::FieldSelector::parse(query.text("fieldSelector")).unwrap_or_default();
-    let asked = Attributes { on_node: selector.required("spec.nodeName").unwrap_or(""), ..attributes(&info) };
-    if info.is_resource || info.path != "/" {
-        authorize::require(core, &user, &asked)?;
-    } else {
-        authorize::require(core, &user, &Attributes { path: "/", ..asked })?;
+    let mut asked =
+        Attributes { on_node: selector.required("spec.nodeName").unwrap_or(""), ..attributes(&info) };
+    if asked.name.is_empty() && matches!(asked.verb, "list" | "watch" | "deletecollection") {
+        // A list of one named object is allowed to whoever may list that one.
+        asked.name = selector.required("metadata.name").unwrap_or("");
     }
+    permit_by_authorizers(core, &user, &asked, trail).await?;
+    let request = around::sent(core, trail, &info, request).await?;
     let (parts, body) = request.into_parts();
     let list = info.is_resource && info.name.is_empty();
     let wanted = match negotiate::wanted(&parts.headers, &query, list) {
@@ -87,6 +130,21 @@ async fn admit(
     Ok(answer)
 }
 
+async fn permit_by_authorizers(
+    core: &Core,
+    user: &User,
+    asked: &Attributes<'_>,
+    trail: &mut Option<Trail>,
+) -> Result<(), Status> {
+    let decision = authorize::decide(core, user, asked).await;
+    if let Some(trail) = trail {
+        let word = if decision.allowed { "allow" } else { "forbid" };
+        trail.annotate("authorization.k8s.io/decision", word);
+        trail.annotate("authorization.k8s.io/reason", decision.reason.clone());
+    }
+    if decision.allowed { Ok(()) } else { Err(authorize::forbidden(user, asked, &decision.reason)) }
+}
+
 /// Failures are written in the encoding that was asked for, never as a table.
 fn error_form(wanted: negotiate::Wanted) -> negotiate::Wanted {
     negotiate::Wanted { form: negotiate::Form::Whole, ..wanted }
@@ -103,10 +161,14 @@ fn hold(answer: Answer) -> Answer {
     Answer::from_parts(parts, body)
 }
 
-fn impersonate(core: &Arc<Core>, real: Arc<User>, headers: &http::HeaderMap) -> Result<Arc<User>, Status> {
-    match authn::impersonated(headers)? {
+async fn impersonate(
+    core: &Arc<Core>,
+    real: Arc<User>,
+    headers: &http::HeaderMap,
+) -> Result<Arc<User>, Status> {
+    match impersonation::impersonated(headers)? {
         None => Ok(real),
-        Some(wanted) => authorize::impersonate(core, &real, wanted).map(Arc::new),
+        Some(wanted) => authorize::impersonate(core, &real, wanted).await.map(Arc::new),
     }
 }
 
@@ -123,6 +185,7 @@ pub(crate) fn attributes(info: &RequestInfo) -> Attributes<'_> {
     Attributes {
         verb: info.verb,
         group: &info.group,
+        version: &info.version,
         resource: &info.resource,
         subresource: &info.subresource,
         namespace: &info.namespace,

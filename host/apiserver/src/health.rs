@@ -118,6 +118,6 @@ fn openid(core: &Core) -> Value {
         "jwks_uri": format!("{address}/openid/v1/jwks"),
         "response_types_supported": ["id_token"],
         "subject_types_supported": ["public"],
-        "id_token_signing_alg_values_supported": [core.signer.algorithm()],
+        "id_token_signing_alg_values_supported": core.signer.algorithms(),
     })
 }

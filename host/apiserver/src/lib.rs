@@ -10,6 +10,7 @@
 mod admission;
 mod aggregate;
 mod alloc;
+pub mod audit;
 mod auth;
 mod authorize;
 mod bootstrap;
@@ -36,7 +37,12 @@ mod table;
 mod tls;
 mod write;
 
-pub use auth::{KeyError, User};
+pub use admission::{AdmissionPlugins, PluginError};
+pub use auth::{
+    KeyError, RemoteError, User,
+    abac::{Policy as AbacPolicy, PolicyError as AbacError},
+    settings::{Accounts, Authentication, Authorization, Authorizer, Oidc, RequestHeader, Webhook},
+};
 pub use config::{Config, FrontProxy, NoNodes, NodeDialer, NodeStream, ServiceRange, VersionInfo};
-pub use server::{ApiServer, NodeIdentifier, StartError};
-pub use tls::{TlsError, serve_tls, tls_config};
+pub use server::{ApiServer, NodeIdentifier, StartError, Trust};
+pub use tls::{Serving, TlsError, serve_tls, tls_config};

@@ -16,7 +16,9 @@ use crate::{
     admission::{Hook, Kept, Mutation, Policy},
     aggregate::{self, Servers},
     alloc::Allocator,
-    auth::{Authenticator, Rbac, User, tokens::Signer},
+    audit::{Audit, AuditError},
+    auth::{Authenticator, PeerCertificate, Rbac, RemoteError, Sources, User, node, tokens::Signer},
+    authorize::Authorizers,
     bootstrap,
     cache::Caches,
     client, crd, dispatch,
@@ -40,6 +42,12 @@ pub enum StartError {
     /// The service account key is unusable.
     #[error(transparent)]
     Key(#[from] KeyError),
+    /// Requests cannot be remembered.
+    #[error(transparent)]
+    Audit(#[from] AuditError),
+    /// A remote authenticator or authorizer cannot be used.
+    #[error(transparent)]
+    Remote(#[from] RemoteError),
     /// An object every cluster has cannot be written.
     #[error("cannot write {object}: {why}")]
     Bootstrap {
@@ -56,7 +64,9 @@ pub(crate) struct Core {
     pub(crate) caches: Arc<Caches>,
     pub(crate) table: ArcSwap<Table>,
     pub(crate) authenticator: Authenticator,
-    pub(crate) rbac: Rbac,
+    pub(crate) rbac: Arc<Rbac>,
+    pub(crate) authorizers: Authorizers,
+    pub(crate) audit: Option<Audit>,
     pub(crate) signer: Arc<Signer>,
     pub(crate) allocator: Allocator,
     pub(crate) metrics: Metrics,
@@ -94,19 +104,35 @@ impl ApiServer {
     /// # Errors
     /// When the store cannot be read or written, or a key is unusable.
     pub async fn start(config: Config) -> Result<Self, StartError> {
-        let signer = Arc::new(Signer::new(&config.service_account_key, &config.issuer)?);
+        let accounts = &config.authentication.accounts;
+        let signer = Arc::new(Signer::new(
+            &config.service_account_key,
+            &config.issuer,
+            &accounts.more_keys,
+            &accounts.more_issuers,
+        )?);
         let caches = Caches::load(config.store.clone(), table::readers()).await?;
         let follower = tokio::spawn(caches.clone().follow());
+        let rbac = Arc::new(Rbac::new(&caches));
+        let trust = Sources {
+            signer: signer.clone(),
+            client_ca: &config.client_ca,
+            static_tokens: &config.static_tokens,
+            request_header: config.request_header.clone(),
+            settings: config.authentication.clone(),
+            clock: config.clock,
+        };
+        let shutdown = CancellationToken::new();
+        let audit = match config.audit.clone() {
+            Some(settings) => Some(Audit::start(settings, shutdown.clone()).await?),
+            None => None,
+        };
         let core = Arc::new(Core {
             table: ArcSwap::from_pointee(Table::new(&caches, Vec::new(), Vec::new())),
-            authenticator: Authenticator::new(
-                &caches,
-                signer.clone(),
-                &config.client_ca,
-                &config.static_tokens,
-                config.clock,
-            ),
-            rbac: Rbac::new(&caches),
+            authenticator: Authenticator::new(&caches, trust).await?,
+            authorizers: Authorizers::new(&caches, &rbac, config.authorization.clone()).await?,
+            audit,
+            rbac,
             allocator: Allocator::new(&caches, config.service_range, config.node_ports),
             signer,
             caches,
@@ -117,7 +143,7 @@ impl ApiServer {
             remote: Remote::new(&config.front_proxy),
             aggregated: ArcSwap::default(),
             defined: watch::Sender::new(0),
-            shutdown: CancellationToken::new(),
+            shutdown,
             flow: Flow::default(),
             long_running: Arc::new(Semaphore::new(MAX_LONG_RUNNING)),
             documents: crate::discovery::Documents::default(),
@@ -141,7 +167,14 @@ impl ApiServer {
 
     /// A client inside this process: no socket, no credentials, the given identity.
     pub fn client(&self, user: &str, groups: &[&str]) -> kube::Client {
-        client::in_process(self.core.clone(), User::new(user, groups.iter().copied()))
+        client::in_process(self.core.clone(), User::new(user, groups.iter().copied()), "")
+    }
+
+    /// Clients inside this process that act as service accounts of `kube-system`, by name, under the name of one
+    /// program.
+    pub fn accounts(&self, agent: &str) -> impl Fn(&str) -> kube::Client + Send + Sync + 'static {
+        let (core, agent) = (self.core.clone(), agent.to_owned());
+        move |name| client::in_process(core.clone(), User::service_account("kube-system", name), &agent)
     }
 
     /// Tells which node a connection belongs to by its client certificate, for services that share the listener
@@ -149,10 +182,15 @@ impl ApiServer {
     pub fn node_identifier(&self) -> NodeIdentifier {
         let core = self.core.clone();
         Arc::new(move |extensions| {
-            let user = core.authenticator.authenticate(&axum::http::HeaderMap::new(), extensions).ok()?;
-            let in_group = user.is_in("system:nodes");
-            user.name.strip_prefix("system:node:").filter(|_| in_group).map(String::from)
+            let PeerCertificate(chain) = extensions.get()?;
+            let user = core.authenticator.of_certificate(chain, &axum::http::HeaderMap::new())?;
+            node::identity(&user).map(String::from)
         })
+    }
+
+    /// Whom it believes, to be changed while it runs.
+    pub fn trust(&self) -> Trust {
+        Trust(self.core.clone())
     }
 
     /// The revision of the store that reads show.
@@ -170,6 +208,18 @@ impl ApiServer {
             // An aborted task has nothing to say.
             let _ = task.await;
         }
+    }
+}
+
+/// The authorities a server believes.
+#[derive(Clone)]
+pub struct Trust(Arc<Core>);
+
+impl Trust {
+    /// From now on believes client certificates of these authorities (PEM), and proxies whose certificates are of
+    /// those.
+    pub fn replace(&self, clients: &str, proxies: Option<&str>) {
+        self.0.authenticator.trust(clients, proxies);
     }
 }
 

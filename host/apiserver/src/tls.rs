@@ -2,6 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
+use arc_swap::ArcSwap;
 use axum::{Router, body::Body};
 use http::Request;
 use hyper::body::Incoming;
@@ -9,7 +10,17 @@ use hyper_util::{
     rt::{TokioExecutor, TokioIo, TokioTimer},
     server::conn::auto,
 };
-use rustls_pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject};
+use rustls::{
+    DigitallySignedStruct, DistinguishedName, SignatureScheme,
+    client::danger::HandshakeSignatureValid,
+    crypto::WebPkiSupportedAlgorithms,
+    server::{
+        ClientHello, ResolvesServerCert,
+        danger::{ClientCertVerified, ClientCertVerifier},
+    },
+    sign::CertifiedKey,
+};
+use rustls_pki_types::{CertificateDer, PrivateKeyDer, SubjectPublicKeyInfoDer, UnixTime, pem::PemObject};
 use thiserror::Error;
 use tokio::{net::TcpListener, sync::Semaphore, time::timeout};
 use tokio_rustls::TlsAcceptor;
@@ -48,40 +59,146 @@ pub enum TlsError {
     /// Certificate and key do not go together.
     #[error("the server certificate cannot be used")]
     Certificate(#[from] rustls::Error),
-    /// The authority of client certificates cannot be used.
-    #[error("client certificates cannot be verified")]
-    Clients(#[from] rustls::server::VerifierBuilderError),
 }
 
-/// The settings of a TLS listener: its certificate chain and key (PEM), and the authority whose client certificates
-/// are accepted. Clients may come without one.
+/// The settings of a TLS listener with that certificate chain and key (PEM). `client_ca` names the authorities (PEM)
+/// that clients are told of; clients may come without a certificate.
 ///
 /// # Errors
 /// When one of the texts is not what it should be.
 pub fn tls_config(cert: &str, key: &str, client_ca: &str) -> Result<Arc<rustls::ServerConfig>, TlsError> {
-    let pem = |what, error: rustls_pki_types::pem::Error| TlsError::Pem { what, why: error.to_string() };
-    let certificates = |what: &'static str, text: &str| {
-        CertificateDer::pem_slice_iter(text.as_bytes())
-            .map(|c| c.map(CertificateDer::into_owned).map_err(|e| pem(what, e)))
-            .collect::<Result<Vec<_>, _>>()
-    };
-    let chain = certificates("server certificate", cert)?;
-    let key = PrivateKeyDer::from_pem_slice(key.as_bytes()).map_err(|e| pem("server key", e))?;
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let mut roots = rustls::RootCertStore::empty();
-    for certificate in certificates("client authority", client_ca)? {
-        roots.add(certificate)?;
+    Serving::new(cert, key)?.config(client_ca)
+}
+
+/// A server's certificate, which can be replaced while connections are served.
+#[derive(Clone)]
+pub struct Serving(Arc<ArcSwap<CertifiedKey>>);
+
+impl Serving {
+    /// With that certificate chain and key (PEM).
+    ///
+    /// # Errors
+    /// When one is not what it should be, or they do not go together.
+    pub fn new(cert: &str, key: &str) -> Result<Self, TlsError> {
+        Ok(Self(Arc::new(ArcSwap::from_pointee(certified(cert, key)?))))
     }
-    let clients =
-        rustls::server::WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider.clone())
-            .allow_unauthenticated()
-            .build()?;
-    let mut config = rustls::ServerConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()?
-        .with_client_cert_verifier(clients)
-        .with_single_cert(chain, key)?;
-    config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
-    Ok(Arc::new(config))
+
+    /// Shows another from the next handshake on; open connections stay.
+    ///
+    /// # Errors
+    /// As [`Serving::new`]; then the present one stays.
+    pub fn replace(&self, cert: &str, key: &str) -> Result<(), TlsError> {
+        self.0.store(Arc::new(certified(cert, key)?));
+        Ok(())
+    }
+
+    /// The settings of a listener that shows it: TLS 1.2 and 1.3, suites with forward secrecy. `client_ca` names
+    /// the authorities (PEM) clients are told of.
+    ///
+    /// # Errors
+    /// When an authority is no certificate.
+    pub fn config(&self, client_ca: &str) -> Result<Arc<rustls::ServerConfig>, TlsError> {
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let clients = Arc::new(Clients {
+            hints: hints(client_ca)?,
+            algorithms: provider.signature_verification_algorithms,
+        });
+        let mut config = rustls::ServerConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()?
+            .with_client_cert_verifier(clients)
+            .with_cert_resolver(Arc::new(self.clone()));
+        config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+        Ok(Arc::new(config))
+    }
+}
+
+impl std::fmt::Debug for Serving {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Serving")
+    }
+}
+
+impl ResolvesServerCert for Serving {
+    fn resolve(&self, _: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        Some(self.0.load_full())
+    }
+}
+
+fn certificates(what: &'static str, text: &str) -> Result<Vec<CertificateDer<'static>>, TlsError> {
+    let all = CertificateDer::pem_slice_iter(text.as_bytes());
+    all.map(|c| c.map(CertificateDer::into_owned).map_err(|e| unusable(what, &e))).collect()
+}
+
+fn unusable(what: &'static str, error: &rustls_pki_types::pem::Error) -> TlsError {
+    TlsError::Pem { what, why: error.to_string() }
+}
+
+fn certified(cert: &str, key: &str) -> Result<CertifiedKey, TlsError> {
+    let chain = certificates("server certificate", cert)?;
+    let key = PrivateKeyDer::from_pem_slice(key.as_bytes()).map_err(|e| unusable("server key", &e))?;
+    Ok(CertifiedKey::from_der(chain, key, &rustls::crypto::ring::default_provider())?)
+}
+
+fn hints(client_ca: &str) -> Result<Vec<DistinguishedName>, TlsError> {
+    let name = |der: &CertificateDer<'_>| {
+        let parsed = x509_parser::parse_x509_certificate(der)
+            .map_err(|e| TlsError::Pem { what: "client authority", why: e.to_string() });
+        parsed.map(|(_, c)| DistinguishedName::from(c.subject().as_raw().to_vec()))
+    };
+    certificates("client authority", client_ca)?.iter().map(name).collect()
+}
+
+/// Lets clients prove that they have the key of whatever certificate they show. Who is believed for it, and up to
+/// when, is a question of authentication, which answers 401 instead of breaking the connection.
+#[derive(Debug)]
+struct Clients {
+    hints: Vec<DistinguishedName>,
+    algorithms: WebPkiSupportedAlgorithms,
+}
+
+impl ClientCertVerifier for Clients {
+    fn client_auth_mandatory(&self) -> bool {
+        false
+    }
+
+    fn root_hint_subjects(&self) -> &[DistinguishedName] {
+        &self.hints
+    }
+
+    fn verify_client_cert(
+        &self,
+        _: &CertificateDer<'_>,
+        _: &[CertificateDer<'_>],
+        _: UnixTime,
+    ) -> Result<ClientCertVerified, rustls::Error> {
+        Ok(ClientCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        rustls::crypto::verify_tls12_signature(message, cert, dss, &self.algorithms)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        // By the bare key: certificates of old tools have no extensions, which the usual way insists on.
+        let (_, parsed) = x509_parser::parse_x509_certificate(cert)
+            .map_err(|_| rustls::Error::InvalidCertificate(rustls::CertificateError::BadEncoding))?;
+        let key = SubjectPublicKeyInfoDer::from(parsed.public_key().raw);
+        rustls::crypto::verify_tls13_signature_with_raw_key(message, &key, dss, &self.algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.algorithms.supported_schemes()
+    }
 }
 
 /// Serves a router over TLS until `shutdown` is cancelled; then no new connection is accepted and open ones are given
@@ -105,8 +222,8 @@ pub async fn serve_tls(
             () = shutdown.cancelled() => break,
             accepted = listener.accept() => accepted,
         };
-        let stream = match stream {
-            Ok((stream, _)) => stream,
+        let (stream, peer) = match stream {
+            Ok(accepted) => accepted,
             Err(error) => {
                 tracing::debug!(%error, "a connection was not accepted");
                 tokio::time::sleep(ACCEPT_PAUSE).await;
@@ -119,7 +236,7 @@ pub async fn serve_tls(
         tokio::spawn(async move {
             let _permit = permit;
             if let Ok(Ok(stream)) = timeout(HANDSHAKE, acceptor.accept(stream)).await {
-                connection(stream, router, stop).await;
+                connection(stream, Peer(peer.ip()), router, stop).await;
             }
         });
     }
@@ -129,8 +246,13 @@ pub async fn serve_tls(
     let _ = timeout(DRAIN, permits.acquire_many(all)).await;
 }
 
+/// Where a request came from, put into its extensions.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Peer(pub(crate) std::net::IpAddr);
+
 async fn connection(
     stream: tokio_rustls::server::TlsStream<tokio::net::TcpStream>,
+    peer: Peer,
     router: Router,
     stop: tokio_util::sync::CancellationToken,
 ) {
@@ -138,12 +260,12 @@ async fn connection(
         .get_ref()
         .1
         .peer_certificates()
-        .and_then(|c| c.first())
-        .map(|c| PeerCertificate(c.clone().into_owned()));
+        .map(|chain| PeerCertificate(Arc::new(chain.iter().map(|c| c.clone().into_owned()).collect())));
     let service = hyper::service::service_fn(move |request: Request<Incoming>| {
         let (router, certificate) = (router.clone(), certificate.clone());
         async move {
             let mut request = request.map(Body::new);
+            request.extensions_mut().insert(peer);
             if let Some(certificate) = certificate {
                 request.extensions_mut().insert(certificate);
             }

@@ -8,6 +8,7 @@ use std::{ffi::OsString, process::ExitCode};
 use anyhow::Result;
 use clap::{Parser, Subcommand};
 
+mod access;
 mod agent;
 mod api;
 mod api_resources;

@@ -75,6 +75,8 @@ pub(super) struct Args {
     /// Add a context `wasmk` to ~/.kube/config (or to FILE) and make it current
     #[arg(long, value_name = "FILE", num_args = 0..=1)]
     merge_kubeconfig: Option<Option<PathBuf>>,
+    #[command(flatten)]
+    access: super::access::AccessArgs,
     /// Return when it is ready and leave it running; output goes to wasmk.log in the data directory
     #[arg(long)]
     detach: bool,
@@ -93,7 +95,7 @@ async fn foreground(args: Args, cx: &Context) -> Result<Exit> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let merge = args.merge_kubeconfig.clone();
-    let cluster = Cluster::start(settings(args)).await?;
+    let cluster = Cluster::start(settings(args)?).await?;
     announce(cx, &data, cluster.running(), merge)?;
     tokio::select! {
         _ = terminate.recv() => {}
@@ -110,8 +112,9 @@ async fn foreground(args: Args, cx: &Context) -> Result<Exit> {
     Ok(Exit::Done)
 }
 
-fn settings(args: Args) -> Settings {
-    Settings {
+fn settings(args: Args) -> Result<Settings> {
+    Ok(Settings {
+        access: args.access.read()?,
         data: DataDir::new(args.data_dir),
         api: args.api_addr,
         gateway: args.gateway_addr,
@@ -126,7 +129,7 @@ fn settings(args: Args) -> Settings {
         },
         domain: args.domain,
         pod_range: args.pod_cidr,
-    }
+    })
 }
 
 /// This machine's name, as a node may be called.

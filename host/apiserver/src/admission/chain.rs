@@ -8,7 +8,7 @@ use std::{collections::BTreeSet, sync::Arc};
 use wasmk_api::{Object, Status};
 
 use super::{
-    Hook,
+    Hook, Plugin,
     mutations::{self, Bound},
     webhooks,
 };
@@ -48,8 +48,14 @@ fn steps(work: &Work<'_>) -> Vec<Step> {
     if super::is_exempt(work.resource) {
         return Vec::new();
     }
-    let mut all: Vec<Step> = mutations::bound(work.core).into_iter().map(Step::Policy).collect();
-    all.extend(webhooks::registered(work.core, webhooks::MUTATING).into_iter().map(Step::Hook));
+    let on = |plugin| work.core.config.admission.has(plugin);
+    let mut all = Vec::new();
+    if on(Plugin::MutatingAdmissionPolicy) {
+        all.extend(mutations::bound(work.core).into_iter().map(Step::Policy));
+    }
+    if on(Plugin::MutatingAdmissionWebhook) {
+        all.extend(webhooks::registered(work.core, webhooks::MUTATING).into_iter().map(Step::Hook));
+    }
     all
 }
 

@@ -26,12 +26,19 @@ fn add_finalizer(object: &mut Object, finalizer: &str) {
     object.set_meta("finalizers", all);
 }
 
-/// A claim is protected while pods use it, and has the default class when it names none.
-pub(crate) fn claim(work: &Work<'_>, object: &mut Object, old: Option<&Object>) -> Result<(), Status> {
+/// A claim is protected while pods use it.
+pub(crate) fn protect_claim(_: &Work<'_>, object: &mut Object, old: Option<&Object>) -> Result<(), Status> {
+    if old.is_none() {
+        add_finalizer(object, "kubernetes.io/pvc-protection");
+    }
+    Ok(())
+}
+
+/// A claim has the default class when it names none.
+pub(crate) fn claim_class(work: &Work<'_>, object: &mut Object, old: Option<&Object>) -> Result<(), Status> {
     if old.is_some() {
         return Ok(());
     }
-    add_finalizer(object, "kubernetes.io/pvc-protection");
     let named = object.at(&["spec", "storageClassName"]).is_some_and(|v| !v.is_null())
         || object.annotation("volume.beta.kubernetes.io/storage-class").is_some();
     if named {

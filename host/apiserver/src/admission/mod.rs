@@ -4,13 +4,17 @@
 //! resources it looks at; one file per concern. What they need to know they read from the caches.
 
 mod amounts;
+mod certificates;
 mod chain;
 mod defaults;
+mod extras;
 mod kept;
 mod lifecycle;
 mod limits;
 mod mutations;
-mod node;
+pub(crate) mod node;
+mod owners;
+mod plugins;
 mod pod;
 mod pod_security;
 mod policies;
@@ -24,6 +28,8 @@ use wasmk_api::{Object, Status};
 
 pub(crate) use kept::Kept;
 pub(crate) use mutations::Mutation;
+pub(crate) use plugins::Plugin;
+pub use plugins::{AdmissionPlugins, PluginError};
 pub(crate) use policies::Policy;
 pub(crate) use webhooks::Hook;
 
@@ -37,37 +43,46 @@ use crate::{
 
 /// The pods of the core group.
 pub(crate) const PODS: &str = "core/pods";
+/// The claims of the core group.
+const CLAIMS: &str = "core/persistentvolumeclaims";
 
 type Mutate = fn(&Work<'_>, &mut Object, Option<&Object>) -> Result<(), Status>;
 type Validate = fn(&Work<'_>, &Object, Option<&Object>, Mode) -> Result<(), Status>;
 
-/// The steps that change objects, with the resources they look at (none: all), in order.
-const MUTATE: [(&[&str], Mutate); 11] = [
-    (&[], lifecycle::check),
-    (&[PODS], service_account::mutate),
-    (&[PODS], limits::mutate),
-    (&["core/nodes"], defaults::taint_node),
-    (&[PODS], pod::priority),
-    (&[PODS], pod::tolerations),
-    (&[PODS], pod::runtime_class),
-    (&["core/persistentvolumeclaims"], defaults::claim),
-    (&["core/persistentvolumes"], defaults::volume),
-    (&["networking.k8s.io/ingresses"], defaults::ingress),
-    (&["scheduling.k8s.io/priorityclasses"], pod::priority_class),
+/// The steps that change objects, with their plugins and the resources they look at (none: all), in order.
+const MUTATE: [(Plugin, &[&str], Mutate); 14] = [
+    (Plugin::NamespaceLifecycle, &[], lifecycle::check),
+    (Plugin::LimitRanger, &[PODS], limits::mutate),
+    (Plugin::ServiceAccount, &[PODS], service_account::mutate),
+    (Plugin::TaintNodesByCondition, &["core/nodes"], defaults::taint_node),
+    (Plugin::AlwaysPullImages, &[PODS], extras::always_pull),
+    (Plugin::Priority, &[PODS], pod::priority),
+    (Plugin::DefaultTolerationSeconds, &[PODS], pod::tolerations),
+    (Plugin::ExtendedResourceToleration, &[PODS], extras::tolerate_extended),
+    (Plugin::RuntimeClass, &[PODS], pod::runtime_class),
+    (Plugin::StorageObjectInUseProtection, &[CLAIMS], defaults::protect_claim),
+    (Plugin::StorageObjectInUseProtection, &["core/persistentvolumes"], defaults::volume),
+    (Plugin::DefaultStorageClass, &[CLAIMS], defaults::claim_class),
+    (Plugin::DefaultIngressClass, &["networking.k8s.io/ingresses"], defaults::ingress),
+    (Plugin::Priority, &["scheduling.k8s.io/priorityclasses"], pod::priority_class),
 ];
 
 /// The steps that only refuse.
-const VALIDATE: [(&[&str], Validate); 6] = [
-    (&[PODS, "core/persistentvolumeclaims"], limits::validate),
-    (&[PODS, "core/nodes"], node::validate),
-    (&[PODS], pod_security::validate),
-    (&["core/namespaces"], pod_security::validate_namespace),
-    (&["core/persistentvolumeclaims"], defaults::resize),
-    (&[], subjects::validate),
+const VALIDATE: [(Plugin, &[&str], Validate); 9] = [
+    (Plugin::LimitRanger, &[PODS, CLAIMS], limits::validate),
+    (Plugin::NodeRestriction, &node::WATCHED, node::validate),
+    (Plugin::PodSecurity, &[PODS], pod_security::validate),
+    (Plugin::PodSecurity, &["core/namespaces"], pod_security::validate_namespace),
+    (Plugin::PersistentVolumeClaimResize, &[CLAIMS], defaults::resize),
+    (Plugin::LimitPodHardAntiAffinityTopology, &[PODS], extras::anti_affinity),
+    (Plugin::DenyServiceExternalIPs, &["core/services"], extras::external_ips),
+    (Plugin::NamespaceExists, &[], extras::namespace_exists),
+    (Plugin::AlwaysDeny, &[], extras::never),
 ];
 
-fn applies(resources: &[&str], work: &Work<'_>) -> bool {
-    resources.is_empty() || resources.contains(&&*work.resource.storage)
+fn applies(plugin: Plugin, resources: &[&str], work: &Work<'_>) -> bool {
+    work.core.config.admission.has(plugin)
+        && (resources.is_empty() || resources.contains(&&*work.resource.storage))
 }
 
 /// What policies and webhooks have no say in: nobody can lock out those who would change them.
@@ -86,6 +101,9 @@ pub(crate) async fn mutate(
     old: Option<&Object>,
     mode: Mode,
 ) -> Result<(), Status> {
+    if old.is_none() && work.core.config.admission.has(Plugin::NamespaceAutoProvision) {
+        extras::provide_namespace(work).await?;
+    }
     own_steps(work, object, old, mode)?;
     if mode == Mode::Scale {
         return Ok(());
@@ -97,7 +115,10 @@ fn own_steps(work: &Work<'_>, object: &mut Object, old: Option<&Object>, mode: M
     if !matches!(mode, Mode::Main | Mode::Scale) {
         return Ok(());
     }
-    MUTATE.iter().filter(|(r, _)| applies(r, work)).try_for_each(|(_, step)| step(work, object, old))
+    MUTATE
+        .iter()
+        .filter(|(p, r, _)| applies(*p, r, work))
+        .try_for_each(|(_, _, step)| step(work, object, old))
 }
 
 /// Asks policies and webhooks about an object that is sent to a subresource and stored nowhere (`Eviction`,
@@ -155,7 +176,15 @@ pub(crate) async fn validate(
     old: Option<&Object>,
     mode: Mode,
 ) -> Result<(), Status> {
-    VALIDATE.iter().filter(|(r, _)| applies(r, work)).try_for_each(|(_, step)| step(work, new, old, mode))?;
+    VALIDATE
+        .iter()
+        .filter(|(p, r, _)| applies(*p, r, work))
+        .try_for_each(|(_, _, step)| step(work, new, old, mode))?;
+    certificates::check(work, new, old, mode).await?;
+    if work.core.config.admission.has(Plugin::OwnerReferencesPermissionEnforcement) {
+        owners::check(work, new, old, mode).await?;
+    }
+    subjects::validate(work, new, old, mode).await?;
     // A change of scale is looked at as one of the scale.
     let scales = match mode {
         Mode::Scale => [Some(new), old].map(|o| sub::scale_of(work.resource, o?)),
@@ -163,11 +192,13 @@ pub(crate) async fn validate(
     };
     let new_seen = scales[0].as_ref().unwrap_or(new);
     let old_seen = scales[1].as_ref().or(old);
-    policies::check(work, Some(new_seen), old_seen, mode)?;
+    if work.core.config.admission.has(Plugin::ValidatingAdmissionPolicy) {
+        policies::check(work, Some(new_seen), old_seen, mode)?;
+    }
     if webhooks::are_asked(work) {
         webhooks::validate(&Question::new(work, mode.subresource(), Some(new_seen), old_seen)).await?;
     }
-    if mode == Mode::Main {
+    if mode == Mode::Main && work.core.config.admission.has(Plugin::ResourceQuota) {
         quota::charge(work, new, old).await?;
     }
     Ok(())
@@ -178,14 +209,24 @@ pub(crate) async fn validate(
 /// # Errors
 /// When a step refuses it.
 pub(crate) async fn validate_delete(work: &Work<'_>, old: &Object) -> Result<(), Status> {
-    lifecycle::protect(work, old)?;
-    node::validate_delete(work, old)?;
+    let on = |plugin| work.core.config.admission.has(plugin);
+    if on(Plugin::NamespaceLifecycle) {
+        lifecycle::protect(work, old)?;
+    }
+    if on(Plugin::NodeRestriction) {
+        node::validate_delete(work, old)?;
+    }
+    if on(Plugin::AlwaysDeny) {
+        extras::never(work, old, None, Mode::Main)?;
+    }
     // An eviction was looked at as such.
     if work.call.info.subresource == "eviction" {
         return Ok(());
     }
     chain::mutate(work, None, Some(old), Mode::Main).await?;
-    policies::check(work, None, Some(old), Mode::Main)?;
+    if on(Plugin::ValidatingAdmissionPolicy) {
+        policies::check(work, None, Some(old), Mode::Main)?;
+    }
     if webhooks::are_asked(work) {
         webhooks::validate(&Question::new(work, "", None, Some(old))).await?;
     }

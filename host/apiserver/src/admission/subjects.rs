@@ -15,7 +15,7 @@ use crate::{
 const GROUP: &str = "rbac.authorization.k8s.io";
 
 /// Checks roles and bindings.
-pub(crate) fn validate(
+pub(crate) async fn validate(
     work: &Work<'_>,
     new: &Object,
     old: Option<&Object>,
@@ -28,8 +28,8 @@ pub(crate) fn validate(
         return Ok(());
     }
     match &*work.resource.plural {
-        "roles" | "clusterroles" => role(work, new),
-        _ => binding(work, new),
+        "roles" | "clusterroles" => role(work, new).await,
+        _ => binding(work, new).await,
     }
 }
 
@@ -45,7 +45,7 @@ fn only_for_collection(new: &Object, old: &Object) -> bool {
     rest(new) == rest(old)
 }
 
-fn may(work: &Work<'_>, verb: &str, resource: &str, name: &str) -> bool {
+async fn may(work: &Work<'_>, verb: &str, resource: &str, name: &str) -> bool {
     let namespace = if resource == "roles" { work.namespace() } else { "" };
     let asked = Attributes {
         verb,
@@ -56,15 +56,15 @@ fn may(work: &Work<'_>, verb: &str, resource: &str, name: &str) -> bool {
         is_resource: true,
         ..Attributes::default()
     };
-    authorize::decide(work.core, &work.call.user, &asked).allowed
+    authorize::decide(work.core, &work.call.user, &asked).await.allowed
 }
 
 fn rules(object: &Object) -> Vec<Rule> {
     object.0.get("rules").and_then(|r| serde_json::from_value(r.clone()).ok()).unwrap_or_default()
 }
 
-fn role(work: &Work<'_>, new: &Object) -> Result<(), Status> {
-    if may(work, "escalate", &work.resource.plural, new.name()) {
+async fn role(work: &Work<'_>, new: &Object) -> Result<(), Status> {
+    if may(work, "escalate", &work.resource.plural, new.name()).await {
         return Ok(());
     }
     let mut wanted = rules(new);
@@ -77,7 +77,7 @@ fn role(work: &Work<'_>, new: &Object) -> Result<(), Status> {
     covered(work, new, &wanted)
 }
 
-fn binding(work: &Work<'_>, new: &Object) -> Result<(), Status> {
+async fn binding(work: &Work<'_>, new: &Object) -> Result<(), Status> {
     let reference: RoleRef =
         new.0.get("roleRef").and_then(|r| serde_json::from_value(r.clone()).ok()).unwrap_or_default();
     let plural = if reference.kind == "ClusterRole" { "clusterroles" } else { "roles" };
@@ -91,7 +91,7 @@ fn binding(work: &Work<'_>, new: &Object) -> Result<(), Status> {
         is_resource: true,
         ..Attributes::default()
     };
-    if authorize::decide(work.core, &work.call.user, &asked).allowed {
+    if authorize::decide(work.core, &work.call.user, &asked).await.allowed {
         return Ok(());
     }
     match work.core.rbac.role_rules(scope, &reference) {

@@ -52,7 +52,9 @@ pub(super) fn registered(core: &Core, sort: &str) -> Vec<Arc<Hook>> {
 
 /// Whether there is any validating hook that could be asked about a request.
 pub(super) fn are_asked(work: &Work<'_>) -> bool {
-    !super::is_exempt(work.resource) && work.core.caches.of(VALIDATING).len() > 0
+    work.core.config.admission.has(super::Plugin::ValidatingAdmissionWebhook)
+        && !super::is_exempt(work.resource)
+        && work.core.caches.of(VALIDATING).len() > 0
 }
 
 impl Hook {

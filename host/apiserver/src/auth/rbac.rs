@@ -11,7 +11,7 @@ use serde::Deserialize;
 
 use super::{
     rules::{Attributes, Rule},
-    user::{MASTERS, User},
+    user::User,
 };
 use crate::cache::{Cache, Caches, Entry, Filter};
 
@@ -72,8 +72,22 @@ struct Index {
 pub(crate) struct Decision {
     /// Whether it is allowed.
     pub(crate) allowed: bool,
+    /// Whether it is refused for good: then nobody else is asked.
+    pub(crate) denied: bool,
     /// Why, or what went wrong on the way.
     pub(crate) reason: String,
+}
+
+impl Decision {
+    /// Allowed.
+    pub(crate) fn allow(reason: impl Into<String>) -> Self {
+        Self { allowed: true, denied: false, reason: reason.into() }
+    }
+
+    /// Neither allowed nor refused for good.
+    pub(crate) fn no_opinion(reason: impl Into<String>) -> Self {
+        Self { allowed: false, denied: false, reason: reason.into() }
+    }
 }
 
 /// The authorizer of RBAC.
@@ -151,9 +165,6 @@ impl Rbac {
 
     /// Decides.
     pub(crate) fn authorize(&self, user: &User, asked: &Attributes<'_>) -> Decision {
-        if user.is_in(MASTERS) {
-            return Decision { allowed: true, reason: String::new() };
-        }
         let index = self.index();
         let mut broken = Vec::new();
         for grant in index.grants(user, asked.namespace) {
@@ -165,7 +176,7 @@ impl Rbac {
                         role_text(&grant.role),
                         grant.via
                     );
-                    return Decision { allowed: true, reason };
+                    return Decision::allow(reason);
                 }
                 Some(_) => {}
                 None => {
@@ -179,18 +190,13 @@ impl Rbac {
             1 => format!("RBAC: {}", broken[0]),
             _ => format!("RBAC: [{}]", broken.join(", ")),
         };
-        Decision { allowed: false, reason }
+        Decision::no_opinion(reason)
     }
 
     /// Every rule somebody has in a namespace (empty: in the whole cluster), and what could not be resolved.
     pub(crate) fn rules(&self, user: &User, namespace: &str) -> (Vec<Rule>, Vec<String>) {
         let index = self.index();
         let (mut all, mut broken) = (Vec::new(), Vec::new());
-        if user.is_in(MASTERS) {
-            let star = || vec!["*".to_owned()];
-            all.push(Rule { verbs: star(), api_groups: star(), resources: star(), ..Rule::default() });
-            all.push(Rule { verbs: star(), urls: star(), ..Rule::default() });
-        }
         for grant in index.grants(user, namespace) {
             match &grant.rules {
                 Some(rules) => all.extend(rules.iter().cloned()),

@@ -10,6 +10,8 @@ pub(crate) struct Attributes<'a> {
     pub(crate) verb: &'a str,
     /// The API group.
     pub(crate) group: &'a str,
+    /// The version, which decides nothing here.
+    pub(crate) version: &'a str,
     /// The resource, or empty for a path.
     pub(crate) resource: &'a str,
     /// The subresource, or empty.

@@ -3,6 +3,8 @@
 mod objects;
 mod roles;
 
+pub(crate) use roles::rules_of;
+
 use std::sync::Arc;
 
 use wasmk_api::{Object, Status};

@@ -4,6 +4,8 @@ use serde::Deserialize;
 use serde_json::{Map, Value, json};
 use wasmk_api::Object;
 
+use crate::auth::rules::Rule;
+
 const ROLES: &str = include_str!("../../data/roles.json");
 const AUTOUPDATE: &str = "rbac.authorization.kubernetes.io/autoupdate";
 const GROUP: &str = "rbac.authorization.k8s.io";
@@ -22,6 +24,13 @@ struct Row {
     role: Option<String>,
     #[serde(default)]
     subjects: Vec<String>,
+}
+
+/// The rules of the cluster role of that name.
+pub(crate) fn rules_of(name: &str) -> Vec<Rule> {
+    let rows: Vec<Row> = serde_json::from_str(ROLES).unwrap_or_default();
+    let row = rows.into_iter().find(|row| row.kind == "ClusterRole" && row.name == name);
+    row.and_then(|row| serde_json::from_value(row.rules?).ok()).unwrap_or_default()
 }
 
 /// All of them.

@@ -30,6 +30,7 @@ pub(crate) async fn create(work: &Work<'_>, body: &Bytes) -> Result<Answer, Stat
     work.core.caches.catch_up().await?;
     let key = crate::cache::key(work.namespace(), name);
     let pod = work.resource.cache.get(&key).ok_or_else(|| work.not_found(name))?;
+    crate::admission::node::validate_eviction(work, &pod.object())?;
     if !goes_anyway(&pod.object()) {
         spend_budget(work, &pod).await?;
     }

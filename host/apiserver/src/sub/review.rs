@@ -26,6 +26,7 @@ struct ResourceAttributes {
     namespace: String,
     verb: String,
     group: String,
+    version: String,
     resource: String,
     subresource: String,
     name: String,
@@ -38,6 +39,25 @@ struct ResourceAttributes {
 struct SelectorAttributes {
     raw_selector: String,
     requirements: Vec<Value>,
+}
+
+impl ResourceAttributes {
+    /// The node that its field selector is limited to.
+    fn on_node(&self) -> Option<&str> {
+        let selector = self.field_selector.as_ref()?;
+        let raw = selector.raw_selector.split(',').find_map(|term| {
+            let (field, value) = term.split_once("==").or_else(|| term.split_once('='))?;
+            (field.trim() == "spec.nodeName").then_some(value.trim())
+        });
+        raw.or_else(|| {
+            selector.requirements.iter().find_map(|r| {
+                let text = |key: &str| r.get(key).and_then(Value::as_str).unwrap_or("");
+                let values = r.get("values").and_then(Value::as_array)?;
+                (text("key") == "spec.nodeName" && text("operator") == "In" && values.len() == 1)
+                    .then(|| values[0].as_str())?
+            })
+        })
+    }
 }
 
 #[derive(Default, Deserialize)]
@@ -85,10 +105,10 @@ pub(crate) async fn review(
             object.set_meta("creationTimestamp", work.now.to_string());
             json!({ "userInfo": call.user.to_value() })
         }
-        "TokenReview" => token(core, &object),
-        "SubjectAccessReview" => access(core, &object, None, None)?,
-        "LocalSubjectAccessReview" => access(core, &object, None, Some(&call.info.namespace))?,
-        "SelfSubjectAccessReview" => access(core, &object, Some(&call.user), None)?,
+        "TokenReview" => token(core, &object).await,
+        "SubjectAccessReview" => access(core, &object, None, None).await?,
+        "LocalSubjectAccessReview" => access(core, &object, None, Some(&call.info.namespace)).await?,
+        "SelfSubjectAccessReview" => access(core, &object, Some(&call.user), None).await?,
         "SelfSubjectRulesReview" => {
             let status = rules(core, &object, &call.user);
             object.0.insert("spec".into(), json!({}));
@@ -108,7 +128,7 @@ async fn bind(work: &Work<'_>, body: &Bytes) -> Result<Answer, Status> {
     binding::create(&inner, body).await
 }
 
-fn token(core: &Core, object: &Object) -> Value {
+async fn token(core: &Core, object: &Object) -> Value {
     let text = object.at(&["spec", "token"]).and_then(Value::as_str).unwrap_or("");
     let asked: Vec<&str> = object
         .at(&["spec", "audiences"])
@@ -117,10 +137,10 @@ fn token(core: &Core, object: &Object) -> Value {
         .flatten()
         .filter_map(Value::as_str)
         .collect();
-    let audiences = if asked.is_empty() { vec![core.signer.issuer()] } else { asked };
-    match core.authenticator.token(text, &audiences) {
-        None if core.authenticator.audiences(text).is_some() => {
-            let own = core.authenticator.audiences(text).unwrap_or_default();
+    let audiences = if asked.is_empty() { core.authenticator.audiences() } else { asked };
+    match core.authenticator.token(text, &audiences).await {
+        None if core.authenticator.audiences_of(text).is_some() => {
+            let own = core.authenticator.audiences_of(text).unwrap_or_default();
             json!({ "user": {}, "error": format!(
                 "[invalid bearer token, token audiences {} is invalid for the target audiences {}]",
                 go_list(&own), go_list(&audiences)
@@ -139,7 +159,12 @@ fn go_list<T: AsRef<str>>(items: &[T]) -> String {
     format!("[{}]", quoted.join(" "))
 }
 
-fn access(core: &Core, object: &Object, own: Option<&User>, local: Option<&str>) -> Result<Value, Status> {
+async fn access(
+    core: &Core,
+    object: &Object,
+    own: Option<&User>,
+    local: Option<&str>,
+) -> Result<Value, Status> {
     let spec: AccessSpec = match object.0.get("spec") {
         Some(spec) => serde_json::from_value(spec.clone()).map_err(|e| Status::bad_request(e.to_string()))?,
         None => AccessSpec::default(),
@@ -150,26 +175,33 @@ fn access(core: &Core, object: &Object, own: Option<&User>, local: Option<&str>)
         None => User { name: spec.user, uid: spec.uid, groups: spec.groups, extra: spec.extra },
     };
     let decision = match (&spec.resource_attributes, &spec.non_resource_attributes) {
-        (Some(r), _) => authorize::decide(
-            core,
-            &user,
-            &Attributes {
-                verb: &r.verb,
-                group: &r.group,
-                resource: &r.resource,
-                subresource: &r.subresource,
-                namespace: &r.namespace,
-                name: &r.name,
-                path: "",
-                is_resource: true,
-                on_node: "",
-            },
-        ),
-        (None, Some(p)) => authorize::decide(
-            core,
-            &user,
-            &Attributes { verb: &p.verb, path: &p.path, ..Attributes::default() },
-        ),
+        (Some(r), _) => {
+            authorize::decide(
+                core,
+                &user,
+                &Attributes {
+                    verb: &r.verb,
+                    group: &r.group,
+                    version: &r.version,
+                    resource: &r.resource,
+                    subresource: &r.subresource,
+                    namespace: &r.namespace,
+                    name: &r.name,
+                    path: "",
+                    is_resource: true,
+                    on_node: r.on_node().unwrap_or_default(),
+                },
+            )
+            .await
+        }
+        (None, Some(p)) => {
+            authorize::decide(
+                core,
+                &user,
+                &Attributes { verb: &p.verb, path: &p.path, ..Attributes::default() },
+            )
+            .await
+        }
         (None, None) => crate::auth::Decision::default(),
     };
     let mut status = Map::new();
@@ -242,7 +274,8 @@ fn check(object: &Object, spec: &AccessSpec, own: bool, local: Option<&str>) -> 
 
 fn rules(core: &Core, object: &Object, user: &User) -> Value {
     let namespace = object.at(&["spec", "namespace"]).and_then(Value::as_str).unwrap_or("");
-    let (rules, broken) = core.rbac.rules(user, namespace);
+    let crate::authorize::Known { rules, errors: broken, incomplete } =
+        core.authorizers.rules(user, namespace);
     let (mut resources, mut paths) = (Vec::new(), Vec::new());
     for rule in rules {
         if !rule.urls.is_empty() {
@@ -252,7 +285,8 @@ fn rules(core: &Core, object: &Object, user: &User) -> Value {
             resources.push(rule.to_value());
         }
     }
-    let mut status = json!({ "resourceRules": resources, "nonResourceRules": paths, "incomplete": false });
+    let mut status =
+        json!({ "resourceRules": resources, "nonResourceRules": paths, "incomplete": incomplete });
     if !broken.is_empty() {
         status["evaluationError"] = broken.join(", ").into();
     }

@@ -6,8 +6,10 @@ use serde_json::{Value, json};
 use wasmk_api::{Cause, Gvk, Object, Status, Timestamp};
 
 use crate::{
-    admission,
+    admission::{self, node},
+    auth::Attributes,
     auth::tokens::{Bound, Claims, Private},
+    authorize,
     http::{Answer, negotiate, respond},
     machine,
     write::Work,
@@ -45,8 +47,17 @@ pub(crate) async fn create(work: &Work<'_>, body: &Bytes) -> Result<Answer, Stat
         .get(&crate::cache::key(namespace, name))
         .ok_or_else(|| work.not_found(name))?
         .object();
-    let seconds = seconds(&request)?;
+    let mut seconds = seconds(&request)?;
+    let settings = &work.core.config.authentication.accounts;
+    if let Some(longest) = settings.max_life.and_then(|life| i64::try_from(life.as_secs()).ok()) {
+        if seconds > longest {
+            work.call
+                .warn(format!("requested expiration of {seconds} seconds shortened to {longest} seconds"));
+            seconds = longest;
+        }
+    }
     let audiences = audiences(work, &request);
+    restrict(work, &account, &request, &audiences).await?;
     let mut private = Private {
         namespace: namespace.into(),
         serviceaccount: Bound { name: name.into(), uid: account.uid().into() },
@@ -54,7 +65,9 @@ pub(crate) async fn create(work: &Work<'_>, body: &Bytes) -> Result<Answer, Stat
     };
     bind(work, &request, &mut private)?;
     let now = work.now.0.as_second();
-    let legacy = seconds == LEGACY_SECONDS && audiences == [work.core.signer.issuer().to_owned()];
+    let legacy = seconds == LEGACY_SECONDS
+        && audiences == work.core.authenticator.audiences()
+        && !settings.never_extend;
     private.warnafter = legacy.then_some(now + seconds);
     let expires = now + if legacy { YEAR } else { seconds };
     let claims = Claims {
@@ -113,7 +126,34 @@ fn seconds(request: &Object) -> Result<i64, Status> {
 fn audiences(work: &Work<'_>, request: &Object) -> Vec<String> {
     let asked = request.at(&["spec", "audiences"]).and_then(Value::as_array);
     let all: Vec<String> = asked.into_iter().flatten().filter_map(Value::as_str).map(Into::into).collect();
-    if all.is_empty() { vec![work.core.signer.issuer().into()] } else { all }
+    match all.is_empty() {
+        true => work.core.authenticator.audiences().into_iter().map(Into::into).collect(),
+        false => all,
+    }
+}
+
+/// Holds nodes to tokens of the pods they run.
+async fn restrict(
+    work: &Work<'_>,
+    account: &Object,
+    request: &Object,
+    audiences: &[String],
+) -> Result<(), Status> {
+    let reference = request.at(&["spec", "boundObjectRef"]);
+    let Some(audience) = node::validate_token(work, account, reference, audiences)? else { return Ok(()) };
+    let asked = Attributes {
+        verb: "request-serviceaccounts-token-audience",
+        resource: &audience,
+        namespace: work.namespace(),
+        name: account.name(),
+        is_resource: true,
+        ..Attributes::default()
+    };
+    if authorize::decide(work.core, &work.call.user, &asked).await.allowed {
+        return Ok(());
+    }
+    let why = format!("audience {audience:?} not found in pod spec volume");
+    Err(Status::forbidden(&work.resource.group_resource(), account.name(), &why))
 }
 
 /// Reads what the token is to be bound to.

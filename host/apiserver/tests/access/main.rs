@@ -1,0 +1,13 @@
+//! Who may use the API, as a client on the network finds out: authentication, authorization, admission, audit.
+
+#[path = "../support/mod.rs"]
+mod support;
+
+mod admission;
+mod audit;
+mod certificates;
+mod nodes;
+mod recorded;
+mod remote;
+mod surface;
+mod world;

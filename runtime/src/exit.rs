@@ -118,7 +118,7 @@ impl StopSignal {
     }
 
     /// Waits until the signal is given and the grace is over.
-    pub(crate) async fn expired(&self) {
+    pub async fn expired(&self) {
         let mut receiver = self.0.subscribe();
         let started = tokio::time::Instant::now();
         let mut grace = self.requested().await;

@@ -66,6 +66,13 @@ pub trait Network: Send + Sync {
         None
     }
 
+    /// Does `work`, which makes a socket, where the guest's sockets belong: another network namespace,
+    /// perhaps. `remote` is what the socket is for, when that is known. By default it is done here.
+    fn enter(&self, remote: Option<SocketAddr>, work: &mut (dyn FnMut() + Send)) {
+        let _ = remote;
+        work();
+    }
+
     /// Addresses of `name`, best first.
     async fn resolve(&self, name: &str) -> Result<Vec<IpAddr>, NetworkError> {
         name.parse().map(|address| vec![address]).map_err(|_| NetworkError::NotFound(name.to_owned()))

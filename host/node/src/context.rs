@@ -3,10 +3,13 @@
 use std::{collections::BTreeMap, net::IpAddr, path::PathBuf, sync::Arc};
 
 use tokio::sync::{Semaphore, watch};
-use wasmk_api::Quantity;
+use wasmk_api::{Quantity, Timestamp};
 use wasmk_net::{AddressPool, View};
 
-use crate::{engine::Engine, events::Events, functions::Functions, logs::Logs, pod::env::Sources};
+use crate::{
+    containers::Containers, engine::Engine, events::Events, functions::Functions, logs::Logs,
+    pod::env::Sources, running::Registry,
+};
 
 /// Images prepared (fetched, compiled) at the same time.
 pub(crate) const STARTS: usize = 64;
@@ -15,12 +18,20 @@ pub(crate) const STARTS: usize = 64;
 pub(crate) struct Context {
     /// Name of the node.
     pub node: String,
+    /// When this agent was started.
+    pub began: Timestamp,
     /// Address of the node.
     pub host_ip: IpAddr,
     /// To the API.
     pub client: kube::Client,
     /// Runs containers.
     pub engine: Arc<dyn Engine>,
+    /// The container runtime beside it, if one is named.
+    pub containers: Option<Arc<Containers>>,
+    /// What runs now.
+    pub running: Registry,
+    /// Directory for volumes that are never to be on a disk, if there is one.
+    pub memory_dir: Option<PathBuf>,
     /// ConfigMaps, Secrets, Services, tokens.
     pub sources: Arc<dyn Sources>,
     /// Services and endpoints of the cluster.
@@ -39,4 +50,11 @@ pub(crate) struct Context {
     pub allocatable: BTreeMap<String, Quantity>,
     /// Permits for preparing images.
     pub starts: Semaphore,
+}
+
+impl Context {
+    /// What pods may use of the memory, in bytes.
+    pub(crate) fn memory(&self) -> i64 {
+        self.allocatable.get("memory").copied().map_or(0, Quantity::value)
+    }
 }

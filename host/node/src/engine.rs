@@ -6,7 +6,7 @@ use std::{path::PathBuf, sync::Arc, time::Duration};
 use async_trait::async_trait;
 use bytes::Bytes;
 use http_body_util::combinators::UnsyncBoxBody;
-use wasmk_runtime::{Network, StopSignal};
+use wasmk_runtime::{Network, Stdin, StopSignal};
 
 use crate::logs::LogSink;
 
@@ -81,6 +81,8 @@ pub struct Mount {
     pub guest: String,
     /// No writing.
     pub read_only: bool,
+    /// How mounts made later are passed on; only containers know this.
+    pub propagation: Option<String>,
 }
 
 /// All a container is given, and nothing else.
@@ -110,6 +112,8 @@ pub struct Launch {
     pub concurrency: Option<usize>,
     /// Where its output goes.
     pub log: Arc<dyn LogSink>,
+    /// What it reads as standard input; `None` is nothing.
+    pub stdin: Option<Stdin>,
 }
 
 /// How a run ended.
@@ -149,9 +153,43 @@ pub struct Usage {
     pub memory: u64,
 }
 
+/// How a command inside a container ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ExecEnd {
+    /// Its exit status.
+    pub code: i32,
+    /// The beginning of what it printed.
+    pub output: String,
+}
+
+/// Runs commands inside one container.
+#[async_trait]
+pub trait Exec: Send + Sync {
+    /// Runs a command to its end.
+    ///
+    /// # Errors
+    /// In words, when it cannot be run or is not over within `limit`.
+    async fn exec(&self, command: &[String], limit: Duration) -> Result<ExecEnd, String>;
+}
+
 /// Gets images ready.
 #[async_trait]
 pub trait Engine: Send + Sync + 'static {
+    /// Whether an image is for this engine; `None` when that cannot be told (now).
+    async fn recognizes(&self, wanted: &Wanted) -> Option<bool> {
+        let _ = wanted;
+        Some(true)
+    }
+
+    /// Gets a program ready that is not from an image.
+    ///
+    /// # Errors
+    /// When it is not one, or not one for commands.
+    async fn load(&self, program: Bytes) -> Result<Arc<dyn Program>, Failure> {
+        let _ = program;
+        Err(Failure::new("CreateContainerError", "this engine loads programs from images only"))
+    }
+
     /// Fetches (by policy), checks and compiles an image.
     ///
     /// # Errors

@@ -214,12 +214,13 @@ impl Functions {
             env,
             mounts: Vec::new(),
             // A function has no address of its own and listens on nothing.
-            network: PodNetwork::new(self.inner.view.clone(), &spec.namespace, None),
+            network: PodNetwork::new(self.inner.view.clone(), &spec.namespace, None, None),
             memory: crate::pod::memory_limit(container),
             cpu_millis: crate::pod::cpu_limit(container),
             timeout: spec.timeout,
             concurrency: spec.concurrency,
             log: log.clone(),
+            stdin: None,
         };
         let handler = prepared.program.handler(launch)?;
         let image_id = prepared.image_id;

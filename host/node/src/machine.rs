@@ -4,10 +4,12 @@ use std::{fs, path::Path};
 
 use wasmk_api::k8s_openapi::api::core::v1::NodeSystemInfo;
 
-use crate::settings::Capacity;
+use crate::{engine::Usage, settings::Capacity};
 
-/// Version of Kubernetes whose node behaviour this agent has.
-pub(crate) const KUBELET_VERSION: &str = "v1.36.0";
+/// Version of Kubernetes whose node behaviour this agent has, and what it is.
+pub(crate) const KUBELET_VERSION: &str = "v1.36.0+wasmk";
+/// Ticks of a second in `/proc/stat`; fixed by the kernel's interface.
+const TICKS: u64 = 100;
 /// Memory assumed when the system does not tell, in bytes.
 const UNKNOWN_MEMORY: i64 = 1 << 30;
 
@@ -33,6 +35,22 @@ pub(crate) fn meminfo(text: &str, row: &str) -> Option<i64> {
 /// Memory not in use, in bytes.
 pub(crate) fn memory_available() -> Option<i64> {
     meminfo(&fs::read_to_string("/proc/meminfo").ok()?, "MemAvailable")
+}
+
+/// What all of the machine uses: processor time since its start, and memory that is not available.
+pub(crate) fn usage() -> Usage {
+    let total = fs::read_to_string("/proc/meminfo").ok().and_then(|t| meminfo(&t, "MemTotal"));
+    let used = total.zip(memory_available()).map_or(0, |(total, free)| total - free);
+    let stat = fs::read_to_string("/proc/stat").unwrap_or_default();
+    Usage { cpu_nanos: busy(&stat) * (1_000_000_000 / TICKS), memory: u64::try_from(used).unwrap_or(0) }
+}
+
+/// Ticks that all processors together were busy, out of `/proc/stat`.
+fn busy(stat: &str) -> u64 {
+    let Some(all) = stat.lines().find_map(|l| l.strip_prefix("cpu ")) else { return 0 };
+    let ticks: Vec<u64> = all.split_whitespace().map(|t| t.parse().unwrap_or(0)).collect();
+    // Idle and waiting for disks are the fourth and fifth; guests are counted in the first two already.
+    ticks.iter().take(8).enumerate().filter(|(i, _)| !matches!(i, 3 | 4)).map(|(_, t)| t).sum()
 }
 
 /// What the Node's status tells of the system.
@@ -78,6 +96,7 @@ mod tests {
         assert_eq!(meminfo("MemTotalX: 1 kB\n", "MemTotal"), None);
         assert_eq!(os_image("NAME=x\nPRETTY_NAME=\"Some Linux 12\"\n"), "Some Linux 12");
         assert_eq!(os_image(""), "Linux");
+        assert_eq!(busy("cpu  1 2 4 1000 1000 8 16 32 64 64\ncpu0 1 1 1 1\n"), 63);
     }
 
     #[test]

@@ -3,7 +3,7 @@
 
 use std::{
     io,
-    net::{IpAddr, SocketAddr},
+    net::{IpAddr, Ipv4Addr, SocketAddr},
     sync::Arc,
 };
 
@@ -15,6 +15,8 @@ use wasmk_net::{
 };
 use wasmk_runtime::{HttpTarget, Network, NetworkError, Protocol, host_and_port};
 
+use crate::netns::Netns;
+
 /// Names that stand for other names are followed so often.
 const MAX_ALIASES: usize = 4;
 
@@ -23,12 +25,19 @@ pub(crate) struct PodNetwork {
     view: View,
     namespace: String,
     address: Option<IpAddr>,
+    /// Where the pod's containers are, if it has any beside its guests.
+    netns: Option<Netns>,
 }
 
 impl PodNetwork {
     /// For a pod of that namespace and address; without an address nothing can be listened on.
-    pub(crate) fn new(view: View, namespace: &str, address: Option<IpAddr>) -> Arc<Self> {
-        Arc::new(Self { view, namespace: namespace.into(), address })
+    pub(crate) fn new(
+        view: View,
+        namespace: &str,
+        address: Option<IpAddr>,
+        netns: Option<Netns>,
+    ) -> Arc<Self> {
+        Arc::new(Self { view, namespace: namespace.into(), address, netns })
     }
 
     async fn addresses(&self, name: &str) -> Result<Vec<IpAddr>, NetworkError> {
@@ -50,6 +59,12 @@ impl PodNetwork {
     }
 }
 
+/// Addresses that the cluster gives out on this machine's own loopback: they are not in the loopback
+/// of a pod's namespace.
+fn is_ours(remote: SocketAddr) -> bool {
+    matches!(remote.ip(), IpAddr::V4(ip) if ip.octets()[0] == 127 && ip != Ipv4Addr::LOCALHOST)
+}
+
 /// A name that is not the cluster's, by the machine's own resolver.
 async fn outside(name: &str) -> Result<Vec<IpAddr>, NetworkError> {
     match tokio::net::lookup_host((name, 0)).await {
@@ -64,7 +79,25 @@ async fn outside(name: &str) -> Result<Vec<IpAddr>, NetworkError> {
 #[async_trait]
 impl Network for PodNetwork {
     fn address(&self) -> Option<IpAddr> {
-        self.address
+        // In a namespace of its own the pod has all addresses, and the system chooses the right one.
+        self.address.filter(|_| self.netns.is_none())
+    }
+
+    fn enter(&self, remote: Option<SocketAddr>, work: &mut (dyn FnMut() + Send)) {
+        match &self.netns {
+            Some(netns) if !remote.is_some_and(is_ours) => {
+                let runtime = tokio::runtime::Handle::current();
+                let done = netns.within(|| {
+                    let _entered = runtime.enter();
+                    work();
+                    Ok(())
+                });
+                if let Err(error) = done {
+                    tracing::warn!(%error, "cannot enter a pod's network namespace");
+                }
+            }
+            _ => work(),
+        }
     }
 
     async fn resolve(&self, name: &str) -> Result<Vec<IpAddr>, NetworkError> {
@@ -73,7 +106,7 @@ impl Network for PodNetwork {
 
     fn bind(&self, _: Protocol, local: SocketAddr) -> Result<(), NetworkError> {
         // Another pod's address is not this pod's to listen on.
-        if self.address == Some(local.ip()) {
+        if self.netns.is_some() || self.address == Some(local.ip()) {
             return Ok(());
         }
         Err(NetworkError::Denied(local.to_string()))

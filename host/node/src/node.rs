@@ -6,20 +6,22 @@ use axum::Router;
 use thiserror::Error;
 use tokio::sync::{Semaphore, watch};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
-use wasmk_api::Quantity;
+use wasmk_api::{Quantity, Timestamp};
 use wasmk_net::{AddressPool, View, proxy};
 
 use crate::{
+    containers::Containers,
     context::{Context, STARTS},
     engine::Engine,
     events::Events,
     functions::Functions,
     http,
     logs::Logs,
-    machine, pod,
+    machine, memory, pod,
     pod::env::Place,
     pods::Pods,
     register::{Registrar, amounts, known_range},
+    running::Registry,
     settings::Settings,
     sources::ApiSources,
 };
@@ -78,22 +80,43 @@ impl Node {
             .into_iter()
             .filter_map(|(k, v)| Some((k, v.0.parse::<Quantity>().ok()?)))
             .collect::<std::collections::BTreeMap<_, _>>();
-        let place = Place { pod_ip: None, host_ip: settings.address, allocatable: allocatable.clone() };
+        let logs = settings.data_dir.join("logs");
+        let containers = settings
+            .container_runtime
+            .as_deref()
+            .map(|socket| Containers::new(socket, &settings.data_dir, logs.clone(), None));
+        let memory_dir = memory::open(&settings.data_dir);
+        let place = Place {
+            pod_ip: None,
+            host_ip: settings.address,
+            allocatable: allocatable.clone(),
+            memory: memory_dir.clone(),
+        };
         let cx = Arc::new(Context {
             node: settings.name.clone(),
+            began: Timestamp::now(),
             host_ip: settings.address,
             client: client.clone(),
             functions: Functions::new(engine.clone(), sources.clone(), view.clone(), place),
             engine: engine.clone(),
             sources,
             view: view.clone(),
-            logs: Arc::new(Logs::new(settings.data_dir.join("logs"))),
+            logs: Arc::new(Logs::new(logs)),
+            containers: containers.clone(),
+            running: Registry::default(),
+            memory_dir,
             events,
             pods_dir: pods_dir.clone(),
             addresses: addresses_out,
             allocatable,
             starts: Semaphore::new(STARTS),
         });
+        // Pods that are taken up should know at once whether there is a runtime.
+        let (_, none) = watch::channel(None);
+        let info = containers.as_ref().map_or(none, |c| c.info());
+        if let Some(containers) = &containers {
+            containers.ask().await;
+        }
         let pods = Pods::new(cx.clone(), pod::load(&pods_dir));
         let until_stopped = |work: futures::future::BoxFuture<'static, ()>| {
             let stop = stop.clone();
@@ -104,10 +127,14 @@ impl Node {
         tasks.spawn(until_stopped(Box::pin(write_events)));
         tasks.spawn(until_stopped(Box::pin(keep_view)));
         tasks.spawn(pods.clone().follow(stop.clone()));
+        if let Some(containers) = containers {
+            tasks.spawn(until_stopped(Box::pin(containers.states.clone().keep())));
+            tasks.spawn(until_stopped(Box::pin(containers.keep())));
+        }
         if settings.proxy {
             tasks.spawn(proxy::run(view, settings.name.clone(), stop.clone()));
         }
-        let registrar = Registrar::new(settings, capacity, engine.version(), client, addresses);
+        let registrar = Registrar::new(settings, capacity, engine.version(), client, addresses, info);
         tasks.spawn(registrar.run(stop.clone()));
         tasks.close();
         Ok(Self { cx, pods, stop, tasks })
@@ -131,6 +158,9 @@ impl Node {
         let left = deadline.saturating_sub(began.elapsed());
         if tokio::time::timeout(left, self.tasks.wait()).await.is_err() {
             tracing::warn!("some tasks of the node did not end in time");
+        }
+        if let Some(dir) = &self.cx.memory_dir {
+            memory::close(dir);
         }
     }
 }

@@ -105,6 +105,10 @@ impl Pods {
         let keep: std::collections::HashSet<&String> = uids.iter().collect();
         let lost: Vec<String> = self.inner.lock().keys().filter(|u| !keep.contains(u)).cloned().collect();
         lost.iter().for_each(|uid| self.gone(uid));
+        if let Some(containers) = self.cx.containers.clone() {
+            let uids = uids.to_vec();
+            tokio::spawn(async move { containers.discard_strays(&uids).await });
+        }
     }
 
     /// Stops everything that runs, within the deadline; records stay for the next start.

@@ -32,6 +32,7 @@ use wasmk_api::{
         },
     },
 };
+use wasmk_cri::Info;
 use wasmk_net::AddressPool;
 
 use crate::{
@@ -56,8 +57,10 @@ const LOW_MEMORY: i64 = 64 << 20;
 
 /// Says that this node runs Wasm.
 pub const WASM_LABEL: &str = "wasmk.dev/runtime-wasm";
-/// Runtime handlers a node of ours answers to.
-pub const HANDLERS: &[&str] = &["", "wasmtime"];
+/// Says whether this node runs OCI containers now.
+pub const CONTAINER_LABEL: &str = "wasmk.dev/runtime-container";
+/// Runtime handlers that stand for the Wasm runtime of this process.
+pub const WASM_HANDLERS: &[&str] = &["wasmtime", "wasmtime-spin-v2", "spin"];
 
 fn range_file(data_dir: &Path) -> PathBuf {
     data_dir.join("pod-range")
@@ -76,6 +79,8 @@ pub(crate) struct Registrar {
     runtime: String,
     client: kube::Client,
     addresses: watch::Sender<Option<Arc<AddressPool>>>,
+    /// How the container runtime is, if one is named.
+    containers: watch::Receiver<Option<Info>>,
 }
 
 impl Registrar {
@@ -86,8 +91,9 @@ impl Registrar {
         runtime: String,
         client: kube::Client,
         addresses: watch::Sender<Option<Arc<AddressPool>>>,
+        containers: watch::Receiver<Option<Info>>,
     ) -> Self {
-        Self { settings, capacity, runtime, client, addresses }
+        Self { settings, capacity, runtime, client, addresses, containers }
     }
 
     /// Registers, then renews and updates until told to stop.
@@ -163,11 +169,31 @@ impl Registrar {
             ("beta.kubernetes.io/os", "linux"),
             ("beta.kubernetes.io/arch", machine::architecture()),
             (WASM_LABEL, "true"),
+            (CONTAINER_LABEL, if self.runs_containers() { "true" } else { "false" }),
         ]
         .map(|(k, v)| (k.into(), v.into()))
         .into();
         labels.extend(self.settings.labels.clone());
         labels
+    }
+
+    fn runs_containers(&self) -> bool {
+        self.containers.borrow().as_ref().is_some_and(|i| i.trouble.is_none())
+    }
+
+    /// The default handler, ours, and the container runtime's while it is there.
+    fn handlers(&self) -> Vec<NodeRuntimeHandler> {
+        let containers = self.containers.borrow();
+        let theirs = containers.iter().flat_map(|i| i.handlers.iter().map(String::as_str));
+        let names = std::iter::once("").chain(WASM_HANDLERS.iter().copied()).chain(theirs);
+        names.map(|h| NodeRuntimeHandler { name: Some(h.into()), features: None }).collect()
+    }
+
+    /// Brings labels and status up to date.
+    async fn write_all(&self) -> Result<Node, kube::Error> {
+        let labels = json!({"metadata": {"labels": self.labels()}});
+        self.nodes().patch(&self.settings.name, &PatchParams::default(), &Patch::Merge(labels)).await?;
+        self.write_status().await
     }
 
     async fn write_status(&self) -> Result<Node, kube::Error> {
@@ -182,12 +208,16 @@ impl Registrar {
         let mut news = self.addresses.subscribe();
         // The registration may have told of a node that had no range at the time.
         news.mark_changed();
+        let mut containers = self.containers.clone();
         loop {
-            let changed = tokio::time::timeout(STATUS_PERIOD, news.changed()).await;
-            if matches!(changed, Ok(Err(_))) {
-                return;
+            tokio::select! {
+                changed = news.changed() => if changed.is_err() { return },
+                // Without a container runtime there is no news of one.
+                Ok(()) = containers.changed() => {}
+                () = tokio::time::sleep(STATUS_PERIOD) => {}
             }
-            self.until_done("write the node's status", || Box::pin(self.write_status())).await;
+            containers.mark_unchanged();
+            self.until_done("write the node's status", || Box::pin(self.write_all())).await;
         }
     }
 
@@ -205,15 +235,16 @@ impl Registrar {
             daemon_endpoints: Some(NodeDaemonEndpoints {
                 kubelet_endpoint: Some(DaemonEndpoint { port: self.settings.port.into() }),
             }),
-            node_info: Some(machine::system_info(&self.runtime)),
-            runtime_handlers: Some(
-                HANDLERS
-                    .iter()
-                    .map(|h| NodeRuntimeHandler { name: Some((*h).into()), features: None })
-                    .collect(),
-            ),
+            node_info: Some(machine::system_info(&self.runtime_version())),
+            runtime_handlers: Some(self.handlers()),
             ..NodeStatus::default()
         }
+    }
+
+    /// The container runtime's name and version while it is there, else the Wasm runtime's.
+    fn runtime_version(&self) -> String {
+        let containers = self.containers.borrow();
+        containers.as_ref().map_or_else(|| self.runtime.clone(), |i| format!("{}://{}", i.name, i.version))
     }
 
     /// Opens the address pool as soon as the node has a range.

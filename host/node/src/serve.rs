@@ -10,7 +10,10 @@ use hyper_util::{
 use tokio::{net::TcpListener, sync::Semaphore};
 use wasmk_runtime::StopSignal;
 
-use crate::engine::{Failure, Handler};
+use crate::{
+    engine::{Failure, Handler},
+    netns::Netns,
+};
 
 /// Connections of one pod at a time; more wait in the system's queue.
 const CONNECTIONS: usize = 1024;
@@ -33,6 +36,20 @@ pub(crate) fn bind(address: SocketAddr) -> Result<TcpListener, Failure> {
         };
         Failure::new("CreateContainerError", format!("cannot listen on {address}: {e}{hint}"))
     })
+}
+
+/// Listens in a pod's network namespace.
+///
+/// # Errors
+/// When the namespace cannot be entered, or the address is taken.
+pub(crate) fn bind_in(namespace: &Netns, address: SocketAddr) -> Result<TcpListener, Failure> {
+    let runtime = tokio::runtime::Handle::current();
+    let bound = namespace.within(|| {
+        let _entered = runtime.enter();
+        wasmk_net::bind::tcp(address, false)
+    });
+    let failed = |e| format!("cannot listen on port {} of the pod: {e}", address.port());
+    bound.map_err(|e| Failure::new("CreateContainerError", failed(e)))
 }
 
 /// Serves until asked to stop; open requests then have their grace.

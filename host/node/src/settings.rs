@@ -37,6 +37,10 @@ pub struct Settings {
     pub lease_period: Duration,
     /// Run the service proxy.
     pub proxy: bool,
+    /// Socket of the container runtime that runs OCI containers; `None` when there is none.
+    pub container_runtime: Option<PathBuf>,
+    /// Directory of manifests of pods that this node runs without being told by the API.
+    pub manifests: Option<PathBuf>,
 }
 
 /// What a machine has.
@@ -65,6 +69,8 @@ impl Settings {
             capacity: None,
             lease_period: Duration::from_secs(10),
             proxy: true,
+            container_runtime: None,
+            manifests: None,
         }
     }
 }

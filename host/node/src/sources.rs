@@ -1,19 +1,24 @@
 //! Reads what pods refer to (ConfigMaps, Secrets, Services, tokens) from the API.
 
 use std::{
+    collections::HashMap,
     io,
     os::unix::fs::{DirBuilderExt, OpenOptionsExt},
     path::{Path, PathBuf},
     sync::Arc,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use async_trait::async_trait;
 use kube::{Api, api::PostParams};
+use parking_lot::Mutex;
 use serde::{Serialize, de::DeserializeOwned};
 use wasmk_api::k8s_openapi::api::{
     authentication::v1::{BoundObjectReference, TokenRequest, TokenRequestSpec},
-    core::v1::{ConfigMap, Pod, Secret, Service, ServiceAccount},
+    core::v1::{
+        ConfigMap, PersistentVolume, PersistentVolumeClaim, Pod, Secret, Service, ServiceAccount,
+    },
+    node::v1::RuntimeClass,
 };
 use wasmk_net::View;
 
@@ -25,6 +30,10 @@ use crate::{
 /// Longest wait for one read.
 const READ_LIMIT: Duration = Duration::from_secs(10);
 
+/// Part of a token's life in which it is used; then a new one takes its place.
+const FRESH: f64 = 0.8;
+/// Tokens remembered at most; others are asked for anew each time.
+const KEPT_TOKENS: usize = 20_000;
 /// Objects kept on disk for the time when the API is out of reach.
 const KEPT: usize = 1024;
 
@@ -34,13 +43,17 @@ pub(crate) struct ApiSources {
     client: kube::Client,
     view: View,
     dir: PathBuf,
+    tokens: Mutex<HashMap<TokenKey, (Instant, String)>>,
 }
+
+/// Whose token it is (the pod's uid), for whom, and for how long in seconds.
+type TokenKey = (String, String, i64);
 
 impl ApiSources {
     /// Sources over a client and a view; `dir` keeps what was read.
     pub(crate) fn new(client: kube::Client, view: View, dir: PathBuf) -> Self {
         trim(&dir);
-        Self { client, view, dir }
+        Self { client, view, dir, tokens: Mutex::default() }
     }
 
     async fn read<K>(&self, kind: &str, namespace: &str, name: &str) -> Result<Option<K>, Failure>
@@ -48,8 +61,29 @@ impl ApiSources {
         K: Serialize + DeserializeOwned + Clone + std::fmt::Debug,
         K: kube::Resource<DynamicType = (), Scope = kube::core::NamespaceResourceScope>,
     {
-        let file = self.dir.join(format!("{kind}_{namespace}_{name}.json"));
         let api: Api<K> = Api::namespaced(self.client.clone(), namespace);
+        self.read_from(api, kind, namespace, name).await
+    }
+
+    async fn read_cluster<K>(&self, kind: &str, name: &str) -> Result<Option<K>, Failure>
+    where
+        K: Serialize + DeserializeOwned + Clone + std::fmt::Debug,
+        K: kube::Resource<DynamicType = (), Scope = kube::core::ClusterResourceScope>,
+    {
+        self.read_from(Api::all(self.client.clone()), kind, "", name).await
+    }
+
+    async fn read_from<K>(
+        &self,
+        api: Api<K>,
+        kind: &str,
+        namespace: &str,
+        name: &str,
+    ) -> Result<Option<K>, Failure>
+    where
+        K: Serialize + DeserializeOwned + Clone + std::fmt::Debug,
+    {
+        let file = self.dir.join(format!("{kind}_{namespace}_{name}.json"));
         let failure = match tokio::time::timeout(READ_LIMIT, api.get_opt(name)).await {
             Ok(Ok(None)) => {
                 let _ = std::fs::remove_file(file);
@@ -68,6 +102,22 @@ impl ApiSources {
         };
         let kept = std::fs::read(file).ok().and_then(|b| serde_json::from_slice(&b).ok());
         kept.map(Some).ok_or(failure)
+    }
+
+    /// A token that still has most of its life before it.
+    fn known_token(&self, key: &TokenKey) -> Option<String> {
+        let tokens = self.tokens.lock();
+        tokens.get(key).filter(|(until, _)| *until > Instant::now()).map(|(_, token)| token.clone())
+    }
+
+    fn remember_token(&self, key: TokenKey, seconds: i64, token: &str) {
+        let mut tokens = self.tokens.lock();
+        let now = Instant::now();
+        tokens.retain(|_, (until, _)| *until > now);
+        if tokens.len() < KEPT_TOKENS {
+            let fresh = Duration::from_secs(u64::try_from(seconds).unwrap_or(0)).mul_f64(FRESH);
+            tokens.insert(key, (now + fresh, token.into()));
+        }
     }
 }
 
@@ -124,6 +174,11 @@ impl Sources for ApiSources {
         let namespace = pod.metadata.namespace.as_deref().unwrap_or("default");
         let account = pod.spec.as_ref().and_then(|s| s.service_account_name.clone());
         let account = account.filter(|a| !a.is_empty()).unwrap_or_else(|| "default".into());
+        let uid = pod.metadata.uid.clone().unwrap_or_default();
+        let key = (uid, audience.unwrap_or_default().to_string(), seconds);
+        if let Some(token) = self.known_token(&key) {
+            return Ok(token);
+        }
         let request = TokenRequest {
             spec: Some(TokenRequestSpec {
                 audiences: Some(audience.map(String::from).into_iter().collect()),
@@ -143,7 +198,21 @@ impl Sources for ApiSources {
         let answer = limited(&format!("token of serviceaccount \"{account}\""), asked).await?;
         let none =
             || Failure::new(CONFIG_ERROR, format!("serviceaccount \"{account}\": the API gave no token"));
-        answer.status.and_then(|s| s.token).ok_or_else(none)
+        let token = answer.status.and_then(|s| s.token).ok_or_else(none)?;
+        self.remember_token(key, seconds, &token);
+        Ok(token)
+    }
+
+    async fn claim(&self, namespace: &str, name: &str) -> Result<Option<PersistentVolumeClaim>, Failure> {
+        self.read("persistentvolumeclaim", namespace, name).await
+    }
+
+    async fn volume(&self, name: &str) -> Result<Option<PersistentVolume>, Failure> {
+        self.read_cluster("persistentvolume", name).await
+    }
+
+    async fn runtime_class(&self, name: &str) -> Result<Option<RuntimeClass>, Failure> {
+        self.read_cluster("runtimeclass", name).await
     }
 
     fn services(&self, namespace: &str) -> Vec<Arc<Service>> {

@@ -8,6 +8,7 @@ use std::{
 };
 
 use async_trait::async_trait;
+use bytes::Bytes;
 use parking_lot::Mutex;
 use wasmk_runtime::{
     Auth, CallError, Exit, ExitReason, HttpLimits, Image, ProgramKind, PullError, Reference, Runtime, Spec,
@@ -23,6 +24,8 @@ use crate::{
 
 /// Version of the engine, as nodes report it.
 const VERSION: &str = "wasmtime://48.0.8";
+/// Longest time for finding out what kind of image a name stands for.
+const RECOGNIZE: Duration = Duration::from_secs(20);
 /// Exit status of a run that was asked to stop, as a shell reports SIGTERM.
 const TERMINATED: i32 = 143;
 
@@ -44,6 +47,35 @@ impl WasmEngine {
 
 #[async_trait]
 impl Engine for WasmEngine {
+    async fn recognizes(&self, wanted: &Wanted) -> Option<bool> {
+        let reference: Reference = wanted.image.parse().ok()?;
+        let images = self.runtime.images();
+        if images.get(&reference).await.is_some() {
+            return Some(true);
+        }
+        if wanted.policy == PullPolicy::Never {
+            return None;
+        }
+        let policy = wasmk_runtime::PullPolicy::IfNotPresent;
+        let pull = images.pull(&reference, policy, login(wanted, &reference));
+        match tokio::time::timeout(RECOGNIZE, pull).await {
+            Ok(Ok(_)) => Some(true),
+            Ok(Err(PullError::NotWasm { .. })) => Some(false),
+            Ok(Err(_)) | Err(_) => None,
+        }
+    }
+
+    async fn load(&self, program: Bytes) -> Result<Arc<dyn Program>, Failure> {
+        let failed = |e: &dyn std::fmt::Display| Failure::new("CreateContainerError", e);
+        let digest = wasmk_runtime::digest(&program);
+        let program = self.runtime.prepare_bytes(program, &digest).await.map_err(|e| failed(&e))?;
+        if program.kind() == ProgramKind::Http {
+            return Err(failed(&"it answers HTTP requests and is no command"));
+        }
+        let image = None;
+        Ok(Arc::new(WasmProgram { program, image, live: Live::default() }))
+    }
+
     async fn prepare(&self, wanted: &Wanted) -> Result<Prepared, Failure> {
         let bad = |e| {
             Failure::new("InvalidImageName", format!("couldn't parse image name \"{}\": {e}", wanted.image))
@@ -67,7 +99,7 @@ impl Engine for WasmEngine {
         let image_id = format!("{}/{}@{}", reference.registry(), reference.repository(), image.digest());
         let size = image.size();
         let fetched = !present || policy == wasmk_runtime::PullPolicy::Always;
-        let program = Arc::new(WasmProgram { program, image, live: self.live.clone() });
+        let program = Arc::new(WasmProgram { program, image: Some(image), live: self.live.clone() });
         Ok(Prepared { image_id, kind, fetched, size, program })
     }
 
@@ -135,13 +167,15 @@ fn pull_failure(error: PullError) -> Failure {
 
 struct WasmProgram {
     program: Arc<wasmk_runtime::Program>,
-    image: Arc<Image>,
+    /// Where it is from; `None` for a file.
+    image: Option<Arc<Image>>,
     live: Live,
 }
 
 impl WasmProgram {
     fn spec(&self, launch: &Launch) -> Spec {
-        let config = self.image.config();
+        let none = wasmk_runtime::ImageConfig::default();
+        let config = self.image.as_ref().map_or(&none, |image| image.config());
         let usage = Arc::new(wasmk_runtime::Usage::default());
         let mut live = self.live.lock();
         live.retain(|_, usage| usage.strong_count() > 0);
@@ -157,6 +191,7 @@ impl WasmProgram {
             stdout: Arc::new(Output(launch.log.clone(), Stream::Stdout)),
             stderr: Arc::new(Output(launch.log.clone(), Stream::Stderr)),
             network: launch.network.clone(),
+            stdin: launch.stdin.clone(),
             http: limits(launch),
             usage,
             ..Spec::default()
@@ -249,6 +284,10 @@ fn end(outcome: Result<Exit, wasmk_runtime::Error>, stopped: i32) -> End {
 struct Output(Arc<dyn LogSink>, Stream);
 
 impl wasmk_runtime::LogSink for Output {
+    fn poll_room(&self, cx: &mut std::task::Context<'_>) -> std::task::Poll<usize> {
+        self.0.poll_room(cx)
+    }
+
     fn write(&self, bytes: &[u8]) {
         self.0.write(self.1, bytes);
     }

@@ -1,7 +1,7 @@
 //! Outgoing HTTP requests of a guest, sent where its [`Network`] says.
 
 use std::future::Future;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -83,8 +83,7 @@ async fn send(
     match target {
         HttpTarget::Service(service) => call(&*service, request, permit).await,
         HttpTarget::Connect(addresses) => {
-            let from = network.address();
-            connect_and_send(&addresses, from, request, options, permit).await
+            connect_and_send(&addresses, &*network, request, options, permit).await
         }
     }
 }
@@ -119,7 +118,7 @@ fn incoming(body: Body) -> WasiBody {
 
 async fn connect_and_send(
     addresses: &[SocketAddr],
-    from: Option<IpAddr>,
+    network: &dyn Network,
     request: Request<WasiBody>,
     options: RequestOptions,
     permit: OwnedSemaphorePermit,
@@ -127,7 +126,7 @@ async fn connect_and_send(
     let wait = options.connect_timeout.unwrap_or(CONNECT_TIMEOUT);
     let uri = request.uri().clone();
     let connect = async move {
-        let stream = connect(addresses, from).await?;
+        let stream = connect(addresses, network).await?;
         if uri.scheme() != Some(&Scheme::HTTPS) {
             return Ok::<Box<dyn Stream>, Error>(Box::new(stream));
         }
@@ -171,10 +170,10 @@ fn origin_form(uri: &Uri) -> Uri {
 }
 
 /// The first address that answers, connected to from the guest's own.
-async fn connect(addresses: &[SocketAddr], from: Option<IpAddr>) -> Result<TcpStream, Error> {
+async fn connect(addresses: &[SocketAddr], network: &dyn Network) -> Result<TcpStream, Error> {
     let mut failed = Error::DestinationNotFound;
     for address in addresses {
-        match connect_from(*address, from).await {
+        match connect_from(*address, network).await {
             Ok(stream) => {
                 let _ = stream.set_nodelay(true);
                 return Ok(stream);
@@ -185,9 +184,13 @@ async fn connect(addresses: &[SocketAddr], from: Option<IpAddr>) -> Result<TcpSt
     Err(failed)
 }
 
-async fn connect_from(to: SocketAddr, from: Option<IpAddr>) -> std::io::Result<TcpStream> {
-    let socket = if to.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
-    if let Some(own) = from.filter(|own| own.is_ipv4() == to.is_ipv4()) {
+async fn connect_from(to: SocketAddr, network: &dyn Network) -> std::io::Result<TcpStream> {
+    let mut made = None;
+    network.enter(Some(to), &mut || {
+        made = Some(if to.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() });
+    });
+    let socket = made.unwrap_or_else(|| Err(std::io::ErrorKind::NetworkUnreachable.into()))?;
+    if let Some(own) = network.address().filter(|own| own.is_ipv4() == to.is_ipv4()) {
         socket.bind(SocketAddr::new(own, 0))?;
     }
     socket.connect(to).await

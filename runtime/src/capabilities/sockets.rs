@@ -1,31 +1,36 @@
 //! Sockets that ask the guest's [`Network`] before anything reaches the operating system.
 //!
-//! Four functions of wasi:sockets are replaced, because the answer may be another address than the guest
+//! A few functions of wasi:sockets are replaced, because the answer may be another address than the guest
 //! asked for: binds (the wildcard becomes the guest's own address), TCP connects (which may be redirected
-//! and always start from the own address) and name lookups. Everything else is the engine's.
+//! and always start from the own address), name lookups, and where a socket is made. Everything else is the engine's.
 
 use std::collections::VecDeque;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
+use futures::FutureExt;
 use wasmtime::StoreContextMut;
 use wasmtime::component::{Linker, Resource, ResourceType};
 use wasmtime_wasi::WasiView;
 use wasmtime_wasi::async_trait;
 use wasmtime_wasi::p2::bindings::sockets::network::{
-    ErrorCode, IpAddress, IpSocketAddress, Network as Handle,
+    ErrorCode, IpAddress, IpAddressFamily, IpSocketAddress, Network as Handle,
 };
 use wasmtime_wasi::p2::bindings::sockets::tcp::HostTcpSocket;
+use wasmtime_wasi::p2::bindings::sockets::tcp_create_socket::Host as _;
 use wasmtime_wasi::p2::bindings::sockets::udp::HostUdpSocket;
+use wasmtime_wasi::p2::bindings::sockets::udp_create_socket::Host as _;
 use wasmtime_wasi::p2::{DynPollable, Pollable, SocketResult, TcpSocket, UdpSocket, subscribe};
 use wasmtime_wasi::runtime::{AbortOnDropJoinHandle, spawn};
-use wasmtime_wasi::sockets::WasiSocketsView;
+use wasmtime_wasi::sockets::{WasiSocketsCtxView, WasiSocketsView};
 
 use crate::guest::Guest;
 use crate::network::{Network, NetworkError, Protocol, rewrite};
 
 const TCP: &str = "wasi:sockets/tcp@0.2.12";
 const UDP: &str = "wasi:sockets/udp@0.2.12";
+const TCP_CREATE: &str = "wasi:sockets/tcp-create-socket@0.2.12";
+const UDP_CREATE: &str = "wasi:sockets/udp-create-socket@0.2.12";
 const LOOKUP: &str = "wasi:sockets/ip-name-lookup@0.2.12";
 
 /// Longest name that is looked up, as in the domain name system.
@@ -42,6 +47,22 @@ pub(crate) fn override_in(linker: &mut Linker<Guest>) -> wasmtime::Result<()> {
     linker.instance(UDP)?.func_wrap_async("[method]udp-socket.start-bind", |store, args| {
         Box::new(async move { answer(udp_bind(store, args).await) })
     })?;
+    linker.instance(TCP_CREATE)?.func_wrap(
+        "create-tcp-socket",
+        |mut store: StoreContextMut<'_, Guest>, (family,): (IpAddressFamily,)| {
+            answer(make(store.data_mut(), |sockets| sockets.create_tcp_socket(family)))
+        },
+    )?;
+    linker.instance(UDP_CREATE)?.func_wrap(
+        "create-udp-socket",
+        |mut store: StoreContextMut<'_, Guest>, (family,): (IpAddressFamily,)| {
+            // Nothing is waited for: a socket is made at once or not at all.
+            answer(make(store.data_mut(), |sockets| {
+                let made = sockets.create_udp_socket(family).now_or_never();
+                made.unwrap_or_else(|| Err(ErrorCode::WouldBlock.into()))
+            }))
+        },
+    )?;
     name_lookup(linker)?;
     linker.allow_shadowing(false);
     Ok(())
@@ -64,6 +85,17 @@ fn refusal(error: &NetworkError) -> ErrorCode {
         NetworkError::NotFound(_) => ErrorCode::NameUnresolvable,
         NetworkError::Unreachable(_) => ErrorCode::RemoteUnreachable,
     }
+}
+
+/// Makes a socket where the guest's sockets belong.
+fn make<S: Send>(
+    guest: &mut Guest,
+    create: impl Fn(&mut WasiSocketsCtxView<'_>) -> SocketResult<S> + Send + Sync,
+) -> SocketResult<S> {
+    let network = Arc::clone(&guest.network);
+    let mut made = None;
+    network.enter(None, &mut || made = Some(create(&mut guest.sockets())));
+    made.unwrap_or_else(|| Err(ErrorCode::AccessDenied.into()))
 }
 
 type BindArgs<S> = (Resource<S>, Resource<Handle>, IpSocketAddress);

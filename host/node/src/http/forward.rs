@@ -31,6 +31,7 @@ use super::{
     exec::status,
     spdy::{self, Event, Reader},
 };
+use crate::netns::Netns;
 
 /// Protocol inside the streams.
 const PROTOCOL: &str = "portforward.k8s.io";
@@ -64,6 +65,10 @@ pub(super) async fn forward(
         let text = format!("unable to forward port because pod {pod} is not running");
         return status(StatusCode::BAD_REQUEST, "BadRequest", &text);
     };
+    let target = Target {
+        address,
+        namespace: shared.cx.running.namespace(known.metadata.uid.as_deref().unwrap_or_default()),
+    };
     let Some((answer, websocket)) = handshake(request.headers()) else {
         let text = format!("port forwarding needs an upgrade to {SPDY}, or to websocket with {TUNNELLED}");
         return status(StatusCode::BAD_REQUEST, "BadRequest", &text);
@@ -71,7 +76,7 @@ pub(super) async fn forward(
     tokio::spawn(async move {
         let Ok(upgraded) = hyper::upgrade::on(request).await else { return };
         let io = TokioIo::new(upgraded);
-        let over = if websocket { unwrap(io, address).await } else { session(io, address).await };
+        let over = if websocket { unwrap(io, target).await } else { session(io, target).await };
         if let Err(error) = over {
             tracing::debug!(%error, "a port-forward broke off");
         }
@@ -112,7 +117,7 @@ fn handshake(headers: &HeaderMap) -> Option<(Response, bool)> {
 }
 
 /// A session whose bytes are the binary messages of a WebSocket.
-async fn unwrap<S: AsyncRead + AsyncWrite + Unpin>(io: S, address: IpAddr) -> io::Result<()> {
+async fn unwrap<S: AsyncRead + AsyncWrite + Unpin>(io: S, target: Target) -> io::Result<()> {
     let socket = WebSocketStream::from_raw_socket(io, Role::Server, None).await;
     let (mut sink, mut stream) = socket.split();
     let (near, far) = tokio::io::duplex(PIPE);
@@ -136,9 +141,27 @@ async fn unwrap<S: AsyncRead + AsyncWrite + Unpin>(io: S, address: IpAddr) -> io
             sink.send(message).await.map_err(io::Error::other)?;
         }
     };
-    let work = session(far, address);
+    let work = session(far, target);
     let (inward, outward, work) = tokio::join!(inward, outward, work);
     inward.and(outward).and(work)
+}
+
+/// Where a pod's ports are.
+#[derive(Clone)]
+struct Target {
+    address: IpAddr,
+    /// A pod with a network namespace of its own may listen on its loopback only.
+    namespace: Option<Netns>,
+}
+
+impl Target {
+    async fn connect(&self, port: u16) -> io::Result<TcpStream> {
+        let address = SocketAddr::new(self.address, port);
+        match &self.namespace {
+            Some(namespace) => namespace.connect(address, CONNECT).await,
+            None => tokio::time::timeout(CONNECT, TcpStream::connect(address)).await?,
+        }
+    }
 }
 
 /// One half of a client's connection.
@@ -160,7 +183,7 @@ struct Streams {
 }
 
 /// Serves a client until it leaves.
-async fn session<S: AsyncRead + AsyncWrite + Unpin>(io: S, address: IpAddr) -> io::Result<()> {
+async fn session<S: AsyncRead + AsyncWrite + Unpin>(io: S, target: Target) -> io::Result<()> {
     let (reader, mut writer) = tokio::io::split(io);
     let (out, mut frames) = mpsc::channel::<Vec<u8>>(QUEUE);
     let write = async {
@@ -177,7 +200,7 @@ async fn session<S: AsyncRead + AsyncWrite + Unpin>(io: S, address: IpAddr) -> i
             match event {
                 Event::Open(id, headers) => {
                     let accepted = streams.by_id.len() < STREAMS
-                        && open(&mut streams, id, &headers, address, &out, &mut tasks);
+                        && open(&mut streams, id, &headers, &target, &out, &mut tasks);
                     let frame =
                         if accepted { spdy::reply(id, std::mem::take(&mut first)) } else { spdy::reset(id) };
                     send(&out, frame).await?;
@@ -224,7 +247,7 @@ fn open(
     streams: &mut Streams,
     id: u32,
     headers: &HashMap<String, String>,
-    address: IpAddr,
+    target: &Target,
     out: &mpsc::Sender<Vec<u8>>,
     tasks: &mut JoinSet<()>,
 ) -> bool {
@@ -249,23 +272,23 @@ fn open(
     };
     let (inbox, bytes) = mpsc::channel(QUEUE);
     streams.inbox.insert(data, inbox);
-    tasks.spawn(connection((address, port).into(), data, error, bytes, out.clone()));
+    tasks.spawn(connection(target.clone(), port, data, error, bytes, out.clone()));
     true
 }
 
 /// One connection to a port of the pod, from the streams' opening to their end.
 async fn connection(
-    target: SocketAddr,
+    target: Target,
+    port: u16,
     data: u32,
     error: u32,
     mut bytes: mpsc::Receiver<Vec<u8>>,
     out: mpsc::Sender<Vec<u8>>,
 ) {
-    let connected = tokio::time::timeout(CONNECT, TcpStream::connect(target)).await;
-    let stream = match connected.map_err(io::Error::from).and_then(|c| c) {
+    let stream = match target.connect(port).await {
         Ok(stream) => stream,
         Err(why) => {
-            let text = format!("failed to connect to port {} of the pod: {why}", target.port());
+            let text = format!("failed to connect to port {port} of the pod: {why}");
             let _ = out.send(spdy::data(error, text.as_bytes(), true)).await;
             let _ = out.send(spdy::data(data, &[], true)).await;
             return;
@@ -318,9 +341,9 @@ mod tests {
     async fn exchange(port: u16) -> Vec<Vec<u8>> {
         let (out, mut frames) = mpsc::channel(QUEUE);
         let (mut streams, mut tasks) = (Streams::default(), JoinSet::new());
-        let address = "127.0.0.1".parse().unwrap();
-        assert!(open(&mut streams, 1, &headers("error", port), address, &out, &mut tasks));
-        assert!(open(&mut streams, 3, &headers("data", port), address, &out, &mut tasks));
+        let target = Target { address: "127.0.0.1".parse().unwrap(), namespace: None };
+        assert!(open(&mut streams, 1, &headers("error", port), &target, &out, &mut tasks));
+        assert!(open(&mut streams, 3, &headers("data", port), &target, &out, &mut tasks));
         let _ = streams.inbox[&3].send(b"ping".to_vec()).await;
         drop(out);
         let mut got = Vec::new();

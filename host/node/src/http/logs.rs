@@ -11,7 +11,7 @@ use serde::Deserialize;
 use wasmk_api::{Timestamp, k8s_openapi::api::core::v1::Pod};
 
 use super::{Refusal, Shared};
-use crate::logs::{LogName, LogOptions, LogRing};
+use crate::logs::{LogName, LogOptions, LogRing, LogStream};
 
 /// Query of a request for logs, as the kubelet takes it.
 #[derive(Debug, Default, Deserialize)]
@@ -73,15 +73,41 @@ pub(super) async fn container(
     Query(params): Query<Params>,
 ) -> Result<Response, Refusal> {
     let options = params.options()?;
-    let known = shared.pods.find(&namespace, &pod);
+    let stream = if params.previous() {
+        open(&shared, &namespace, &pod, &container, true, options)
+    } else {
+        latest(&shared, &namespace, &pod, &container, options)
+    }?;
+    Ok(([("content-type", "text/plain")], Body::from_stream(stream)).into_response())
+}
+
+/// The log of a container's last run.
+pub(super) fn latest(
+    shared: &Shared,
+    namespace: &str,
+    pod: &str,
+    container: &str,
+    options: LogOptions,
+) -> Result<LogStream, Refusal> {
+    open(shared, namespace, pod, container, false, options)
+}
+
+fn open(
+    shared: &Shared,
+    namespace: &str,
+    pod: &str,
+    container: &str,
+    previous: bool,
+    options: LogOptions,
+) -> Result<LogStream, Refusal> {
+    let known = shared.pods.find(namespace, pod);
     let known = known.ok_or_else(|| Refusal::not_found(format!("pod \"{pod}\" not found")))?;
-    if !has_container(&known, &container) {
+    if !has_container(&known, container) {
         return Err(Refusal::bad(format!("container {container} is not valid for pod {pod}")));
     }
     let uid = known.metadata.uid.clone().unwrap_or_default();
-    let latest = latest_run(&shared, &known, &container);
     let waiting = || Refusal::bad(format!("container \"{container}\" in pod \"{pod}\" is waiting to start"));
-    let run = match (params.previous(), latest) {
+    let run = match (previous, latest_run(shared, &known, container)) {
         (false, Some(run)) => run,
         (true, Some(run)) if run > 0 => run - 1,
         (true, _) => {
@@ -90,9 +116,8 @@ pub(super) async fn container(
         }
         (false, None) => return Err(waiting()),
     };
-    let name = LogName { namespace: &namespace, pod: &pod, uid: &uid, container: &container, run };
-    let stream = shared.cx.logs.read(&name, options).map_err(|_| waiting())?;
-    Ok(([("content-type", "text/plain")], Body::from_stream(stream)).into_response())
+    let name = LogName { namespace, pod, uid: &uid, container, run };
+    shared.cx.logs.read(&name, options).map_err(|_| waiting())
 }
 
 pub(super) fn has_container(pod: &Pod, name: &str) -> bool {

@@ -1,11 +1,15 @@
 //! The node's HTTP API, with the kubelet's paths. The API server reaches it through a dialer
 //! and passes users' requests on; it has authorized them.
 
+mod attach;
+mod command;
 mod exec;
 mod forward;
 mod logs;
 mod observe;
+mod remote;
 mod spdy;
+mod upstream;
 
 use std::sync::Arc;
 
@@ -32,11 +36,12 @@ pub(crate) fn router(cx: Arc<Context>, pods: Arc<Pods>) -> Router {
         .route("/pods", get(observe::pods))
         .route("/runningpods/", get(observe::pods))
         .route("/metrics", get(observe::metrics))
+        .route("/metrics/resource", get(observe::resource))
         .route("/stats/summary", get(observe::summary))
         .route("/containerLogs/{namespace}/{pod}/{container}", get(logs::container))
         .route("/functionLogs/{namespace}/{revision}", get(logs::function))
         .route("/exec/{namespace}/{pod}/{container}", any(exec::exec))
-        .route("/attach/{namespace}/{pod}/{container}", any(exec::attach))
+        .route("/attach/{namespace}/{pod}/{container}", any(attach::attach))
         .route("/portForward/{namespace}/{pod}", any(forward::forward))
         .with_state(Shared { cx, pods })
 }

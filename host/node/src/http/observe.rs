@@ -1,13 +1,13 @@
 //! What the node tells about itself: its pods and its figures.
 
-use std::fmt::Write;
+use std::{collections::HashMap, fmt::Write};
 
 use axum::{Json, extract::State};
 use serde_json::{Value, json};
 use wasmk_api::{Timestamp, k8s_openapi::api::core::v1::Pod};
 
 use super::Shared;
-use crate::machine;
+use crate::{engine::Usage, machine, running::Running};
 
 pub(super) async fn pods(State(shared): State<Shared>) -> Json<Value> {
     let pods = shared.pods.list();
@@ -39,32 +39,113 @@ pub(super) async fn metrics(State(shared): State<Shared>) -> String {
 
 pub(super) async fn summary(State(shared): State<Shared>) -> Json<Value> {
     let now = Timestamp::now();
-    let pods: Vec<Value> = shared.pods.list().iter().map(|pod| pod_summary(&shared, pod, now)).collect();
-    let available = machine::memory_available();
+    let usage = Usages::read(&shared).await;
+    let pods: Vec<Value> = shared.pods.list().iter().map(|pod| pod_summary(&usage, pod, now)).collect();
+    let node = machine::usage();
     Json(json!({
         "node": {
             "nodeName": shared.cx.node,
-            "memory": {"time": now, "availableBytes": available},
+            "startTime": shared.cx.began,
+            "cpu": {"time": now, "usageCoreNanoSeconds": node.cpu_nanos},
+            "memory": {"time": now, "availableBytes": machine::memory_available(), "workingSetBytes": node.memory,
+                "usageBytes": node.memory},
         },
         "pods": pods,
     }))
 }
 
-fn pod_summary(shared: &Shared, pod: &Pod, now: Timestamp) -> Value {
+/// What containers use, of both kinds.
+struct Usages<'a> {
+    shared: &'a Shared,
+    /// Of the container runtime, by uid of the pod and name.
+    theirs: HashMap<(String, String), Usage>,
+}
+
+impl<'a> Usages<'a> {
+    async fn read(shared: &'a Shared) -> Self {
+        let theirs = match &shared.cx.containers {
+            Some(containers) => containers.usage().await,
+            None => Vec::new(),
+        };
+        let theirs = theirs.into_iter().map(|u| ((u.uid, u.container), u.usage)).collect();
+        Self { shared, theirs }
+    }
+
+    /// `None` of a container that does not run.
+    fn of(&self, pod: &Pod, container: &str) -> Option<Usage> {
+        let part = |s: &Option<String>| s.clone().unwrap_or_default();
+        let meta = &pod.metadata;
+        let uid = part(&meta.uid);
+        match self.shared.cx.running.find(&uid, container)? {
+            Running::Container(_) => self.theirs.get(&(uid, container.to_string())).copied(),
+            Running::Wasm(_) => {
+                let name = format!("{}/{}/{container}", part(&meta.namespace), part(&meta.name));
+                self.shared.cx.engine.usage(&name).or(Some(Usage::default()))
+            }
+        }
+    }
+}
+
+/// All containers of a pod that run, with what they use.
+fn containers<'p>(usage: &Usages<'_>, pod: &'p Pod) -> Vec<(&'p str, Usage)> {
+    let spec = pod.spec.as_ref();
+    let all = spec.into_iter().flat_map(|s| s.init_containers.iter().flatten().chain(&s.containers));
+    all.filter_map(|c| Some((c.name.as_str(), usage.of(pod, &c.name)?))).collect()
+}
+
+fn pod_summary(usage: &Usages<'_>, pod: &Pod, now: Timestamp) -> Value {
     let meta = &pod.metadata;
-    let part = |s: &Option<String>| s.clone().unwrap_or_default();
-    let container = |c: &wasmk_api::k8s_openapi::api::core::v1::Container| {
-        let name = format!("{}/{}/{}", part(&meta.namespace), part(&meta.name), c.name);
-        let usage = shared.cx.engine.usage(&name).unwrap_or_default();
-        json!({
-            "name": c.name,
-            "cpu": {"time": now, "usageCoreNanoSeconds": usage.cpu_nanos},
-            "memory": {"time": now, "workingSetBytes": usage.memory, "usageBytes": usage.memory},
-        })
+    let figures = |used: Usage| {
+        let cpu = json!({"time": now, "usageCoreNanoSeconds": used.cpu_nanos});
+        (cpu, json!({"time": now, "workingSetBytes": used.memory, "usageBytes": used.memory}))
     };
-    let containers: Vec<Value> = pod.spec.iter().flat_map(|s| &s.containers).map(container).collect();
+    let running = containers(usage, pod);
+    let mut sum = Usage::default();
+    for (_, used) in &running {
+        sum.cpu_nanos += used.cpu_nanos;
+        sum.memory += used.memory;
+    }
+    let list = running.into_iter().map(|(name, used)| {
+        let (cpu, memory) = figures(used);
+        json!({"name": name, "cpu": cpu, "memory": memory})
+    });
+    let list: Vec<Value> = list.collect();
+    let (cpu, memory) = figures(sum);
     json!({
         "podRef": {"name": meta.name, "namespace": meta.namespace, "uid": meta.uid},
-        "containers": containers,
+        "startTime": pod.status.as_ref().and_then(|s| s.start_time.clone()),
+        "containers": list,
+        "cpu": cpu,
+        "memory": memory,
     })
+}
+
+/// The same figures in the text format of Prometheus, with the kubelet's names.
+pub(super) async fn resource(State(shared): State<Shared>) -> String {
+    let usage = Usages::read(&shared).await;
+    let node = machine::usage();
+    let mut out = format!(
+        "# TYPE node_cpu_usage_seconds_total counter\nnode_cpu_usage_seconds_total {}\n\
+         # TYPE node_memory_working_set_bytes gauge\nnode_memory_working_set_bytes {}\n",
+        seconds(node.cpu_nanos),
+        node.memory
+    );
+    let (mut cpu, mut memory) = (String::new(), String::new());
+    for pod in shared.pods.list() {
+        let part = |s: &Option<String>| s.clone().unwrap_or_default();
+        let (namespace, name) = (part(&pod.metadata.namespace), part(&pod.metadata.name));
+        for (container, used) in containers(&usage, &pod) {
+            let labels = format!("{{container=\"{container}\",namespace=\"{namespace}\",pod=\"{name}\"}}");
+            // Writing to a string cannot fail.
+            let _ = writeln!(cpu, "container_cpu_usage_seconds_total{labels} {}", seconds(used.cpu_nanos));
+            let _ = writeln!(memory, "container_memory_working_set_bytes{labels} {}", used.memory);
+        }
+    }
+    let _ = write!(out, "# TYPE container_cpu_usage_seconds_total counter\n{cpu}");
+    let _ = write!(out, "# TYPE container_memory_working_set_bytes gauge\n{memory}");
+    out
+}
+
+fn seconds(nanos: u64) -> f64 {
+    std::time::Duration::from_nanos(nanos).as_secs_f64()
 }

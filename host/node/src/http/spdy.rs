@@ -1,4 +1,4 @@
-//! The part of SPDY/3.1 that port forwarding needs: frames and compressed headers. Kubernetes
+//! The part of SPDY/3.1 that port forwarding and commands need: frames and compressed headers. Kubernetes
 //! clients still speak it, bare or inside a WebSocket. Flow control is not used by them.
 
 use std::{collections::HashMap, io, sync::OnceLock};
@@ -193,6 +193,28 @@ May Jun Jul Aug Sept Oct Nov Dec 00:00:00 Mon, Tue, Wed, Thu, Fri, Sat, Sun, GMT
 image/jpg,image/gif,application/xml,application/xhtml+xml,text/plain,text/javascript,publicprivatemax-age=gzip,\
 deflate,sdchcharset=utf-8charset=iso-8859-1,utf-,*,enq=0.";
 
+/// Opens a stream with headers, which are stored, not compressed; `first` begins their stream.
+pub(super) fn open(id: u32, headers: &[(&str, &str)], first: bool) -> Vec<u8> {
+    let length = |n: usize| u32::try_from(n).unwrap_or(u32::MAX).to_be_bytes();
+    let mut block = length(headers.len()).to_vec();
+    for text in headers.iter().flat_map(|(name, value)| [name, value]) {
+        block.extend_from_slice(&length(text.len()));
+        block.extend_from_slice(text.as_bytes());
+    }
+    let mut payload = id.to_be_bytes().to_vec();
+    payload.extend_from_slice(&[0; 6]);
+    if first {
+        payload.extend_from_slice(&[0x78, 0x01]);
+    }
+    // Headers are far shorter than the longest stored block.
+    let size = u16::try_from(block.len()).unwrap_or(u16::MAX);
+    payload.push(0);
+    payload.extend_from_slice(&size.to_le_bytes());
+    payload.extend_from_slice(&(!size).to_le_bytes());
+    payload.extend_from_slice(&block);
+    control(1, &payload)
+}
+
 /// Accepts a stream; the headers are stored, not compressed, and `first` begins their stream.
 pub(super) fn reply(id: u32, first: bool) -> Vec<u8> {
     let mut payload = id.to_be_bytes().to_vec();
@@ -279,6 +301,17 @@ mod tests {
         assert_eq!(reader.next().await.unwrap(), Some(Event::Data(3, b"hello".to_vec(), true)));
         assert_eq!(reader.next().await.unwrap(), Some(Event::Ping(7)));
         assert_eq!(reader.next().await.unwrap(), None);
+    }
+
+    #[tokio::test]
+    async fn streams_opened_here_are_understood() {
+        let mut wire = open(1, &[("streamtype", "error")], true);
+        wire.extend(open(3, &[("streamtype", "stdin"), ("x", "")], false));
+        let mut reader = Reader::new(wire.as_slice());
+        for (id, expect) in [(1, vec![("streamtype", "error")]), (3, vec![("streamtype", "stdin"), ("x", "")])] {
+            let expect = expect.into_iter().map(|(k, v)| (k.to_string(), v.to_string())).collect();
+            assert_eq!(reader.next().await.unwrap(), Some(Event::Open(id, expect)));
+        }
     }
 
     #[tokio::test]

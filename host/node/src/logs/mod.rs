@@ -1,6 +1,7 @@
 //! Container logs on disk, in the format of the container runtime interface:
 //! `<RFC 3339 time> stdout F <line>`. Files are bounded and rotated.
 
+mod file;
 mod reader;
 mod ring;
 mod writer;
@@ -10,10 +11,13 @@ use std::{
     io,
     path::{Path, PathBuf},
     sync::{Arc, Weak},
+    task::{Context, Poll},
 };
 
 use parking_lot::Mutex;
+use tokio::sync::watch;
 
+pub use file::FileLog;
 pub use reader::{LogOptions, LogStream};
 pub use ring::{LogRing, RING_BYTES, RING_LINES};
 pub use writer::{FILE_BYTES, FILES, LINE_BYTES, LogWriter};
@@ -41,12 +45,19 @@ impl Stream {
 pub trait LogSink: Send + Sync {
     /// Takes a piece of output. Does not wait for other tasks.
     fn write(&self, stream: Stream, bytes: &[u8]);
+
+    /// Bytes that are taken now; pending while there is no room, and then the workload waits.
+    fn poll_room(&self, cx: &mut Context<'_>) -> Poll<usize> {
+        let _ = cx;
+        Poll::Ready(wasmk_runtime::MAX_WRITE)
+    }
 }
 
 /// All logs of this node.
 pub struct Logs {
     root: PathBuf,
-    live: Mutex<HashMap<PathBuf, Weak<LogWriter>>>,
+    /// Versions of the logs that are being written.
+    live: Mutex<HashMap<PathBuf, Weak<watch::Sender<u64>>>>,
 }
 
 /// One run of one container.
@@ -84,6 +95,24 @@ impl Logs {
     /// # Errors
     /// When directory or file cannot be made.
     pub fn create(&self, name: &LogName<'_>) -> io::Result<Arc<LogWriter>> {
+        let path = self.prepare(name)?;
+        let writer = Arc::new(LogWriter::open(path.clone())?);
+        self.enter(path, writer.version());
+        Ok(writer)
+    }
+
+    /// Makes room for the log of a run that somebody else writes, in the same format.
+    ///
+    /// # Errors
+    /// When the directory cannot be made.
+    pub fn attend(&self, name: &LogName<'_>) -> io::Result<FileLog> {
+        let path = self.prepare(name)?;
+        let log = FileLog::new(path.clone());
+        self.enter(path, log.version());
+        Ok(log)
+    }
+
+    fn prepare(&self, name: &LogName<'_>) -> io::Result<PathBuf> {
         let path = self.path(name);
         if let Some(dir) = path.parent() {
             std::fs::create_dir_all(dir)?;
@@ -91,11 +120,13 @@ impl Logs {
         if let Some(old) = name.run.checked_sub(2) {
             writer::remove_all(&self.path(&LogName { run: old, ..name.clone() }));
         }
-        let writer = Arc::new(LogWriter::open(path.clone())?);
+        Ok(path)
+    }
+
+    fn enter(&self, path: PathBuf, version: &Arc<watch::Sender<u64>>) {
         let mut live = self.live.lock();
         live.retain(|_, w| w.strong_count() > 0);
-        live.insert(path, Arc::downgrade(&writer));
-        Ok(writer)
+        live.insert(path, Arc::downgrade(version));
     }
 
     /// Reads the log of a run.

@@ -18,7 +18,7 @@ use tokio::{
 };
 use wasmk_api::Timestamp;
 
-use super::writer::{FILES, LogWriter, numbered};
+use super::writer::{FILES, numbered};
 
 /// Bytes read at a time.
 const CHUNK: usize = 64 * 1024;
@@ -41,9 +41,13 @@ pub struct LogOptions {
     pub limit: Option<usize>,
 }
 
-/// The wanted part; `live` is the writer while the run goes on.
-pub(super) fn stream(path: PathBuf, live: Option<Arc<LogWriter>>, options: LogOptions) -> LogStream {
-    // The writer itself is not kept: a follower must not keep a finished run's log open.
+/// The wanted part; `live` is the log's version while the run goes on.
+pub(super) fn stream(
+    path: PathBuf,
+    live: Option<Arc<watch::Sender<u64>>>,
+    options: LogOptions,
+) -> LogStream {
+    // The sender itself is not kept: a follower must see when nobody writes any longer.
     let news = live.filter(|_| options.follow).map(|w| w.subscribe());
     let reader = Reader {
         left: options.limit.unwrap_or(usize::MAX),
@@ -111,7 +115,12 @@ impl Reader {
                 continue;
             }
             match &mut self.news {
-                Some(news) if !over => drop(news.changed().await),
+                // Without a writer nothing follows; what it wrote last is still read.
+                Some(news) if !over => {
+                    if news.changed().await.is_err() {
+                        self.news = None;
+                    }
+                }
                 _ => return Ok(None),
             }
         }

@@ -4,6 +4,7 @@ use std::{
     fs::{File, OpenOptions},
     io::{self, Write},
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
 use parking_lot::Mutex;
@@ -24,7 +25,7 @@ pub struct LogWriter {
     path: PathBuf,
     inner: Mutex<Inner>,
     /// Counts writes; `u64::MAX` once the run is over.
-    version: watch::Sender<u64>,
+    version: Arc<watch::Sender<u64>>,
 }
 
 struct Inner {
@@ -41,7 +42,7 @@ impl LogWriter {
         let file = OpenOptions::new().create(true).append(true).open(&path)?;
         let size = file.metadata()?.len();
         let inner = Inner { file, size, partial: Default::default(), broken: false };
-        Ok(Self { path, inner: Mutex::new(inner), version: watch::Sender::new(0) })
+        Ok(Self { path, inner: Mutex::new(inner), version: Arc::new(watch::Sender::new(0)) })
     }
 
     /// Writes what is left of a begun line and tells followers that the run is over.
@@ -69,8 +70,8 @@ impl LogWriter {
     }
 
     /// Rises with each write; `u64::MAX` means over.
-    pub(super) fn subscribe(&self) -> watch::Receiver<u64> {
-        self.version.subscribe()
+    pub(super) fn version(&self) -> &Arc<watch::Sender<u64>> {
+        &self.version
     }
 
     fn tick(&self) {
@@ -97,13 +98,7 @@ impl LogWriter {
     }
 
     fn rotate(&self, inner: &mut Inner) -> io::Result<()> {
-        for n in (1..FILES - 1).rev() {
-            let from = numbered(&self.path, n);
-            if from.exists() {
-                std::fs::rename(from, numbered(&self.path, n + 1))?;
-            }
-        }
-        std::fs::rename(&self.path, numbered(&self.path, 1))?;
+        rotate(&self.path)?;
         inner.file = OpenOptions::new().create(true).append(true).open(&self.path)?;
         inner.size = 0;
         Ok(())
@@ -151,6 +146,17 @@ fn format_line(out: &mut Vec<u8>, time: Timestamp, stream: Stream, full: bool, l
     let _ = write!(out, "{:.9} {} {tag} ", time.0, stream.name());
     out.extend_from_slice(line);
     out.push(b'\n');
+}
+
+/// Moves a full file away, and the ones before it one further; the oldest is forgotten.
+pub(super) fn rotate(path: &Path) -> io::Result<()> {
+    for n in (1..FILES - 1).rev() {
+        let from = numbered(path, n);
+        if from.exists() {
+            std::fs::rename(from, numbered(path, n + 1))?;
+        }
+    }
+    std::fs::rename(path, numbered(path, 1))
 }
 
 /// The `n`th rotated file; a higher number is older.

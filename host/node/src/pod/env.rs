@@ -4,6 +4,7 @@
 use std::{
     collections::{BTreeMap, HashMap},
     net::IpAddr,
+    path::PathBuf,
     sync::Arc,
 };
 
@@ -12,8 +13,12 @@ use wasmk_api::{
     Quantity,
     k8s_openapi::{
         ByteString,
-        api::core::v1::{
-            ConfigMap, Container, EnvFromSource, EnvVarSource, Pod, ResourceFieldSelector, Secret, Service,
+        api::{
+            core::v1::{
+                ConfigMap, Container, EnvFromSource, EnvVarSource, PersistentVolume, PersistentVolumeClaim,
+                Pod, ResourceFieldSelector, Secret, Service,
+            },
+            node::v1::RuntimeClass,
         },
     },
 };
@@ -34,6 +39,12 @@ pub trait Sources: Send + Sync {
     async fn token(&self, pod: &Pod, audience: Option<&str>, seconds: i64) -> Result<String, Failure>;
     /// Services of the namespace, and `kubernetes` of `default`.
     fn services(&self, namespace: &str) -> Vec<Arc<Service>>;
+    /// A claim, or `None` when there is none of that name.
+    async fn claim(&self, namespace: &str, name: &str) -> Result<Option<PersistentVolumeClaim>, Failure>;
+    /// A persistent volume, or `None` when there is none of that name.
+    async fn volume(&self, name: &str) -> Result<Option<PersistentVolume>, Failure>;
+    /// A runtime class, or `None` when there is none of that name.
+    async fn runtime_class(&self, name: &str) -> Result<Option<RuntimeClass>, Failure>;
 }
 
 /// What downward fields need beside the pod itself.
@@ -45,6 +56,8 @@ pub struct Place {
     pub host_ip: IpAddr,
     /// Allocatable resources of the node: what an absent limit means.
     pub allocatable: BTreeMap<String, Quantity>,
+    /// Directory for volumes that are never to be on a disk, if there is one.
+    pub memory: Option<PathBuf>,
 }
 
 /// The environment of a container, in the order it is given.
@@ -225,7 +238,7 @@ async fn env_source(
             value => Ok(value.map(|v| text(&v))),
         };
     }
-    Err(Failure::new(CONFIG_ERROR, "valueFrom names a source that a Wasm node does not have"))
+    Err(Failure::new(CONFIG_ERROR, "valueFrom names a source that this node does not have"))
 }
 
 /// A field of the pod as the downward API gives it.

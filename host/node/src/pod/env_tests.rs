@@ -23,6 +23,21 @@ impl Sources for Fixed {
         Ok(format!("token for {} {seconds}", audience.unwrap_or("api")))
     }
 
+    async fn claim(&self, _: &str, name: &str) -> Result<Option<PersistentVolumeClaim>, Failure> {
+        let claim = json!({"spec": {"volumeName": name}, "status": {"phase": "Bound"}});
+        Ok(Some(serde_json::from_value(claim).unwrap()))
+    }
+
+    /// Its name is its path, with `_` for `/`.
+    async fn volume(&self, name: &str) -> Result<Option<PersistentVolume>, Failure> {
+        let volume = json!({"spec": {"local": {"path": name.replace('_', "/")}}});
+        Ok(Some(serde_json::from_value(volume).unwrap()))
+    }
+
+    async fn runtime_class(&self, _: &str) -> Result<Option<RuntimeClass>, Failure> {
+        Ok(None)
+    }
+
     fn services(&self, namespace: &str) -> Vec<Arc<Service>> {
         let service = json!({
             "metadata": {"name": "web-app", "namespace": namespace},
@@ -45,6 +60,7 @@ pub(crate) fn place() -> Place {
         pod_ip: Some(IpAddr::V4(Ipv4Addr::new(127, 42, 0, 2))),
         host_ip: IpAddr::V4(Ipv4Addr::LOCALHOST),
         allocatable: [("cpu".to_string(), Quantity::units(2))].into(),
+        memory: None,
     }
 }
 

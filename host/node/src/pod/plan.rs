@@ -20,6 +20,8 @@ pub enum Action {
     Setup,
     /// Fetch the image if need be, then run or serve the container.
     Start(String),
+    /// Attend to a container that ran before this agent was started.
+    Adopt(String),
     /// Ask the container to stop; it is killed after `grace`.
     Stop {
         /// Container name.
@@ -137,6 +139,7 @@ fn step(pod: &Pod, spec: &PodSpec, c: &Container, known: &ContainerState, now: T
             let shown = since.after(super::status::FIRST_SHOWN);
             out.wake_at(if now < shown { shown.min(*until) } else { *until });
         }
+        Phase::Running { .. } if known.orphan => out.push(Action::Adopt(c.name.clone())),
         Phase::Running { .. } => {
             if let Some(why) = &known.unhealthy {
                 let grace = probe_grace(c).unwrap_or_else(|| grace(pod));

@@ -9,6 +9,8 @@ use wasmk_api::{
     k8s_openapi::api::core::v1::{ContainerStatus, Pod},
 };
 
+use crate::containers::Sandbox;
+
 /// First wait before a container that ended is started again (the very first restart is immediate).
 pub const BACKOFF_FIRST: Duration = Duration::from_secs(10);
 /// Longest wait between restarts and between pulls.
@@ -20,6 +22,7 @@ pub const MESSAGE_BYTES: usize = 4096;
 
 /// One pod as the agent sees it.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct PodState {
     /// When the agent first saw the pod.
     pub seen: Option<Timestamp>,
@@ -27,6 +30,8 @@ pub struct PodState {
     pub setup: Setup,
     /// The pod's address, once given.
     pub ip: Option<Ipv4Addr>,
+    /// What its containers share in the container runtime, if any is there.
+    pub sandbox: Option<Sandbox>,
     /// By container name; init containers are among them.
     pub containers: BTreeMap<String, ContainerState>,
     /// Why the whole pod was ended by the agent, if it was.
@@ -65,6 +70,7 @@ pub struct Verdict {
 
 /// One container.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct ContainerState {
     /// Where it stands.
     pub phase: Phase,
@@ -74,7 +80,7 @@ pub struct ContainerState {
     pub last: Option<Ended>,
     /// Digest reference of the image in use.
     pub image_id: String,
-    /// `wasmtime://…` of the current or last run.
+    /// `wasmtime://…` or `containerd://…` of the current or last run.
     pub id: String,
     /// The startup probe passed, or there is none.
     pub started: bool,
@@ -88,6 +94,10 @@ pub struct ContainerState {
     pub delay: u64,
     /// It is served by the agent (an instance per request) and has no run of its own.
     pub served: bool,
+    /// It runs in the container runtime, which goes on without this agent.
+    pub foreign: bool,
+    /// It ran when this agent was started; nobody attends to it yet.
+    pub orphan: bool,
 }
 
 /// Where a container stands.
@@ -174,6 +184,7 @@ impl ContainerState {
         self.unhealthy = None;
         self.started = false;
         self.ready = false;
+        self.orphan = false;
     }
 
     /// Notes the end of a run; a container that never ran is left as it is.
@@ -237,13 +248,17 @@ impl PodState {
     }
 
     /// What is true after the agent itself was restarted: runs of commands are lost, what is
-    /// served goes on, anything under way begins anew.
+    /// served or in the container runtime goes on, anything under way begins anew.
     pub fn resume(&mut self, now: Timestamp) {
         if self.setup != Setup::None {
             self.setup = Setup::None;
         }
         for container in self.containers.values_mut() {
             match container.phase {
+                Phase::Running { since } | Phase::Stopping { since, .. } if container.foreign => {
+                    container.phase = Phase::Running { since };
+                    container.orphan = true;
+                }
                 Phase::Running { .. } | Phase::Stopping { .. } if !container.served => {
                     container.end(137, "Error", "the node agent was restarted", now);
                 }
@@ -323,7 +338,11 @@ mod tests {
         pod.container("job").phase = Phase::Running { since: at(5) };
         pod.container("web").phase = Phase::Running { since: at(5) };
         pod.container("web").served = true;
+        pod.container("box").phase = Phase::Stopping { since: at(5), deadline: at(8), killed: false };
+        pod.container("box").foreign = true;
         pod.resume(at(9));
+        let found = &pod.containers["box"];
+        assert_eq!((&found.phase, found.orphan), (&Phase::Running { since: at(5) }, true));
         assert_eq!(pod.containers["job"].ended().map(|e| e.code), Some(137));
         assert_eq!(pod.containers["web"].phase, Phase::Waiting);
     }

@@ -1,7 +1,10 @@
 //! Turns what is known of a pod into its `status`. Pure; nothing here remembers, so a
 //! status that failed to be written is simply computed again.
 
-use std::{net::IpAddr, time::Duration};
+use std::{
+    net::{IpAddr, Ipv4Addr},
+    time::Duration,
+};
 
 use wasmk_api::{
     Quantity, Timestamp,
@@ -40,7 +43,7 @@ pub fn build(pod: &Pod, state: &PodState, host: IpAddr, previous: &PodStatus, no
         init_container_statuses: (!init.is_empty()).then(|| init.iter().map(describe).collect()),
         ..PodStatus::default()
     };
-    if let Some(ip) = pod_ip(spec, state, host) {
+    if let Some(ip) = pod_ip(spec, state.ip, host) {
         status.pod_ip = Some(ip.to_string());
         status.pod_ips = Some(vec![PodIP { ip: ip.to_string() }]);
     }
@@ -53,8 +56,8 @@ pub fn build(pod: &Pod, state: &PodState, host: IpAddr, previous: &PodStatus, no
 }
 
 /// The pod's address: the node's own for `hostNetwork`.
-pub fn pod_ip(spec: &PodSpec, state: &PodState, host: IpAddr) -> Option<IpAddr> {
-    if spec.host_network == Some(true) { Some(host) } else { state.ip.map(IpAddr::V4) }
+pub fn pod_ip(spec: &PodSpec, own: Option<Ipv4Addr>, host: IpAddr) -> Option<IpAddr> {
+    if spec.host_network == Some(true) { Some(host) } else { own.map(IpAddr::V4) }
 }
 
 fn container_status(

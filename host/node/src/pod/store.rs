@@ -50,9 +50,9 @@ impl Record {
         Self { dir: pods.join(uid), pod: None, state: None }
     }
 
-    /// Where the pod's volumes are.
-    pub(super) fn volumes(&self) -> PathBuf {
-        self.dir.join("volumes")
+    /// The pod's own directory.
+    pub(super) fn dir(&self) -> &Path {
+        &self.dir
     }
 
     /// Writes what changed since the last call.

@@ -2,22 +2,26 @@
 //! container mounts where.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, HashMap},
     io,
-    os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt, symlink},
+    os::unix::fs::{DirBuilderExt, FileTypeExt, OpenOptionsExt, PermissionsExt, symlink},
     path::{Component, Path, PathBuf},
 };
 
 use wasmk_api::k8s_openapi::api::core::v1::{
     ConfigMapVolumeSource, Container, DownwardAPIVolumeFile, HostPathVolumeSource, KeyToPath, Pod,
-    ProjectedVolumeSource, Volume, VolumeProjection,
+    ProjectedVolumeSource, Volume, VolumeMount, VolumeProjection,
 };
 
-use super::env::{self, CONFIG_ERROR, Place, Sources};
+use super::{
+    claims,
+    env::{self, CONFIG_ERROR, Place, Sources},
+    own,
+};
 use crate::engine::{Failure, Mount};
 
 /// Reason of a pod whose volumes cannot be made.
-const VOLUME_ERROR: &str = "FailedMount";
+pub(super) const VOLUME_ERROR: &str = "FailedMount";
 /// Mode of files when nothing is said.
 const DEFAULT_MODE: i32 = 0o644;
 /// Life of a service account token when nothing is said, in seconds.
@@ -33,7 +37,13 @@ type Files = BTreeMap<String, (Vec<u8>, i32)>;
 pub async fn prepare(pod: &Pod, dir: &Path, place: &Place, sources: &dyn Sources) -> Result<(), Failure> {
     for volume in pod.spec.iter().flat_map(|s| s.volumes.iter().flatten()) {
         let target = dir.join(&volume.name);
-        let mut made = one(pod, volume, &target, place, sources).await;
+        let mut made = match place.memory.as_deref().filter(|_| in_memory(volume)) {
+            Some(memory) => match linked(&target, &memory.join(uid(pod)).join(&volume.name)) {
+                Ok(real) => one(pod, volume, &real, place, sources).await,
+                Err(error) => Err(Failure::new(VOLUME_ERROR, error)),
+            },
+            None => one(pod, volume, &target, place, sources).await,
+        };
         // What is there already stays in use while its source cannot be read.
         if let Err(failure) = &made
             && target.join("..data").exists()
@@ -64,12 +74,16 @@ async fn one(
     sources: &dyn Sources,
 ) -> Result<(), Failure> {
     let disk = |e: io::Error| Failure::new(VOLUME_ERROR, e);
-    if volume.empty_dir.is_some() {
-        return make_dir(target).map_err(disk);
+    if is_empty_dir(volume) {
+        make_dir(target).map_err(disk)?;
+        return own::scratch(target, own::group(pod)).map_err(disk);
     }
     if let Some(path) = &volume.host_path {
         return host_path(path)
             .map_err(|e| Failure::new(VOLUME_ERROR, format!("hostPath {}: {e}", path.path)));
+    }
+    if let Some(claim) = claim_of(pod, volume) {
+        return claims::attach(pod, &claim, target, sources).await;
     }
     let mut files = Files::new();
     if let Some(map) = &volume.config_map {
@@ -84,29 +98,76 @@ async fn one(
         let mode = downward.default_mode.unwrap_or(DEFAULT_MODE);
         downward_files(pod, downward.items.as_deref(), mode, place, &mut files)?;
     } else {
-        return Err(Failure::new(VOLUME_ERROR, "this kind of volume is not available to Wasm pods"));
+        let kind = kind_of(volume);
+        let text = format!("volumes of kind {kind} are not available on this node; use a claim of a storage class");
+        return Err(Failure::new(VOLUME_ERROR, text));
     }
-    let target = target.to_path_buf();
-    let written = tokio::task::spawn_blocking(move || write_files(&target, &files)).await;
+    let (target, group) = (target.to_path_buf(), own::group(pod));
+    let written = tokio::task::spawn_blocking(move || write_files(&target, &files, group)).await;
     written.map_err(|e| Failure::new(VOLUME_ERROR, e))?.map_err(disk)
 }
 
+/// Everything above is the agent's own, so this may be open to all who are given it.
 fn make_dir(path: &Path) -> io::Result<()> {
-    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(path)
+    std::fs::DirBuilder::new().recursive(true).mode(0o755).create(path)
 }
 
-fn host_path(volume: &HostPathVolumeSource) -> io::Result<()> {
+fn uid(pod: &Pod) -> &str {
+    pod.metadata.uid.as_deref().unwrap_or_default()
+}
+
+/// A volume without any source is an empty directory, too.
+fn is_empty_dir(volume: &Volume) -> bool {
+    volume.empty_dir.is_some() || *volume == Volume { name: volume.name.clone(), ..Volume::default() }
+}
+
+/// Whether the content of a volume is never to be on a disk.
+fn in_memory(volume: &Volume) -> bool {
+    let memory = volume.empty_dir.as_ref().and_then(|e| e.medium.as_deref()) == Some("Memory");
+    memory || volume.secret.is_some() || volume.projected.is_some()
+}
+
+/// A volume that is elsewhere: its place under the pod's directory is a link.
+fn linked(target: &Path, real: &Path) -> io::Result<PathBuf> {
+    make_dir(real)?;
+    own::link(target, real)?;
+    Ok(real.to_path_buf())
+}
+
+/// The claim that a volume stands for.
+fn claim_of(pod: &Pod, volume: &Volume) -> Option<String> {
+    if let Some(claim) = &volume.persistent_volume_claim {
+        return Some(claim.claim_name.clone());
+    }
+    volume.ephemeral.as_ref()?;
+    Some(format!("{}-{}", pod.metadata.name.as_deref().unwrap_or_default(), volume.name))
+}
+
+/// The name of a volume's source as manifests write it.
+fn kind_of(volume: &Volume) -> String {
+    let value = serde_json::to_value(volume).unwrap_or_default();
+    let keys = value.as_object().into_iter().flat_map(|o| o.keys());
+    keys.filter(|k| *k != "name").map(String::as_str).next().unwrap_or("unknown").to_string()
+}
+
+pub(super) fn host_path(volume: &HostPathVolumeSource) -> io::Result<()> {
     let path = Path::new(&volume.path);
     let is = |good: bool, what: &str| {
         if good { Ok(()) } else { Err(io::Error::other(format!("is not {what}"))) }
     };
+    let file_type = || std::fs::metadata(path).map(|m| m.file_type());
     match volume.type_.as_deref().unwrap_or("") {
-        "" => is(path.exists(), "there"),
+        // Unchecked; what is not there becomes a directory.
+        "" if path.exists() => Ok(()),
+        "" => std::fs::create_dir_all(path),
+        "Socket" => is(file_type()?.is_socket(), "a socket"),
+        "CharDevice" => is(file_type()?.is_char_device(), "a character device"),
+        "BlockDevice" => is(file_type()?.is_block_device(), "a block device"),
         "DirectoryOrCreate" => std::fs::create_dir_all(path),
         "Directory" => is(path.is_dir(), "a directory"),
         "File" => is(path.is_file(), "a file"),
         "FileOrCreate" => std::fs::OpenOptions::new().create(true).append(true).open(path).map(drop),
-        other => Err(io::Error::other(format!("type {other} is not available to Wasm pods"))),
+        other => Err(io::Error::other(format!("type {other} is not known"))),
     }
 }
 
@@ -230,7 +291,7 @@ async fn project(
         files.insert(token.path.clone(), (text.into_bytes(), mode));
     }
     if source.cluster_trust_bundle.is_some() || source.pod_certificate.is_some() {
-        return Err(Failure::new(VOLUME_ERROR, "this projected source is not available to Wasm pods"));
+        return Err(Failure::new(VOLUME_ERROR, "this projected source is not available on this node"));
     }
     Ok(())
 }
@@ -260,7 +321,7 @@ fn downward_files(
 
 /// Replaces the volume's content in one step: the files stand in a directory of their own,
 /// `..data` points to it, and each name in the volume is a link through `..data`.
-fn write_files(target: &Path, files: &Files) -> io::Result<()> {
+fn write_files(target: &Path, files: &Files, group: Option<u32>) -> io::Result<()> {
     make_dir(target)?;
     if !files.keys().all(|p| is_inside(p)) {
         return Err(io::Error::new(io::ErrorKind::InvalidInput, "a path leads out of the volume"));
@@ -277,7 +338,7 @@ fn write_files(target: &Path, files: &Files) -> io::Result<()> {
         if let Some(parent) = path.parent() {
             make_dir(parent)?;
         }
-        write_file(&path, content, *mode)?;
+        write_file(&path, content, *mode, group)?;
     }
     make_dir(&folder)?;
     let link = target.join("..data_tmp");
@@ -291,12 +352,14 @@ fn write_files(target: &Path, files: &Files) -> io::Result<()> {
     }
 }
 
-fn write_file(path: &Path, content: &[u8], mode: i32) -> io::Result<()> {
+fn write_file(path: &Path, content: &[u8], mode: i32, group: Option<u32>) -> io::Result<()> {
     let mode = u32::try_from(mode).unwrap_or(0o644) & 0o777;
     let mut file = std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
     io::Write::write_all(&mut file, content)?;
+    let readable_by_group = if group.is_some() { 0o040 } else { 0 };
+    own::give(path, group)?;
     // After writing: a mode without the write bit is allowed, and the umask has no say.
-    file.set_permissions(std::fs::Permissions::from_mode(mode | 0o400))
+    file.set_permissions(std::fs::Permissions::from_mode(mode | 0o400 | readable_by_group))
 }
 
 /// Links each top-level name, removes links to names that are gone.
@@ -335,15 +398,22 @@ fn is_inside(path: &str) -> bool {
     parts.peek().is_some() && parts.all(|p| matches!(p, Component::Normal(_)))
 }
 
-/// What a container mounts. Content that follows the API is always read-only.
+/// What a container mounts. Content that follows the API is always read-only. `files` says whether
+/// single files can be mounted; `env` is the container's environment, for `subPathExpr`.
 ///
 /// # Errors
-/// [`CONFIG_ERROR`] for a mount without volume, one that leads out of its volume, or a file
-/// (a Wasm container is given directories).
-pub fn mounts(pod: &Pod, container: &Container, dir: &Path) -> Result<Vec<Mount>, Failure> {
+/// [`CONFIG_ERROR`] for a mount without volume, one that leads out of its volume, or a file for a
+/// Wasm container, which is given directories.
+pub fn mounts(
+    pod: &Pod,
+    container: &Container,
+    dir: &Path,
+    env: &[(String, String)],
+    files: bool,
+) -> Result<Vec<Mount>, Failure> {
     let volumes = pod.spec.as_ref().and_then(|s| s.volumes.as_deref()).unwrap_or_default();
-    let mut out = Vec::new();
-    for mount in container.volume_mounts.iter().flatten() {
+    let known: HashMap<String, String> = env.iter().cloned().collect();
+    let one = |mount: &VolumeMount| {
         let bad =
             |what: &str| Failure::new(CONFIG_ERROR, format!("volumeMount {}: {what}", mount.mount_path));
         let volume = volumes.iter().find(|v| v.name == mount.name).ok_or_else(|| bad("no such volume"))?;
@@ -351,96 +421,49 @@ pub fn mounts(pod: &Pod, container: &Container, dir: &Path) -> Result<Vec<Mount>
             Some(path) => PathBuf::from(&path.path),
             None => dir.join(&mount.name),
         };
-        let writable = volume.empty_dir.is_some() || volume.host_path.is_some();
-        if let Some(sub) = mount.sub_path.as_deref().filter(|s| !s.is_empty()) {
-            if !is_inside(sub) {
-                return Err(bad("subPath must be a path inside the volume"));
-            }
-            host.push(sub);
-            if writable && !host.exists() {
-                make_dir(&host).map_err(|e| bad(&format!("subPath {sub}: {e}")))?;
-            }
+        let claim = claim_of(pod, volume).is_some();
+        let writable = is_empty_dir(volume) || volume.host_path.is_some() || claim;
+        let sub = match mount.sub_path_expr.as_deref().filter(|s| !s.is_empty()) {
+            Some(expression) => Some(env::expand(expression, &known)),
+            None => mount.sub_path.clone().filter(|s| !s.is_empty()),
+        };
+        if let Some(sub) = sub {
+            host = inside(&host, &sub, writable).map_err(|e| bad(&format!("subPath {sub}: {e}")))?;
         }
-        if !host.is_dir() {
+        if !files && !host.is_dir() {
             return Err(bad("a Wasm container can be given directories only, and this is none"));
         }
-        let read_only = !writable || mount.read_only == Some(true);
-        out.push(Mount { host, guest: mount.mount_path.clone(), read_only });
+        let claim_read_only = volume.persistent_volume_claim.as_ref().and_then(|c| c.read_only);
+        Ok(Mount {
+            host,
+            guest: mount.mount_path.clone(),
+            read_only: !writable || mount.read_only == Some(true) || claim_read_only == Some(true),
+            propagation: mount.mount_propagation.clone(),
+        })
+    };
+    container.volume_mounts.iter().flatten().map(one).collect()
+}
+
+/// A path below a volume's root, also after links are followed; made when it may be.
+fn inside(root: &Path, sub: &str, writable: bool) -> io::Result<PathBuf> {
+    let refused = || io::Error::other("must be a path inside the volume");
+    if !is_inside(sub) {
+        return Err(refused());
     }
-    Ok(out)
+    let root = root.canonicalize()?;
+    let path = root.join(sub);
+    if writable && !path.exists() {
+        // The part that is there must not lead out, or the rest would be made elsewhere.
+        let there = path.ancestors().find(|p| p.exists()).unwrap_or(&root);
+        if !there.canonicalize()?.starts_with(&root) {
+            return Err(refused());
+        }
+        make_dir(&path)?;
+    }
+    let path = path.canonicalize()?;
+    if path.starts_with(&root) { Ok(path) } else { Err(refused()) }
 }
 
 #[cfg(test)]
-mod tests {
-    use serde_json::json;
-
-    use super::{
-        super::env::tests::{Fixed, place},
-        *,
-    };
-
-    fn pod() -> Pod {
-        serde_json::from_value(json!({
-            "metadata": {"name": "p", "namespace": "default", "labels": {"app": "x"}},
-            "spec": {
-                "containers": [{"name": "c", "volumeMounts": [
-                    {"name": "conf", "mountPath": "/conf"},
-                    {"name": "tmp", "mountPath": "/tmp", "subPath": "a/b"},
-                ]}],
-                "volumes": [
-                    {"name": "conf", "configMap": {"name": "settings", "items": [{"key": "color", "path": "deep/color"}]}},
-                    {"name": "tmp", "emptyDir": {}},
-                    {"name": "all", "projected": {"sources": [
-                        {"serviceAccountToken": {"path": "sa/token", "expirationSeconds": 3607}},
-                        {"secret": {"name": "keys"}},
-                        {"downwardAPI": {"items": [{"path": "labels", "fieldRef": {"fieldPath": "metadata.labels"}}]}},
-                    ]}},
-                ],
-            },
-        }))
-        .unwrap()
-    }
-
-    #[tokio::test]
-    async fn volumes_hold_what_they_name_and_can_be_made_again() {
-        let dir = tempfile::tempdir().unwrap();
-        let pod = pod();
-        for _ in 0..2 {
-            prepare(&pod, dir.path(), &place(), &Fixed).await.unwrap();
-        }
-        let read = |path: &str| std::fs::read_to_string(dir.path().join(path)).unwrap();
-        assert_eq!(read("conf/deep/color"), "blue");
-        assert_eq!(read("all/labels"), "app=\"x\"");
-        assert!(read("all/sa/token") == "token for api 3607");
-        let mounts = mounts(&pod, &pod.spec.as_ref().unwrap().containers[0], dir.path()).unwrap();
-        let shown: Vec<_> = mounts.iter().map(|m| (m.guest.as_str(), m.read_only)).collect();
-        assert_eq!(shown, [("/conf", true), ("/tmp", false)]);
-        assert!(mounts[1].host.is_dir());
-    }
-
-    #[tokio::test]
-    async fn content_is_replaced_whole() {
-        let dir = tempfile::tempdir().unwrap();
-        let file = |text: &str| (text.as_bytes().to_vec(), 0o400);
-        let volume = dir.path().join("v");
-        write_files(&volume, &[("a".into(), file("1")), ("b/c".into(), file("2"))].into()).unwrap();
-        write_files(&volume, &[("a".into(), file("3"))].into()).unwrap();
-        assert_eq!(std::fs::read(volume.join("a")).unwrap(), b"3");
-        assert!(!volume.join("b").exists());
-        assert_eq!(std::fs::read_dir(&volume).unwrap().count(), 3);
-        assert!(write_files(&volume, &[("../x".into(), file("4"))].into()).is_err());
-    }
-
-    #[tokio::test]
-    async fn what_is_missing_is_named() {
-        let dir = tempfile::tempdir().unwrap();
-        let mut pod = pod();
-        let volumes = pod.spec.as_mut().unwrap().volumes.as_mut().unwrap();
-        volumes[0].config_map.as_mut().unwrap().name = "no".into();
-        let error = prepare(&pod, dir.path(), &place(), &Fixed).await.unwrap_err();
-        assert_eq!(
-            error.to_string(),
-            "MountVolume.SetUp failed for volume \"conf\" : configmap \"no\" not found"
-        );
-    }
-}
+#[path = "volumes_tests.rs"]
+mod tests;

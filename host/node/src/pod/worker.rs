@@ -1,7 +1,7 @@
 //! The loop of one pod: look, plan, do, write down, wait for news. It alone changes the
 //! pod's state; runs, probes and writes report back to it.
 
-use std::{collections::HashMap, net::Ipv4Addr, sync::Arc, time::Duration};
+use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use kube::{
     Api,
@@ -19,11 +19,11 @@ use wasmk_api::{
 use wasmk_runtime::StopSignal;
 
 use super::{
-    container::{Progress, Run},
-    env::Place,
+    container::{Found, Progress, Run},
     plan::{Action, is_over, plan},
     probe::{Finding, Which},
-    state::{BACKOFF_FIRST, Phase, PodState, Setup, Verdict},
+    setup::{self, Placed, SetUp},
+    state::{Phase, PodState, Setup, Verdict},
     status,
     store::Record,
     volumes,
@@ -36,6 +36,8 @@ const NEWS: usize = 32;
 const WRITE_RETRY: Duration = Duration::from_secs(2);
 /// Longest time for one write to the API.
 const WRITE_LIMIT: Duration = Duration::from_secs(15);
+/// Wait before a pod's surroundings are made again.
+const SETUP_RETRY: Duration = Duration::from_secs(5);
 /// How often volumes that follow the API are brought up to date.
 const REFRESH: Duration = Duration::from_secs(60);
 /// Plans in a row without waiting for news; more would mean plans that do not settle.
@@ -133,6 +135,7 @@ struct Busy {
     writing: bool,
     deleting: bool,
     refreshing: bool,
+    discarding: bool,
 }
 
 struct Live {
@@ -143,10 +146,12 @@ struct Live {
 
 /// A job of the loop that is over.
 enum Done {
-    Setup(Result<(), Failure>),
+    Setup(Placed, Result<(), Failure>),
+    /// The sandbox of a pod that is over is gone, or not yet.
+    Discarded(Result<(), wasmk_cri::Error>),
     Refreshed(Result<(), Failure>),
     Written(Box<PodStatus>, Result<(), kube::Error>),
-    Deleted(Result<(), kube::Error>),
+    Deleted(Result<(), String>),
     /// A run's task; it reported by itself.
     Run,
 }
@@ -227,7 +232,8 @@ impl Worker {
 
     fn act(&mut self, action: Action, now: Timestamp) {
         match action {
-            Action::Setup => self.set_up(now),
+            Action::Setup => self.set_up(),
+            Action::Adopt(container) => self.adopt(&container),
             Action::Start(container) => self.start(&container),
             Action::Stop { container, grace, why } => self.stop(&container, grace, &why, now),
             Action::Kill(container) => self.kill(&container, now),
@@ -244,62 +250,76 @@ impl Worker {
         format!("{}/{}", part(&self.pod.metadata.namespace), part(&self.pod.metadata.name))
     }
 
-    fn set_up(&mut self, now: Timestamp) {
-        let host_network = self.pod.spec.as_ref().and_then(|s| s.host_network) == Some(true);
-        if !host_network && let Err(message) = self.take_address() {
-            self.cx.events.pod(&self.pod, Level::Warning, "FailedCreatePodSandBox", &message);
-            self.state.setup = Setup::Failed { message, until: now.after(BACKOFF_FIRST) };
-            return;
-        }
+    fn set_up(&mut self) {
         self.state.setup = Setup::Underway;
-        let work = self.volumes_job();
-        self.jobs.spawn(async move { Done::Setup(work.await) });
+        let work = SetUp {
+            cx: self.cx.clone(),
+            pod: self.pod.clone(),
+            dir: self.record.dir().to_path_buf(),
+            ip: self.state.ip,
+            sandbox: self.state.sandbox.clone(),
+        };
+        self.jobs.spawn(async move {
+            let (placed, outcome) = work.go().await;
+            Done::Setup(placed, outcome)
+        });
     }
 
-    /// The pod's address: the one it had, or the lowest free one.
-    fn take_address(&mut self) -> Result<(), String> {
-        let pool = self.cx.addresses.borrow().clone();
-        let pool = pool.ok_or("the node has no range of pod addresses yet")?;
-        if let Some(ip) = self.state.ip.take()
-            && pool.claim(ip, self.uid())
-        {
-            self.state.ip = Some(ip);
-            return Ok(());
+    /// Takes over what the pod has got.
+    fn placed(&mut self, placed: Placed, outcome: Result<(), Failure>, now: Timestamp) {
+        (self.state.ip, self.state.sandbox) = (placed.ip, placed.sandbox);
+        if placed.fresh {
+            let lost = self.state.containers.values_mut().filter(|c| c.orphan);
+            for container in lost {
+                container.orphan = false;
+                container.end(137, "ContainerStatusUnknown", "the container was lost with its sandbox", now);
+            }
         }
-        let ip: Ipv4Addr = pool.take(self.uid()).map_err(|e| e.to_string())?;
-        self.state.ip = Some(ip);
-        Ok(())
+        match outcome {
+            Ok(()) => self.state.setup = Setup::Done,
+            Err(failure) => {
+                self.cx.events.pod(&self.pod, Level::Warning, failure.reason, &failure.message);
+                let until = now.after(SETUP_RETRY);
+                self.state.setup = Setup::Failed { message: failure.message, until };
+            }
+        }
     }
 
     /// A pod that has ended needs its address no longer; its status goes on showing it.
-    fn free_address_when_over(&self) {
+    fn free_address_when_over(&mut self) {
         let over = self.state.settled
             || self.state.verdict.is_some()
             || self.pod.spec.as_ref().is_some_and(|s| is_over(s, &self.state));
         if over
             && self.runs.is_empty()
-            && let Some(pool) = &*self.cx.addresses.borrow()
         {
-            pool.give_back(self.uid());
+            if let Some(pool) = &*self.cx.addresses.borrow() {
+                pool.give_back(self.uid());
+            }
+            self.discard_sandbox();
         }
+    }
+
+    /// Nothing runs in the pod's sandbox any longer, and nothing will.
+    fn discard_sandbox(&mut self) {
+        let wanted = !self.busy.discarding && !self.released && self.pod.metadata.deletion_timestamp.is_none();
+        let (Some(sandbox), Some(containers)) = (&self.state.sandbox, &self.cx.containers) else { return };
+        if !wanted || self.state.containers.values().any(|c| c.orphan) {
+            return;
+        }
+        self.busy.discarding = true;
+        let (containers, id) = (containers.clone(), sandbox.id.clone());
+        self.cx.running.set_namespace(self.uid(), None);
+        self.jobs.spawn(async move { Done::Discarded(containers.discard(&id).await) });
     }
 
     fn uid(&self) -> &str {
         self.pod.metadata.uid.as_deref().unwrap_or_default()
     }
 
-    fn place(&self) -> Place {
-        let default = Default::default();
-        let spec = self.pod.spec.as_ref().unwrap_or(&default);
-        Place {
-            pod_ip: status::pod_ip(spec, &self.state, self.cx.host_ip),
-            host_ip: self.cx.host_ip,
-            allocatable: self.cx.allocatable.clone(),
-        }
-    }
-
     fn volumes_job(&self) -> impl Future<Output = Result<(), Failure>> + Send + 'static {
-        let (cx, pod, dir, place) = (self.cx.clone(), self.pod.clone(), self.record.volumes(), self.place());
+        let (cx, pod, dir) = (self.cx.clone(), self.pod.clone(), self.record.dir().join("volumes"));
+        let place = setup::place(&cx, &pod, self.state.ip);
         async move { volumes::prepare(&pod, &dir, &place, &*cx.sources).await }
     }
 
@@ -319,8 +339,22 @@ impl Worker {
     }
 
     fn start(&mut self, name: &str) {
-        let Some(container) = self.find(name).cloned() else { return };
         self.state.container(name).begin_start();
+        self.state.container(name).foreign = false;
+        self.attend(name, None);
+    }
+
+    /// Attends to a container that the container runtime went on with.
+    fn adopt(&mut self, name: &str) {
+        let container = self.state.container(name);
+        container.orphan = false;
+        let id = container.id.split_once("://").map_or("", |(_, id)| id).to_string();
+        let found = Found { id, started: container.started };
+        self.attend(name, Some(found));
+    }
+
+    fn attend(&mut self, name: &str, found: Option<Found>) {
+        let Some(container) = self.find(name).cloned() else { return };
         self.next_run += 1;
         let stop = StopSignal::new();
         let run = Run {
@@ -329,8 +363,10 @@ impl Worker {
             container: Arc::new(container),
             number: self.next_run,
             attempt: self.state.container(name).restarts,
-            place: self.place(),
-            volumes: self.record.volumes(),
+            place: setup::place(&self.cx, &self.pod, self.state.ip),
+            dir: self.record.dir().to_path_buf(),
+            sandbox: self.state.sandbox.clone(),
+            found,
             stop: stop.clone(),
             news: self.news_in.clone(),
         };
@@ -342,6 +378,9 @@ impl Worker {
     }
 
     fn stop(&mut self, name: &str, grace: Duration, why: &str, now: Timestamp) {
+        if self.state.container(name).orphan {
+            self.adopt(name);
+        }
         let container = self.state.container(name);
         let Phase::Running { since } = container.phase else { return };
         container.phase = Phase::Stopping { since, deadline: now.after(grace), killed: false };
@@ -374,10 +413,14 @@ impl Worker {
         let has_readiness = self.find(name).is_some_and(|c| c.readiness_probe.is_some());
         let container = self.state.container(name);
         match progress {
-            Progress::Started { image_id, served } => {
-                container.image_id = image_id;
-                container.id = format!("wasmtime://{uid}-{name}-{}", container.restarts);
-                container.served = served;
+            Progress::Started(started) => {
+                container.image_id = started.image_id;
+                container.foreign = started.foreign.is_some();
+                container.id = match (&started.foreign, &self.cx.containers) {
+                    (Some(id), Some(containers)) => format!("{}://{id}", containers.name()),
+                    _ => format!("wasmtime://{uid}-{name}-{}", container.restarts),
+                };
+                container.served = started.served;
                 container.phase = Phase::Running { since: now };
                 container.started = !has_startup;
                 container.ready = !has_startup && !has_readiness;
@@ -390,8 +433,11 @@ impl Worker {
                 container.block(failure.reason, &failure.message, now);
                 self.runs.remove(name);
             }
-            Progress::Ended(end) => {
+            Progress::Ended(end, ran) => {
                 container.end(end.code, &end.reason, &end.message, now);
+                if let (Phase::Ended(ended), Some(ran)) = (&mut container.phase, ran) {
+                    (ended.started, ended.finished) = (ran.from, ran.to);
+                }
                 self.runs.remove(name);
             }
             Progress::Probed(which, finding) => self.probed(name, which, finding),
@@ -424,12 +470,8 @@ impl Worker {
         let now = Timestamp::now();
         match done {
             Ok(Done::Run) => {}
-            Ok(Done::Setup(Ok(()))) => self.state.setup = Setup::Done,
-            Ok(Done::Setup(Err(failure))) => {
-                self.cx.events.pod(&self.pod, Level::Warning, failure.reason, &failure.message);
-                self.state.setup =
-                    Setup::Failed { message: failure.message, until: now.after(BACKOFF_FIRST) };
-            }
+            Ok(Done::Setup(placed, outcome)) => self.placed(placed, outcome, now),
+            Ok(Done::Discarded(outcome)) => self.discarded(outcome),
             Ok(Done::Refreshed(outcome)) => {
                 self.busy.refreshing = false;
                 if let Err(failure) = outcome {
@@ -442,9 +484,7 @@ impl Worker {
             }
             Ok(Done::Deleted(outcome)) => {
                 self.busy.deleting = false;
-                if let Err(error) = outcome
-                    && !is_gone(&error)
-                {
+                if let Err(error) = outcome {
                     tracing::debug!(pod = %self.name(), %error, "cannot delete a pod that is stopped");
                     self.retry_at = Some(tokio::time::Instant::now() + WRITE_RETRY);
                 }
@@ -453,6 +493,17 @@ impl Worker {
             Err(error) => {
                 tracing::error!(pod = %self.name(), %error, "a task of a pod broke");
                 self.lost_runs(now);
+            }
+        }
+    }
+
+    fn discarded(&mut self, outcome: Result<(), wasmk_cri::Error>) {
+        self.busy.discarding = false;
+        match outcome {
+            Ok(()) => self.state.sandbox = None,
+            Err(error) => {
+                tracing::debug!(pod = %self.name(), %error, "cannot remove a sandbox yet");
+                self.retry_at = Some(tokio::time::Instant::now() + WRITE_RETRY);
             }
         }
     }
@@ -530,7 +581,19 @@ impl Worker {
             preconditions: Some(preconditions),
             ..DeleteParams::default()
         };
-        self.jobs.spawn(async move { Done::Deleted(limited(api.delete(&name, &params)).await.map(drop)) });
+        let sandbox = self.state.sandbox.clone();
+        let containers = self.cx.containers.clone();
+        self.jobs.spawn(async move {
+            if let (Some(sandbox), Some(containers)) = (sandbox, containers)
+                && let Err(error) = containers.discard(&sandbox.id).await
+            {
+                return Done::Deleted(Err(error.to_string()));
+            }
+            Done::Deleted(match limited(api.delete(&name, &params)).await {
+                Err(error) if !is_gone(&error) => Err(error.to_string()),
+                _ => Ok(()),
+            })
+        });
     }
 
     fn release(&mut self) {
@@ -547,6 +610,11 @@ impl Worker {
         if let Some(pool) = &*self.cx.addresses.borrow() {
             pool.give_back(self.uid());
         }
+        self.cx.running.set_namespace(self.uid(), None);
+        if let Some(memory) = &self.cx.memory_dir {
+            // What was never there need not be removed.
+            let _ = std::fs::remove_dir_all(memory.join(self.uid()));
+        }
         self.record.remove();
         let part = |s: &Option<String>| s.clone().unwrap_or_default();
         let meta = &self.pod.metadata;
@@ -558,12 +626,24 @@ impl Worker {
             live.stop.kill();
         }
         self.release();
+        if let (Some(sandbox), Some(containers)) = (self.state.sandbox.take(), self.cx.containers.clone()) {
+            // The API does not wait for it; what fails now is removed when the agent is next started.
+            tokio::spawn(async move {
+                if let Err(error) = containers.discard(&sandbox.id).await {
+                    tracing::warn!(sandbox = sandbox.id, %error, "cannot remove the sandbox of a pod that is gone");
+                }
+            });
+        }
     }
 
-    /// The agent ends: stop what runs, keep the record as it is.
+    /// The agent ends: stop what runs in it, leave what the container runtime runs, keep the record.
     async fn quit(mut self) {
-        for live in self.runs.values() {
-            live.stop.stop(Duration::ZERO);
+        for (name, live) in &self.runs {
+            if self.state.containers.get(name).is_some_and(|c| c.foreign) {
+                live.task.abort();
+            } else {
+                live.stop.stop(Duration::ZERO);
+            }
         }
         while let Some(done) = self.jobs.join_next().await {
             drop(done);

@@ -1,0 +1,81 @@
+//! Sockets in a pod's network namespace. A socket belongs to the namespace of the thread that made
+//! it, for good; so a thread of its own enters the namespace, makes the socket and ends.
+
+use std::{
+    fs::File,
+    io,
+    net::{Ipv4Addr, SocketAddr},
+    path::Path,
+    sync::Arc,
+    time::Duration,
+};
+
+use nix::sched::{CloneFlags, setns};
+use tokio::net::{TcpSocket, TcpStream};
+
+/// A network namespace that stays usable while this is held. Clones are the same one.
+#[derive(Clone, Debug)]
+pub(crate) struct Netns(Arc<File>);
+
+impl Netns {
+    /// The namespace that a path stands for.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub(crate) fn open(path: &Path) -> io::Result<Self> {
+        Ok(Self(Arc::new(File::open(path)?)))
+    }
+
+    /// Does something short in the namespace.
+    ///
+    /// # Errors
+    /// When it cannot be entered (it needs CAP_SYS_ADMIN).
+    pub(crate) fn within<T: Send>(&self, work: impl FnOnce() -> io::Result<T> + Send) -> io::Result<T> {
+        let enter = || {
+            setns(&*self.0, CloneFlags::CLONE_NEWNET)?;
+            work()
+        };
+        std::thread::scope(|scope| {
+            let thread = std::thread::Builder::new().name("in-namespace".into()).spawn_scoped(scope, enter)?;
+            thread.join().unwrap_or_else(|_| Err(io::Error::other("the thread in the namespace broke")))
+        })
+    }
+
+    /// A connection to a port on the namespace's loopback, or else on `address`.
+    ///
+    /// # Errors
+    /// When neither answers within the limit.
+    pub(crate) async fn connect(&self, address: SocketAddr, limit: Duration) -> io::Result<TcpStream> {
+        let local = SocketAddr::new(Ipv4Addr::LOCALHOST.into(), address.port());
+        match self.connect_to(local, limit).await {
+            Ok(stream) => Ok(stream),
+            Err(_) => self.connect_to(address, limit).await,
+        }
+    }
+
+    async fn connect_to(&self, address: SocketAddr, limit: Duration) -> io::Result<TcpStream> {
+        let socket = self.within(TcpSocket::new_v4)?;
+        tokio::time::timeout(limit, socket.connect(address)).await?
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_namespace_that_is_not_there_is_named() {
+        assert_eq!(Netns::open(Path::new("/nonexistent/ns")).unwrap_err().kind(), io::ErrorKind::NotFound);
+    }
+
+    #[tokio::test]
+    async fn a_socket_in_ones_own_namespace_reaches_loopback() {
+        if !nix::unistd::geteuid().is_root() {
+            // Entering a namespace, even one's own, is root's privilege.
+            return;
+        }
+        let listener = std::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        let own = Netns::open(Path::new("/proc/self/ns/net")).unwrap();
+        own.connect(listener.local_addr().unwrap(), Duration::from_secs(5)).await.unwrap();
+    }
+}

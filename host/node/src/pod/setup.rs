@@ -1,0 +1,155 @@
+//! Gets a pod's surroundings ready: its sandbox in the container runtime if any of its containers runs
+//! there, else an address of its own, and its volumes.
+
+use std::{net::Ipv4Addr, path::PathBuf, sync::Arc};
+
+use futures::{StreamExt, stream};
+use wasmk_api::k8s_openapi::api::core::v1::{Pod, PodSpec};
+
+use super::{
+    env::Place,
+    images::{self, Choice},
+    status, volumes,
+};
+use crate::{
+    containers::{Containers, Sandbox},
+    context::Context,
+    engine::Failure,
+    netns::Netns,
+    register::WASM_HANDLERS,
+};
+
+/// Images of one pod looked at at a time.
+const LOOKS: usize = 4;
+
+/// What a pod has got, whether or not everything succeeded.
+#[derive(Debug, Default)]
+pub(super) struct Placed {
+    pub(super) ip: Option<Ipv4Addr>,
+    pub(super) sandbox: Option<Sandbox>,
+    /// The sandbox was made just now: what ran in an earlier one is lost.
+    pub(super) fresh: bool,
+}
+
+/// The work of setting a pod up.
+pub(super) struct SetUp {
+    pub(super) cx: Arc<Context>,
+    pub(super) pod: Arc<Pod>,
+    /// The pod's own directory.
+    pub(super) dir: PathBuf,
+    /// What it had before.
+    pub(super) ip: Option<Ipv4Addr>,
+    pub(super) sandbox: Option<Sandbox>,
+}
+
+impl SetUp {
+    /// Does it. What was got before a failure is told, too, so that it is not lost.
+    pub(super) async fn go(self) -> (Placed, Result<(), Failure>) {
+        let mut placed = Placed { ip: self.ip, sandbox: self.sandbox.clone(), fresh: false };
+        let outcome = self.place(&mut placed).await;
+        let outcome = match outcome {
+            Ok(()) => self.volumes(placed.ip).await,
+            failed => failed,
+        };
+        (placed, outcome)
+    }
+
+    fn uid(&self) -> &str {
+        self.pod.metadata.uid.as_deref().unwrap_or_default()
+    }
+
+    async fn place(&self, placed: &mut Placed) -> Result<(), Failure> {
+        if let Some(containers) = &self.cx.containers
+            && (placed.sandbox.is_some() || self.needs_sandbox().await?)
+        {
+            return self.enter_sandbox(containers, placed).await;
+        }
+        let host_network = self.pod.spec.as_ref().and_then(|s| s.host_network) == Some(true);
+        if !host_network {
+            let address = self.address(placed.ip);
+            placed.ip = Some(address.map_err(|text| Failure::new("FailedCreatePodSandBox", text))?);
+        }
+        Ok(())
+    }
+
+    /// Whether any container of the pod runs in the container runtime.
+    async fn needs_sandbox(&self) -> Result<bool, Failure> {
+        let default = PodSpec::default();
+        let spec = self.pod.spec.as_ref().unwrap_or(&default);
+        let all = spec.init_containers.iter().flatten().chain(&spec.containers);
+        let look = |container| async move {
+            match images::wanted(&self.cx, &self.pod, container).await {
+                Ok(wanted) => images::choose(&self.cx, &wanted).await == Choice::Container,
+                // The container's own start will say what is wrong.
+                Err(_) => false,
+            }
+        };
+        let looks: Vec<_> = all.map(look).collect();
+        let mut looks = stream::iter(looks).buffer_unordered(LOOKS);
+        while let Some(found) = looks.next().await {
+            if found {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    async fn enter_sandbox(
+        &self,
+        containers: &Arc<Containers>,
+        placed: &mut Placed,
+    ) -> Result<(), Failure> {
+        let handler = self.handler().await?;
+        let ready = containers.sandbox(&self.pod, placed.sandbox.clone(), &handler).await?;
+        let namespace = match ready.sandbox.netns.as_deref().map(Netns::open) {
+            Some(Ok(namespace)) => Some(namespace),
+            Some(Err(error)) => {
+                tracing::warn!(pod = self.uid(), %error, "cannot open a pod's network namespace");
+                None
+            }
+            None => None,
+        };
+        self.cx.running.set_namespace(self.uid(), namespace);
+        placed.ip = ready.sandbox.ip.or(placed.ip);
+        placed.fresh = ready.fresh;
+        placed.sandbox = Some(ready.sandbox);
+        Ok(())
+    }
+
+    /// The runtime's handler for the pod; those of WebAssembly are ours and mean its default.
+    async fn handler(&self) -> Result<String, Failure> {
+        let class = self.pod.spec.as_ref().and_then(|s| s.runtime_class_name.as_ref());
+        let Some(class) = class.filter(|c| !c.is_empty()) else { return Ok(String::new()) };
+        let found = self.cx.sources.runtime_class(class).await?;
+        let missing = || Failure::new("FailedCreatePodSandBox", format!("RuntimeClass \"{class}\" not found"));
+        let handler = found.ok_or_else(missing)?.handler;
+        Ok(if WASM_HANDLERS.contains(&handler.as_str()) { String::new() } else { handler })
+    }
+
+    /// The pod's address: the one it had, or the lowest free one.
+    fn address(&self, had: Option<Ipv4Addr>) -> Result<Ipv4Addr, String> {
+        let pool = self.cx.addresses.borrow().clone();
+        let pool = pool.ok_or("the node has no range of pod addresses yet")?;
+        if let Some(ip) = had.filter(|ip| pool.claim(*ip, self.uid())) {
+            return Ok(ip);
+        }
+        pool.take(self.uid()).map_err(|e| e.to_string())
+    }
+
+    async fn volumes(&self, ip: Option<Ipv4Addr>) -> Result<(), Failure> {
+        let place = place(&self.cx, &self.pod, ip);
+        volumes::prepare(&self.pod, &self.dir.join("volumes"), &place, &*self.cx.sources).await
+    }
+}
+
+/// Where a pod is.
+pub(super) fn place(cx: &Context, pod: &Pod, ip: Option<Ipv4Addr>) -> Place {
+    let default = PodSpec::default();
+    let spec = pod.spec.as_ref().unwrap_or(&default);
+    Place {
+        pod_ip: status::pod_ip(spec, ip, cx.host_ip),
+        host_ip: cx.host_ip,
+        allocatable: cx.allocatable.clone(),
+        memory: cx.memory_dir.clone(),
+    }
+}

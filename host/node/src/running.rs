@@ -1,0 +1,79 @@
+//! What runs on this node now, by pod and container: for exec, attach and figures.
+
+use std::{collections::HashMap, sync::Arc};
+
+use parking_lot::Mutex;
+
+use crate::{engine::Launch, netns::Netns};
+
+/// A container that runs.
+#[derive(Clone)]
+pub(crate) enum Running {
+    /// WebAssembly in this process, with all it was given.
+    Wasm(Arc<Launch>),
+    /// In the container runtime, which calls it so.
+    Container(String),
+}
+
+/// All containers that run. Clones are the same set.
+#[derive(Clone, Default)]
+pub(crate) struct Registry {
+    inner: Arc<Mutex<Inner>>,
+}
+
+#[derive(Default)]
+struct Inner {
+    /// By uid of the pod and name of the container.
+    containers: HashMap<(String, String), (u64, Running)>,
+    /// Network namespaces of pods that have one, by uid.
+    namespaces: HashMap<String, Netns>,
+    last: u64,
+}
+
+/// Keeps a container listed for as long as it is held.
+pub(crate) struct Entry {
+    registry: Registry,
+    key: (String, String),
+    number: u64,
+}
+
+impl Drop for Entry {
+    fn drop(&mut self) {
+        let mut inner = self.registry.inner.lock();
+        // A later run of the same container may be listed already.
+        if inner.containers.get(&self.key).is_some_and(|(number, _)| *number == self.number) {
+            inner.containers.remove(&self.key);
+        }
+    }
+}
+
+impl Registry {
+    /// Lists a container that runs.
+    pub(crate) fn enter(&self, uid: &str, container: &str, running: Running) -> Entry {
+        let mut inner = self.inner.lock();
+        inner.last += 1;
+        let (number, key) = (inner.last, (uid.to_string(), container.to_string()));
+        inner.containers.insert(key.clone(), (number, running));
+        Entry { registry: self.clone(), key, number }
+    }
+
+    /// A container that runs.
+    pub(crate) fn find(&self, uid: &str, container: &str) -> Option<Running> {
+        let key = (uid.to_string(), container.to_string());
+        self.inner.lock().containers.get(&key).map(|(_, running)| running.clone())
+    }
+
+    /// Sets or forgets the network namespace of a pod.
+    pub(crate) fn set_namespace(&self, uid: &str, namespace: Option<Netns>) {
+        let mut inner = self.inner.lock();
+        match namespace {
+            Some(namespace) => drop(inner.namespaces.insert(uid.into(), namespace)),
+            None => drop(inner.namespaces.remove(uid)),
+        }
+    }
+
+    /// The network namespace of a pod that has one of its own.
+    pub(crate) fn namespace(&self, uid: &str) -> Option<Netns> {
+        self.inner.lock().namespaces.get(uid).cloned()
+    }
+}

@@ -4,7 +4,7 @@
 use anyhow::{Context, Result};
 use kube::{
     Api, Client,
-    api::{DynamicObject, Patch, PatchParams},
+    api::{DynamicObject, Patch, PatchParams, PostParams},
     core::{ApiResource, GroupVersionKind},
 };
 use serde_json::{Value, json};
@@ -22,7 +22,26 @@ pub(crate) async fn write(client: &Client, running: &Running, ca: &str) -> Resul
     for object in objects(running, ca) {
         apply(client, &object).await?;
     }
-    Ok(())
+    create_class(client).await
+}
+
+/// The class of claims that name none: directories of the claiming pod's node. Once it is there it is the
+/// administrator's, who may want another default.
+async fn create_class(client: &Client) -> Result<()> {
+    let class = json!({
+        "apiVersion": "storage.k8s.io/v1", "kind": "StorageClass",
+        "metadata": {
+            "name": "local-path", "annotations": {"storageclass.kubernetes.io/is-default-class": "true"},
+        },
+        "provisioner": "wasmk.dev/local-path",
+        "reclaimPolicy": "Delete", "volumeBindingMode": "WaitForFirstConsumer",
+    });
+    let resource = ApiResource::from_gvk(&GroupVersionKind::gvk("storage.k8s.io", "v1", "StorageClass"));
+    let api: Api<DynamicObject> = Api::all_with(client.clone(), &resource);
+    match api.create(&PostParams::default(), &serde_json::from_value(class)?).await {
+        Err(kube::Error::Api(status)) if status.code == 409 => Ok(()),
+        other => other.map(drop).context("StorageClass local-path"),
+    }
 }
 
 async fn apply(client: &Client, object: &Value) -> Result<()> {
@@ -102,6 +121,11 @@ fn objects(running: &Running, ca: &str) -> Vec<Value> {
         json!({
             "apiVersion": "node.k8s.io/v1", "kind": "RuntimeClass",
             "metadata": {"name": "wasmtime"}, "handler": "wasmtime",
+        }),
+        // Pods of this class go to nodes that run OCI containers.
+        json!({
+            "apiVersion": "node.k8s.io/v1", "kind": "RuntimeClass",
+            "metadata": {"name": "runc"}, "handler": "runc",
         }),
     ]
 }

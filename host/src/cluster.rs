@@ -31,6 +31,8 @@ const FRONT_PROXY: &str = "front-proxy-client";
 /// The first address of the range that services get theirs from: the API's own.
 const API_SERVICE: &str = "127.43.0.1";
 
+/// Shortest prefix of a node's range of pod addresses.
+const NODE_MASK: u8 = 18;
 /// Longest time for pods to end when everything stops.
 const STOP: Duration = Duration::from_secs(30);
 
@@ -49,6 +51,8 @@ pub struct Settings {
     pub names: Vec<String>,
     /// The name of the node in this process; none for no node.
     pub node: Option<String>,
+    /// What the node is told.
+    pub node_options: agent::NodeOptions,
     /// Controllers to run, as kube-controller-manager's flag says it.
     pub controllers: Vec<String>,
     /// Where objects are kept, and how.
@@ -138,7 +142,7 @@ impl Cluster {
         .context("cannot write what every cluster has")?;
         cluster.control(&settings, &pki, failed);
         if let Some(name) = &settings.node {
-            cluster.node = Some(start_node(&cluster.api, name, &settings.data, &links).await?);
+            cluster.node = Some(start_node(&cluster.api, name, &settings, &links).await?);
         }
         cluster.functions = cluster.start_functions(&settings, gateway_listener);
         cluster._claim.publish(&cluster.running)?;
@@ -224,6 +228,7 @@ impl Cluster {
             ca_key_pem: pki.ca().key.clone(),
             volume_root: settings.data.join("volumes").display().to_string(),
             cluster_cidr: settings.pod_range.clone(),
+            node_cidr_mask: node_mask(&settings.pod_range),
             ..Default::default()
         };
         let client = self.client("system:kube-controller-manager");
@@ -265,6 +270,12 @@ impl Cluster {
     }
 }
 
+/// Length of the prefix of a node's part of the pods' range: room for 16,382 pods, or else a quarter.
+fn node_mask(range: &str) -> u8 {
+    let length = range.split_once('/').and_then(|(_, length)| length.parse::<u8>().ok()).unwrap_or(NODE_MASK);
+    NODE_MASK.max(length.saturating_add(2))
+}
+
 async fn bind(address: SocketAddr, what: &str, flag: &str) -> Result<TcpListener> {
     match TcpListener::bind(address).await {
         Ok(listener) => Ok(listener),
@@ -285,9 +296,21 @@ fn write_kubeconfig(data: &DataDir, pki: &Pki, api: SocketAddr) -> Result<()> {
     )
 }
 
-async fn start_node(api: &ApiServer, name: &str, data: &DataDir, links: &Arc<Links>) -> Result<Node> {
+async fn start_node(api: &ApiServer, name: &str, settings: &Settings, links: &Arc<Links>) -> Result<Node> {
     let client = api.client(&format!("system:node:{name}"), &["system:nodes", "system:authenticated"]);
-    let node = agent::node(name, data, client).await?;
+    let node = agent::node(name, &settings.data, client, &settings.node_options).await?;
     links.add_local(name, node.router());
     Ok(node)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_node_has_room_for_its_pods() {
+        for (range, expect) in [("127.64.0.0/10", 18), ("127.42.0.0/16", 18), ("127.42.4.0/22", 24)] {
+            assert_eq!(node_mask(range), expect, "{range}");
+        }
+    }
 }

@@ -3,5 +3,6 @@
 //! `ledger/features.tsv` has a row for every feature: its proof is the path of a test
 //! (`package::test_name`), or `not yet`.
 
+pub mod containerd;
 pub mod ledger;
 pub mod program;

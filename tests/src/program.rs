@@ -69,6 +69,7 @@ impl Program {
             .args(["--pod-cidr", &range.cidr(), "--data-dir"])
             .arg(dir.path().join("data"))
             .args(flags)
+            .args(no_containers(flags))
             .stdin(Stdio::null())
             .stdout(log.try_clone().expect("a second handle"))
             .stderr(log)
@@ -202,14 +203,21 @@ impl Program {
     pub fn kill(mut self) -> Self {
         self.child.kill().expect("a child to kill");
         self.child.wait().expect("a child to wait for");
-        self.again()
+        self.again(&[])
+    }
+
+    /// The same, and starts it again with flags.
+    pub fn kill_with(mut self, flags: &[&str]) -> Self {
+        self.child.kill().expect("a child to kill");
+        self.child.wait().expect("a child to wait for");
+        self.again(flags)
     }
 
     /// Stops it as a user does, and starts it again.
     pub fn restart(mut self) -> Self {
         self.wasmk(&["down", "--data-dir", &self.data_dir()]);
         self.child.wait().expect("a child to wait for");
-        self.again()
+        self.again(&[])
     }
 
     /// Stops it as a user does; the directory it leaves is for [`start_in`](Self::start_in).
@@ -220,10 +228,10 @@ impl Program {
         std::mem::replace(&mut self.dir, fresh)
     }
 
-    fn again(&mut self) -> Self {
+    fn again(&mut self, flags: &[&str]) -> Self {
         let fresh = tempfile::tempdir().expect("a temporary directory");
         let range = self.range.take().expect("a range from the first start");
-        Self::start_at(std::mem::replace(&mut self.dir, fresh), range, &[])
+        Self::start_at(std::mem::replace(&mut self.dir, fresh), range, flags)
     }
 
     /// The text of an example with this cluster's registry in it.
@@ -271,6 +279,12 @@ impl Drop for Program {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+}
+
+/// A container runtime that happens to be on this machine is left alone unless a test names one.
+fn no_containers(flags: &[&str]) -> &'static [&'static str] {
+    let flag = "--container-runtime-endpoint";
+    if flags.contains(&flag) { &[] } else { &["--container-runtime-endpoint", "none"] }
 }
 
 fn succeeded(program: &str, args: &[&str], out: &Output) -> String {

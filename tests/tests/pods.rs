@@ -6,7 +6,7 @@ use std::{
     sync::LazyLock,
 };
 
-use wasmk_tests::program::{Program, binary};
+use wasmk_tests::program::{Program, binary, guest};
 
 static CLUSTER: LazyLock<Program> = LazyLock::new(|| {
     let program = Program::start();
@@ -155,4 +155,74 @@ fn a_second_node_joins_and_shares_the_work() {
     let pod = program.kubectl(&args);
     let pod = pod.lines().next().expect("a pod on the second node");
     program.kubectl(&["logs", pod]);
+}
+
+#[test]
+fn a_program_of_a_volume_can_be_executed() {
+    let tools = CLUSTER.scratch().join("tools");
+    std::fs::create_dir_all(&tools).expect("a directory");
+    std::fs::copy(guest("command"), tools.join("command.wasm")).expect("a guest to copy");
+    let volume = format!("  volumes: [{{name: tools, hostPath: {{path: {}}}}}]\n", tools.display());
+    let mount = "    env: [{name: ME, value: inside}]\n    volumeMounts: [{name: tools, mountPath: /tools}]\n";
+    CLUSTER.apply(&(command_pod("toolbox", "[sleep, '600000']", &volume) + mount));
+    CLUSTER.until_value("pod/toolbox", "{.status.phase}", "Running");
+    let exec = |words: &[&str], stdin: Option<&str>| {
+        CLUSTER.kubectl_output(&[&["exec", "-i", "toolbox", "--"], words].concat(), stdin)
+    };
+    let printed = exec(&["/tools/command.wasm", "print", "more"], None);
+    let printed = String::from_utf8_lossy(&printed.stdout).into_owned();
+    assert!(printed.contains(r#"args ["print", "more"]"#) && printed.contains("ME=inside"), "{printed}");
+    let echoed = exec(&["/tools/command.wasm", "cat"], Some("through and back"));
+    assert_eq!(String::from_utf8_lossy(&echoed.stdout), "through and back");
+    assert_eq!(exec(&["/tools/command.wasm", "exit", "1"], None).status.code(), Some(1));
+    let refused = CLUSTER.kubectl_refused(&["exec", "toolbox", "--", "ls"], None);
+    assert!(refused.contains("WebAssembly") && refused.contains("no shell"), "{refused}");
+    CLUSTER.kubectl(&["delete", "pod", "toolbox", "--now"]);
+}
+
+#[test]
+fn a_guest_leaves_a_termination_message() {
+    CLUSTER.apply(&command_pod("farewell", "[write, /dev/termination-log, good bye]", ""));
+    CLUSTER.until_value("pod/farewell", "{.status.phase}", "Succeeded");
+    let path = "{.status.containerStatuses[0].state.terminated.message}";
+    assert_eq!(CLUSTER.value("pod/farewell", path), "good bye");
+}
+
+#[test]
+fn a_claim_without_a_class_is_a_volume_that_stays() {
+    let claim = "apiVersion: v1\nkind: PersistentVolumeClaim\nmetadata: {name: kept}\nspec:\n  \
+                 accessModes: [ReadWriteOnce]\n  resources: {requests: {storage: 1Mi}}\n";
+    CLUSTER.apply(claim);
+    let volume = "  volumes: [{name: v, persistentVolumeClaim: {claimName: kept}}]\n";
+    let mount = "    volumeMounts: [{name: v, mountPath: /v}]\n";
+    CLUSTER.apply(&(command_pod("claim-writer", "[write, /v/file, kept]", volume) + mount));
+    CLUSTER.until_value("pod/claim-writer", "{.status.phase}", "Succeeded");
+    assert_eq!(CLUSTER.value("pvc/kept", "{.spec.storageClassName}"), "local-path");
+    CLUSTER.kubectl(&["delete", "pod", "claim-writer"]);
+    CLUSTER.apply(&(command_pod("claim-reader", "[read, /v/file]", volume) + mount));
+    CLUSTER.until_value("pod/claim-reader", "{.status.phase}", "Succeeded");
+    assert_eq!(CLUSTER.kubectl(&["logs", "claim-reader"]), "kept");
+}
+
+#[test]
+fn pods_of_a_directory_run_and_are_mirrored() {
+    let manifests = tempfile::tempdir().expect("a directory");
+    let program = Program::start_with(&["--pod-manifest-path", manifests.path().to_str().expect("a UTF-8 path")]);
+    let image = program.push("command");
+    let file = manifests.path().join("own.yaml");
+    let manifest = format!(
+        "apiVersion: v1\nkind: Pod\nmetadata: {{name: own, namespace: kube-system}}\nspec:\n  terminationGracePeriodSeconds: 1\n  \
+         containers: [{{name: c, image: '{image}', args: [sleep, '600000']}}]\n"
+    );
+    std::fs::write(&file, manifest).expect("a manifest");
+    let running = |p: &Program| {
+        let path = "jsonpath={.status.phase}";
+        let out = p.kubectl_output(&["get", "pod", "own-node-a", "-n", "kube-system", "-o", path], None);
+        String::from_utf8_lossy(&out.stdout).into_owned()
+    };
+    program.until("the mirror shows it", running, |phase| phase == "Running");
+    program.kubectl(&["delete", "pod", "own-node-a", "-n", "kube-system", "--now"]);
+    program.until("the mirror is back", running, |phase| phase == "Running");
+    std::fs::remove_file(file).expect("a manifest to remove");
+    program.until("the mirror goes with the manifest", running, |phase| phase.is_empty());
 }

@@ -5,7 +5,13 @@ mod balance;
 mod tcp;
 mod udp;
 
-use std::{collections::HashMap, io, net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    collections::HashMap,
+    io,
+    net::{IpAddr, Ipv4Addr, SocketAddr},
+    sync::Arc,
+    time::Duration,
+};
 
 use arc_swap::ArcSwap;
 use tokio::sync::Semaphore;
@@ -24,11 +30,29 @@ const SETTLE: Duration = Duration::from_millis(10);
 /// An address that could not be listened on is tried again after that.
 const RETRY: Duration = Duration::from_secs(10);
 
+/// Where a proxy's sockets are made, when it is not here: another network namespace.
+pub trait Place: Send + Sync + 'static {
+    /// Does `work`, which makes a socket, in that place; not at all when it cannot be entered.
+    fn enter(&self, work: &mut (dyn FnMut() + Send));
+}
+
+/// Keeps a proxy for what runs in another place, until told to stop: it has the addresses of Services
+/// there, and passes connections on from here. The node's own ports are not among them.
+pub async fn run_in(view: View, node: String, place: Arc<dyn Place>, stop: CancellationToken) {
+    let mut proxy = Proxy { place: Some(place), ..Proxy::default() };
+    keep(view, node, &mut proxy, stop).await;
+}
+
 /// Keeps the proxy of `node` as Services and EndpointSlices say, until told to stop.
 /// Connections under way go on while a Service changes.
 pub async fn run(view: View, node: String, stop: CancellationToken) {
+    keep(view, node, &mut Proxy::default(), stop).await;
+}
+
+async fn keep(view: View, node: String, proxy: &mut Proxy, stop: CancellationToken) {
     let mut changes = view.changes();
-    let mut proxy = Proxy::default();
+    // What is known already is served at once.
+    changes.mark_changed();
     loop {
         tokio::select! {
             () = stop.cancelled() => return,
@@ -40,13 +64,22 @@ pub async fn run(view: View, node: String, stop: CancellationToken) {
         changes.mark_unchanged();
         // Before both lists are here the table would be too small and cut listeners.
         if view.is_ready() {
-            proxy.set(plan(&view.services(), &view.slices(), &node));
+            let mut table = plan(&view.services(), &view.slices(), &node);
+            if proxy.place.is_some() {
+                table.retain(|listener, _| !is_nodes_own(listener.address.ip()));
+            }
+            proxy.set(table);
         }
     }
 }
 
+fn is_nodes_own(address: IpAddr) -> bool {
+    address.is_unspecified() || address == IpAddr::V4(Ipv4Addr::LOCALHOST) || !address.is_loopback()
+}
+
 /// The listeners of a node.
 pub struct Proxy {
+    place: Option<Arc<dyn Place>>,
     listeners: HashMap<Listener, Running>,
     /// Addresses that cannot be listened on, with the reason last said.
     refused: HashMap<Listener, io::ErrorKind>,
@@ -56,7 +89,7 @@ pub struct Proxy {
 impl Default for Proxy {
     fn default() -> Self {
         let permits = Arc::new(Semaphore::new(CONNECTIONS));
-        Self { listeners: HashMap::new(), refused: HashMap::new(), permits }
+        Self { place: None, listeners: HashMap::new(), refused: HashMap::new(), permits }
     }
 }
 
@@ -103,15 +136,22 @@ impl Proxy {
         let failed = |error| (service.clone(), error);
         match listener.protocol {
             Protocol::Tcp => {
-                let socket = crate::bind::tcp(listener.address, true).map_err(failed)?;
+                let socket = self.bind(|| crate::bind::tcp(listener.address, true)).map_err(failed)?;
                 tokio::spawn(tcp::serve(socket, balancer.clone(), self.permits.clone(), stop.clone()));
             }
             Protocol::Udp => {
-                let socket = crate::bind::udp(listener.address, true).map_err(failed)?;
+                let socket = self.bind(|| crate::bind::udp(listener.address, true)).map_err(failed)?;
                 tokio::spawn(udp::serve(socket, balancer.clone(), stop.clone()));
             }
         }
         Ok(Running { balancer, stop })
+    }
+
+    fn bind<S: Send>(&self, bind: impl Fn() -> io::Result<S> + Send) -> io::Result<S> {
+        let Some(place) = &self.place else { return bind() };
+        let mut bound = None;
+        place.enter(&mut || bound = Some(bind()));
+        bound.unwrap_or_else(|| Err(io::Error::other("the network namespace cannot be entered")))
     }
 
     /// Says why an address is not served, once for each reason.

@@ -36,6 +36,8 @@ pub(crate) struct Context {
     pub sources: Arc<dyn Sources>,
     /// Services and endpoints of the cluster.
     pub view: View,
+    /// Serve Services' addresses in the pods' network namespaces.
+    pub proxy: bool,
     /// Container logs.
     pub logs: Arc<Logs>,
     /// Event recorder.

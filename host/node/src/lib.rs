@@ -24,11 +24,13 @@ mod network;
 mod node;
 pub mod pod;
 mod pods;
+mod pressure;
 mod register;
 mod running;
 mod serve;
 mod settings;
 mod sources;
+mod static_pods;
 pub mod wasm;
 
 pub use functions::{Function, FunctionError, FunctionSpec, Functions};

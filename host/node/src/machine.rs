@@ -37,6 +37,12 @@ pub(crate) fn memory_available() -> Option<i64> {
     meminfo(&fs::read_to_string("/proc/meminfo").ok()?, "MemAvailable")
 }
 
+/// Bytes of disk that are free under a directory.
+pub(crate) fn disk_available(dir: &Path) -> Option<i64> {
+    let stat = nix::sys::statvfs::statvfs(dir).ok()?;
+    i64::try_from(u128::from(stat.blocks_available()) * u128::from(stat.fragment_size())).ok()
+}
+
 /// What all of the machine uses: processor time since its start, and memory that is not available.
 pub(crate) fn usage() -> Usage {
     let total = fs::read_to_string("/proc/meminfo").ok().and_then(|t| meminfo(&t, "MemTotal"));

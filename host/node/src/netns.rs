@@ -41,6 +41,20 @@ impl Netns {
         })
     }
 
+    /// Does something short in the namespace, with this program's tasks at hand, so that a socket can be
+    /// used by them. Says so when the namespace cannot be entered.
+    pub(crate) fn make(&self, work: &mut (dyn FnMut() + Send)) {
+        let runtime = tokio::runtime::Handle::current();
+        let done = self.within(|| {
+            let _entered = runtime.enter();
+            work();
+            Ok(())
+        });
+        if let Err(error) = done {
+            tracing::warn!(%error, "cannot enter a pod's network namespace");
+        }
+    }
+
     /// A connection to a port on the namespace's loopback, or else on `address`.
     ///
     /// # Errors
@@ -56,6 +70,12 @@ impl Netns {
     async fn connect_to(&self, address: SocketAddr, limit: Duration) -> io::Result<TcpStream> {
         let socket = self.within(TcpSocket::new_v4)?;
         tokio::time::timeout(limit, socket.connect(address)).await?
+    }
+}
+
+impl wasmk_net::proxy::Place for Netns {
+    fn enter(&self, work: &mut (dyn FnMut() + Send)) {
+        self.make(work);
     }
 }
 

@@ -85,17 +85,7 @@ impl Network for PodNetwork {
 
     fn enter(&self, remote: Option<SocketAddr>, work: &mut (dyn FnMut() + Send)) {
         match &self.netns {
-            Some(netns) if !remote.is_some_and(is_ours) => {
-                let runtime = tokio::runtime::Handle::current();
-                let done = netns.within(|| {
-                    let _entered = runtime.enter();
-                    work();
-                    Ok(())
-                });
-                if let Err(error) = done {
-                    tracing::warn!(%error, "cannot enter a pod's network namespace");
-                }
-            }
+            Some(netns) if !remote.is_some_and(is_ours) => netns.make(work),
             _ => work(),
         }
     }

@@ -20,10 +20,12 @@ use crate::{
     machine, memory, pod,
     pod::env::Place,
     pods::Pods,
+    pressure,
     register::{Registrar, amounts, known_range},
     running::Registry,
     settings::Settings,
     sources::ApiSources,
+    static_pods,
 };
 
 /// A running node.
@@ -103,6 +105,7 @@ impl Node {
             view: view.clone(),
             logs: Arc::new(Logs::new(logs)),
             containers: containers.clone(),
+            proxy: settings.proxy,
             running: Registry::default(),
             memory_dir,
             events,
@@ -127,6 +130,16 @@ impl Node {
         tasks.spawn(until_stopped(Box::pin(write_events)));
         tasks.spawn(until_stopped(Box::pin(keep_view)));
         tasks.spawn(pods.clone().follow(stop.clone()));
+        tasks.spawn(pressure::run(
+            cx.clone(),
+            pods.clone(),
+            settings.data_dir.clone(),
+            settings.pressure_period,
+            stop.clone(),
+        ));
+        if let Some(dir) = settings.manifests.clone() {
+            tasks.spawn(static_pods::run(cx.clone(), pods.clone(), dir, stop.clone()));
+        }
         if let Some(containers) = containers {
             tasks.spawn(until_stopped(Box::pin(containers.states.clone().keep())));
             tasks.spawn(until_stopped(Box::pin(containers.keep())));

@@ -14,6 +14,7 @@ use wasmk_api::k8s_openapi::api::core::v1::Pod;
 use crate::{
     context::Context,
     pod::{self, Handle, Known, worker::Wish},
+    static_pods,
 };
 
 /// The pods of a node, by uid.
@@ -82,6 +83,9 @@ impl Pods {
 
     fn apply(&self, mut pod: Pod) {
         let Some(uid) = pod.metadata.uid.clone() else { return };
+        if static_pods::is_mirror(&pod) {
+            return;
+        }
         pod.metadata.managed_fields = None;
         let pod = Arc::new(pod);
         let mut inner = self.inner.lock();
@@ -100,13 +104,38 @@ impl Pods {
         }
     }
 
-    /// Ends the pods that the API no longer has.
+    /// Ends a pod because it takes too much.
+    pub(crate) fn evict(&self, pod: &Pod, message: String) {
+        let uid = pod.metadata.uid.as_deref().unwrap_or_default();
+        if let Some(entry) = self.inner.lock().get(uid) {
+            entry.handle.tell(Wish::Evict(message));
+        }
+    }
+
+    /// Runs a pod of the node's own, unless it does already.
+    pub(crate) fn run_static(&self, pod: Pod) {
+        self.apply(pod);
+    }
+
+    /// Ends a pod of the node's own.
+    pub(crate) fn end_static(&self, pod: &Pod) {
+        let uid = pod.metadata.uid.as_deref().unwrap_or_default();
+        if let Some(entry) = self.inner.lock().get(uid) {
+            entry.handle.tell(Wish::Pod(Arc::new(static_pods::ended(pod))));
+        }
+    }
+
+    /// Ends the pods that the API no longer has; those of the node's own were never the API's.
     fn keep_only(&self, uids: &[String]) {
         let keep: std::collections::HashSet<&String> = uids.iter().collect();
-        let lost: Vec<String> = self.inner.lock().keys().filter(|u| !keep.contains(u)).cloned().collect();
+        let lost: Vec<String> = {
+            let inner = self.inner.lock();
+            let lost = inner.iter().filter(|(u, e)| !keep.contains(u) && !static_pods::is_static(&e.pod));
+            lost.map(|(uid, _)| uid.clone()).collect()
+        };
         lost.iter().for_each(|uid| self.gone(uid));
         if let Some(containers) = self.cx.containers.clone() {
-            let uids = uids.to_vec();
+            let uids: Vec<String> = self.inner.lock().keys().cloned().collect();
             tokio::spawn(async move { containers.discard_strays(&uids).await });
         }
     }

@@ -37,6 +37,7 @@ use wasmk_net::AddressPool;
 
 use crate::{
     machine,
+    pressure::{LOW_DISK, LOW_MEMORY},
     settings::{Capacity, Settings},
 };
 
@@ -46,14 +47,14 @@ const LEASES: &str = "kube-node-lease";
 const LEASE_SECONDS: i32 = 40;
 /// The status is written at least this often.
 const STATUS_PERIOD: Duration = Duration::from_secs(300);
+/// How often it is seen whether the node has become short of something, or no longer is.
+const SHORT_PERIOD: Duration = Duration::from_secs(10);
 /// Wait before a failed write is tried again.
 const RETRY: Duration = Duration::from_secs(1);
 /// How often the Node is read while it has no pod range yet.
 const RANGE_PERIOD: Duration = Duration::from_millis(250);
 /// Longest time for one exchange with the API.
 const LIMIT: Duration = Duration::from_secs(10);
-/// Memory below which the node says it is under pressure, in bytes.
-const LOW_MEMORY: i64 = 64 << 20;
 
 /// Says that this node runs Wasm.
 pub const WASM_LABEL: &str = "wasmk.dev/runtime-wasm";
@@ -214,6 +215,7 @@ impl Registrar {
                 changed = news.changed() => if changed.is_err() { return },
                 // Without a container runtime there is no news of one.
                 Ok(()) = containers.changed() => {}
+                () = self.shortness_changed() => {}
                 () = tokio::time::sleep(STATUS_PERIOD) => {}
             }
             containers.mark_unchanged();
@@ -221,8 +223,19 @@ impl Registrar {
         }
     }
 
+    async fn shortness_changed(&self) {
+        let look = || Short::now(&self.settings.data_dir);
+        let before = look();
+        while look() == before {
+            tokio::time::sleep(SHORT_PERIOD).await;
+        }
+    }
+
     fn status(&self, previous: &NodeStatus, now: Timestamp) -> NodeStatus {
-        let amounts = amounts(&self.capacity, self.settings.max_pods);
+        // No more pods than there are addresses.
+        let addresses = self.addresses.borrow().as_ref().map(|pool| pool.size());
+        let most = addresses.and_then(|n| u32::try_from(n).ok()).unwrap_or(u32::MAX);
+        let amounts = amounts(&self.capacity, self.settings.max_pods.min(most));
         let address = |kind: &str, value: String| NodeAddress { type_: kind.into(), address: value };
         NodeStatus {
             addresses: Some(vec![
@@ -231,7 +244,12 @@ impl Registrar {
             ]),
             capacity: Some(amounts.clone()),
             allocatable: Some(amounts),
-            conditions: Some(conditions(self.addresses.borrow().is_some(), previous, now)),
+            conditions: Some(conditions(
+                self.addresses.borrow().is_some(),
+                Short::now(&self.settings.data_dir),
+                previous,
+                now,
+            )),
             daemon_endpoints: Some(NodeDaemonEndpoints {
                 kubelet_endpoint: Some(DaemonEndpoint { port: self.settings.port.into() }),
             }),
@@ -340,12 +358,38 @@ pub(crate) fn amounts(capacity: &Capacity, max_pods: u32) -> BTreeMap<String, Ap
     .into()
 }
 
-fn conditions(has_range: bool, previous: &NodeStatus, now: Timestamp) -> Vec<NodeCondition> {
-    let low = machine::memory_available().is_some_and(|m| m < LOW_MEMORY);
+/// What the node is short of.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Short {
+    memory: bool,
+    disk: bool,
+}
+
+impl Short {
+    fn now(data_dir: &Path) -> Self {
+        Self {
+            memory: machine::memory_available().is_some_and(|m| m < LOW_MEMORY),
+            disk: machine::disk_available(data_dir).is_some_and(|d| d < LOW_DISK),
+        }
+    }
+}
+
+fn conditions(
+    has_range: bool,
+    short: Short,
+    previous: &NodeStatus,
+    now: Timestamp,
+) -> Vec<NodeCondition> {
+    let low = short.memory;
     let memory = if low {
         ("True", "KubeletHasInsufficientMemory", "kubelet has insufficient memory available")
     } else {
         ("False", "KubeletHasSufficientMemory", "kubelet has sufficient memory available")
+    };
+    let disk = if short.disk {
+        ("True", "KubeletHasDiskPressure", "kubelet has disk pressure")
+    } else {
+        ("False", "KubeletHasNoDiskPressure", "kubelet has no disk pressure")
     };
     let ready = if has_range {
         ("True", "KubeletReady", "kubelet is posting ready status")
@@ -354,7 +398,7 @@ fn conditions(has_range: bool, previous: &NodeStatus, now: Timestamp) -> Vec<Nod
     };
     let rows = [
         ("MemoryPressure", memory),
-        ("DiskPressure", ("False", "KubeletHasNoDiskPressure", "kubelet has no disk pressure")),
+        ("DiskPressure", disk),
         ("PIDPressure", ("False", "KubeletHasSufficientPID", "kubelet has sufficient PID available")),
         ("Ready", ready),
     ];
@@ -387,14 +431,16 @@ mod tests {
     #[test]
     fn readiness_follows_the_range_and_keeps_its_time() {
         let at = |s| Timestamp(wasmk_api::k8s_openapi::jiff::Timestamp::from_second(s).unwrap());
-        let first = conditions(false, &NodeStatus::default(), at(1));
+        let first = conditions(false, Short { disk: true, memory: false }, &NodeStatus::default(), at(1));
         let before = NodeStatus { conditions: Some(first), ..NodeStatus::default() };
-        let second = conditions(true, &before, at(2));
+        let second = conditions(true, Short::default(), &before, at(2));
         let time = |list: &[NodeCondition], kind: &str| {
             let c = list.iter().find(|c| c.type_ == kind).unwrap();
             (c.status.clone(), c.last_transition_time.clone().unwrap().0.as_second())
         };
         assert_eq!(time(&second, "Ready"), ("True".into(), 2));
-        assert_eq!(time(&second, "DiskPressure"), ("False".into(), 1));
+        assert_eq!(time(&before.conditions.unwrap(), "DiskPressure"), ("True".into(), 1));
+        assert_eq!(time(&second, "DiskPressure"), ("False".into(), 2));
+        assert_eq!(time(&second, "MemoryPressure"), ("False".into(), 1));
     }
 }

@@ -3,6 +3,7 @@
 use std::{collections::HashMap, sync::Arc};
 
 use parking_lot::Mutex;
+use tokio_util::sync::DropGuard;
 
 use crate::{engine::Launch, netns::Netns};
 
@@ -21,12 +22,18 @@ pub(crate) struct Registry {
     inner: Arc<Mutex<Inner>>,
 }
 
+/// A pod's network namespace, and what goes on in it.
+struct Surroundings {
+    netns: Netns,
+    _serving: DropGuard,
+}
+
 #[derive(Default)]
 struct Inner {
     /// By uid of the pod and name of the container.
     containers: HashMap<(String, String), (u64, Running)>,
     /// Network namespaces of pods that have one, by uid.
-    namespaces: HashMap<String, Netns>,
+    namespaces: HashMap<String, Surroundings>,
     last: u64,
 }
 
@@ -63,17 +70,21 @@ impl Registry {
         self.inner.lock().containers.get(&key).map(|(_, running)| running.clone())
     }
 
-    /// Sets or forgets the network namespace of a pod.
-    pub(crate) fn set_namespace(&self, uid: &str, namespace: Option<Netns>) {
+    /// Sets or forgets the network namespace of a pod, with the token that ends what serves it; whatever
+    /// served an earlier one is ended.
+    pub(crate) fn set_namespace(&self, uid: &str, namespace: Option<(Netns, DropGuard)>) {
         let mut inner = self.inner.lock();
         match namespace {
-            Some(namespace) => drop(inner.namespaces.insert(uid.into(), namespace)),
+            Some((netns, serving)) => {
+                let surroundings = Surroundings { netns, _serving: serving };
+                drop(inner.namespaces.insert(uid.into(), surroundings));
+            }
             None => drop(inner.namespaces.remove(uid)),
         }
     }
 
     /// The network namespace of a pod that has one of its own.
     pub(crate) fn namespace(&self, uid: &str) -> Option<Netns> {
-        self.inner.lock().namespaces.get(uid).cloned()
+        self.inner.lock().namespaces.get(uid).map(|s| s.netns.clone())
     }
 }

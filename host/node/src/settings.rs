@@ -35,6 +35,8 @@ pub struct Settings {
     pub capacity: Option<Capacity>,
     /// Time between two renewals of the node's Lease.
     pub lease_period: Duration,
+    /// Time between two looks at what pods take of the node.
+    pub pressure_period: Duration,
     /// Run the service proxy.
     pub proxy: bool,
     /// Socket of the container runtime that runs OCI containers; `None` when there is none.
@@ -68,6 +70,7 @@ impl Settings {
             max_pods: DEFAULT_MAX_PODS,
             capacity: None,
             lease_period: Duration::from_secs(10),
+            pressure_period: Duration::from_secs(10),
             proxy: true,
             container_runtime: None,
             manifests: None,

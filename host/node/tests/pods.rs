@@ -29,7 +29,7 @@ async fn the_node_registers_itself() {
         .until("ready node", |api| api.get("/api/v1/nodes/n1").filter(|n| ready(n).is_some()))
         .await;
     assert_eq!(node["metadata"]["labels"]["wasmk.dev/runtime-wasm"], "true");
-    assert_eq!(node["status"]["allocatable"]["pods"], "10000");
+    assert_eq!(node["status"]["allocatable"]["pods"], "254", "as many as there are addresses");
     assert_eq!(node["status"]["nodeInfo"]["containerRuntimeVersion"], "pretend://1");
     assert_eq!(node["status"]["runtimeHandlers"][1]["name"], "wasmtime");
 }
@@ -175,4 +175,43 @@ async fn exec_is_refused_in_words() {
     assert!(body["message"].as_str().unwrap().contains("container c of pod p is WebAssembly"));
     let (_, pods) = cluster.get("/pods").await;
     assert!(pods.contains("\"name\":\"p\""));
+}
+
+#[tokio::test]
+async fn a_pod_that_fills_its_volume_is_evicted() {
+    let cluster = Cluster::new(210).await;
+    let volumes = json!([{"name": "v", "emptyDir": {"sizeLimit": "1Ki"}}]);
+    cluster.pod("full", json!({"volumes": volumes, "containers": [{"name": "c", "image": "loop:1"}]}));
+    let pod = cluster.until("full", "Running running").await;
+    let volume = cluster.dir.path().join("pods").join(pod["metadata"]["uid"].as_str().unwrap()).join("volumes/v");
+    std::fs::write(volume.join("file"), [0; 2000]).unwrap();
+    let pod = cluster.until("full", "Failed Error").await;
+    assert_eq!(pod["status"]["reason"], "Evicted");
+    assert_eq!(pod["status"]["message"], "Usage of EmptyDir volume \"v\" exceeds the limit \"1Ki\".");
+}
+
+#[tokio::test]
+async fn hooks_run_at_both_ends() {
+    use tokio::io::AsyncBufReadExt;
+
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let (asked_in, mut asked) = tokio::sync::mpsc::unbounded_channel();
+    tokio::spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            let mut line = String::new();
+            tokio::io::BufReader::new(&mut stream).read_line(&mut line).await.unwrap();
+            asked_in.send(line.split(' ').nth(1).unwrap().to_string()).unwrap();
+            let _ = stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n").await;
+        }
+    });
+    let cluster = Cluster::new(212).await;
+    let get = |path: &str| json!({"httpGet": {"host": "127.0.0.1", "port": port, "path": path}});
+    let lifecycle = json!({"postStart": get("/begin"), "preStop": get("/end")});
+    cluster.pod("p", json!({"containers": [{"name": "c", "image": "loop:1", "lifecycle": lifecycle}]}));
+    cluster.until("p", "Running running").await;
+    assert_eq!(asked.recv().await.unwrap(), "/begin");
+    cluster.api.delete_gracefully(&path("p"), 30);
+    cluster.api.until("deletion", |api| api.get(&path("p")).is_none().then_some(())).await;
+    assert_eq!(asked.recv().await.unwrap(), "/end");
 }

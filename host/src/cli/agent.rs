@@ -7,7 +7,7 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use super::{Context, Exit, client::home, hint::WithHint, up::hostname};
 use crate::{
-    agent::Agent,
+    agent::{Agent, NodeOptions},
     data_dir::DataDir,
     join::{Identity, Token},
 };
@@ -26,6 +26,8 @@ pub(super) struct Args {
     /// Name of the node [default: the host's name]
     #[arg(long, value_name = "NAME")]
     node_name: Option<String>,
+    #[command(flatten)]
+    node: NodeOptions,
 }
 
 pub(super) async fn run(args: Args, cx: &Context) -> Result<Exit> {
@@ -38,7 +40,7 @@ pub(super) async fn run(args: Args, cx: &Context) -> Result<Exit> {
         Some(identity) => identity,
         None => join(&args, &name, &data).await?,
     };
-    let agent = Agent::start(&name, &data, &identity).await?;
+    let agent = Agent::start(&name, &data, &identity, &args.node).await?;
     cx.out.line(format!("node {name} runs"));
     tokio::select! {
         _ = terminate.recv() => {}

@@ -23,6 +23,7 @@ use super::{
     store::StoreArgs,
 };
 use crate::{
+    agent::NodeOptions,
     cluster::{Cluster, Settings},
     data_dir::{DataDir, Running},
     files, kubeconfig,
@@ -55,6 +56,8 @@ pub(super) struct Args {
     /// Serve the API without a node on this machine
     #[arg(long)]
     no_node: bool,
+    #[command(flatten)]
+    node: NodeOptions,
     /// Controllers to run: `*` for all, `name`, `-name` to leave one out, `-*` for none
     #[arg(long, value_name = "LIST", value_delimiter = ',', default_value = "*", allow_hyphen_values = true)]
     controllers: Vec<String>,
@@ -70,7 +73,7 @@ pub(super) struct Args {
     #[arg(long, value_name = "DOMAIN", default_value = "example.com")]
     domain: String,
     /// Where pods get their addresses from; two clusters on one machine need parts of the default
-    #[arg(long, value_name = "CIDR", default_value = "127.42.0.0/16")]
+    #[arg(long, value_name = "CIDR", default_value = "127.64.0.0/10")]
     pod_cidr: String,
     /// Add a context `wasmk` to ~/.kube/config (or to FILE) and make it current
     #[arg(long, value_name = "FILE", num_args = 0..=1)]
@@ -118,6 +121,7 @@ fn settings(args: Args) -> Settings {
         registry: args.registry_addr,
         names: args.tls_san,
         node: (!args.no_node).then(|| args.node_name.unwrap_or_else(hostname)),
+        node_options: args.node,
         controllers: args.controllers,
         store: StoreSettings {
             encryption: args.encryption_provider_config,

@@ -119,3 +119,25 @@ async fn datagrams_go_there_and_back() {
         assert_eq!(&buffer[..n], expect.as_bytes());
     }
 }
+
+/// Counts how often it was entered, and is this very place.
+#[derive(Default)]
+struct Here(std::sync::atomic::AtomicUsize);
+
+impl Place for Here {
+    fn enter(&self, work: &mut (dyn FnMut() + Send)) {
+        self.0.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        work();
+    }
+}
+
+#[tokio::test]
+async fn listeners_are_made_in_their_place() {
+    let (here, address) = (Arc::new(Here::default()), free_port());
+    let mut proxy = Proxy { place: Some(here.clone()), ..Proxy::default() };
+    proxy.set(table(address, Protocol::Tcp, &[endpoint("a").await]));
+    assert_eq!((proxy.addresses(), here.0.load(std::sync::atomic::Ordering::Relaxed)), (vec![address], 1));
+    for (address, expect) in [("127.0.0.1", true), ("0.0.0.0", true), ("10.0.0.1", true), ("127.43.0.1", false)] {
+        assert_eq!(is_nodes_own(address.parse().unwrap()), expect, "{address}");
+    }
+}

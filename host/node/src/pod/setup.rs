@@ -4,7 +4,9 @@
 use std::{net::Ipv4Addr, path::PathBuf, sync::Arc};
 
 use futures::{StreamExt, stream};
+use tokio_util::sync::{CancellationToken, DropGuard};
 use wasmk_api::k8s_openapi::api::core::v1::{Pod, PodSpec};
+use wasmk_net::proxy;
 
 use super::{
     env::Place,
@@ -109,11 +111,22 @@ impl SetUp {
             }
             None => None,
         };
-        self.cx.running.set_namespace(self.uid(), namespace);
+        self.cx.running.set_namespace(self.uid(), namespace.map(|netns| self.serve(netns)));
         placed.ip = ready.sandbox.ip.or(placed.ip);
         placed.fresh = ready.fresh;
         placed.sandbox = Some(ready.sandbox);
         Ok(())
+    }
+
+    /// The addresses of Services are on the machine's loopback, which a pod's namespace has not: a proxy
+    /// inside has them instead.
+    fn serve(&self, netns: Netns) -> (Netns, DropGuard) {
+        let stop = CancellationToken::new();
+        if self.cx.proxy {
+            let (view, node, place) = (self.cx.view.clone(), self.cx.node.clone(), Arc::new(netns.clone()));
+            tokio::spawn(proxy::run_in(view, node, place, stop.clone()));
+        }
+        (netns, stop.drop_guard())
     }
 
     /// The runtime's handler for the pod; those of WebAssembly are ours and mean its default.

@@ -28,7 +28,7 @@ use super::{
     store::Record,
     volumes,
 };
-use crate::{context::Context, engine::Failure, events::Level};
+use crate::{context::Context, engine::Failure, events::Level, static_pods};
 
 /// Messages from runs that wait for the loop at most.
 const NEWS: usize = 32;
@@ -48,6 +48,8 @@ const MAX_STEPS: usize = 16;
 pub(crate) enum Wish {
     /// The pod as it now is in the API.
     Pod(Arc<Pod>),
+    /// The pod takes too much and is to end; says of what.
+    Evict(String),
     /// The pod is no longer in the API.
     Gone,
     /// The agent ends; what runs is stopped but stays on record.
@@ -167,6 +169,7 @@ impl Worker {
             let wish = wishes.borrow_and_update().clone();
             match wish {
                 Wish::Pod(pod) => self.pod = pod,
+                Wish::Evict(message) => self.evict(message),
                 Wish::Gone => return self.gone(),
                 Wish::Quit => return self.quit().await,
             }
@@ -187,6 +190,14 @@ impl Worker {
                 _ = refresh.tick() => self.refresh(),
             }
         }
+    }
+
+    fn evict(&mut self, message: String) {
+        if self.state.verdict.is_some() || self.state.settled {
+            return;
+        }
+        self.cx.events.pod(&self.pod, Level::Warning, "Evicted", &message);
+        self.state.verdict = Some(Verdict { reason: "Evicted".into(), message });
     }
 
     fn busy_until_gone(&self) -> bool {
@@ -534,7 +545,12 @@ impl Worker {
         }
         self.busy.writing = true;
         let (api, name) = (self.api(), self.pod.metadata.name.clone().unwrap_or_default());
-        let body = json!({"metadata": {"uid": self.uid()}, "status": &wanted});
+        // A pod of the node's own has another uid in the API than here.
+        let body = if static_pods::is_static(&self.pod) {
+            json!({"status": &wanted})
+        } else {
+            json!({"metadata": {"uid": self.uid()}, "status": &wanted})
+        };
         self.jobs.spawn(async move {
             let params = PatchParams::default();
             let patch = Patch::Strategic(body);
@@ -575,10 +591,11 @@ impl Worker {
         self.release();
         self.busy.deleting = true;
         let (api, name) = (self.api(), self.pod.metadata.name.clone().unwrap_or_default());
-        let preconditions = Preconditions { uid: self.pod.metadata.uid.clone(), resource_version: None };
+        let uid = self.pod.metadata.uid.clone().filter(|_| !static_pods::is_static(&self.pod));
+        let preconditions = uid.map(|uid| Preconditions { uid: Some(uid), resource_version: None });
         let params = DeleteParams {
             grace_period_seconds: Some(0),
-            preconditions: Some(preconditions),
+            preconditions,
             ..DeleteParams::default()
         };
         let sandbox = self.state.sandbox.clone();

@@ -106,6 +106,7 @@ impl Cluster {
         let mut settings = Settings::new("n1", self.dir.path());
         settings.pod_cidr = Some(format!("127.42.{}.0/24", self.range));
         settings.proxy = false;
+        settings.pressure_period = Duration::from_millis(50);
         self.node = Some(Node::start(settings, self.api.client(), self.engine.clone()).await.unwrap());
     }
 

@@ -1,0 +1,58 @@
+//! A container runtime of the tests' own (tools/test-containerd).
+
+use std::{path::PathBuf, process::Command};
+
+use tempfile::TempDir;
+
+use crate::program::repository;
+
+/// A containerd that lives as long as this does.
+#[derive(Debug)]
+pub struct Containerd {
+    dir: TempDir,
+    socket: PathBuf,
+}
+
+impl Containerd {
+    /// Starts one; `None`, with a word on standard error, where containers cannot be run.
+    pub fn start() -> Option<Self> {
+        // The path of a socket may not be long.
+        let dir = tempfile::Builder::new().prefix("ct").tempdir_in("/tmp").expect("a directory in /tmp");
+        let mut containerd = Self { dir, socket: PathBuf::new() };
+        containerd.socket = containerd.tool("up")?.trim().into();
+        Some(containerd)
+    }
+
+    fn tool(&self, verb: &str) -> Option<String> {
+        let out = Command::new(repository().join("tools/test-containerd"))
+            .arg(verb)
+            .arg(self.dir.path().join("c"))
+            .output()
+            .expect("tools/test-containerd runs");
+        let said = String::from_utf8_lossy(&out.stderr);
+        if out.status.code() == Some(77) {
+            eprintln!("SKIPPED: {said}");
+            return None;
+        }
+        assert!(out.status.success(), "tools/test-containerd {verb}: {said}");
+        Some(String::from_utf8_lossy(&out.stdout).into_owned())
+    }
+
+    /// The flag that tells `wasmk` of it.
+    pub fn endpoint(&self) -> String {
+        format!("unix://{}", self.socket.display())
+    }
+
+    /// Ends the runtime at once and starts it again; containers go on meanwhile.
+    pub fn restart(&self) {
+        self.tool("kill");
+        self.tool("up");
+    }
+}
+
+impl Drop for Containerd {
+    fn drop(&mut self) {
+        let tool = repository().join("tools/test-containerd");
+        let _ = Command::new(tool).arg("down").arg(self.dir.path().join("c")).output();
+    }
+}

@@ -124,12 +124,7 @@ impl NodeOptions {
 ///
 /// # Errors
 /// When the runtime or the node's directories cannot be used.
-pub async fn node(
-    name: &str,
-    data: &DataDir,
-    client: kube::Client,
-    options: &NodeOptions,
-) -> Result<Node> {
+pub async fn node(name: &str, data: &DataDir, client: kube::Client, options: &NodeOptions) -> Result<Node> {
     let dir = data.join("node");
     let settings = wasmk_runtime::Settings::new(dir.join("runtime"));
     let runtime = wasmk_runtime::Runtime::new(settings).context("the WebAssembly runtime cannot start")?;

@@ -44,7 +44,7 @@ async fn create_class(client: &Client) -> Result<()> {
     }
 }
 
-async fn apply(client: &Client, object: &Value) -> Result<()> {
+pub(crate) async fn apply(client: &Client, object: &Value) -> Result<()> {
     let text = |value: &Value| value.as_str().unwrap_or("").to_string();
     let (version, kind) = (text(&object["apiVersion"]), text(&object["kind"]));
     let (group, version) = version.split_once('/').unwrap_or(("", &version));

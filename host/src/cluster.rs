@@ -22,6 +22,7 @@ use crate::{
     executor::{Elsewhere, InPlace},
     kubeconfig,
     links::Links,
+    metrics,
     pki::{Leaf, Pki, server_names},
     store::{Opened, StoreSettings},
 };
@@ -106,6 +107,7 @@ impl Cluster {
         // An authority of its own: no certificate of a user can pass for the server's.
         let proxies = Pki::open(&settings.data.join("pki").join("front-proxy"))?;
         let proxy = proxies.leaf(FRONT_PROXY, &Leaf { user: FRONT_PROXY, group: "", names: &[] })?;
+        let callers = proxies.ca_cert().to_string();
         config.front_proxy = FrontProxy {
             cert: proxy.cert,
             key: proxy.key,
@@ -133,13 +135,18 @@ impl Cluster {
         };
         cluster.serve_commands(&settings.data, kept);
         cluster.listen(&settings, &pki, api_listener, registry_listener, images)?;
-        bootstrap::write(
-            &cluster.api.client("system:apiserver", &["system:masters"]),
-            &cluster.running,
-            pki.ca_cert(),
-        )
-        .await
-        .context("cannot write what every cluster has")?;
+        bootstrap::write(&cluster.client_of("system:masters"), &cluster.running, pki.ca_cert())
+            .await
+            .context("cannot write what every cluster has")?;
+        let measuring = metrics::start(
+            cluster.client_of("system:masters"),
+            cluster.links.clone(),
+            &pki,
+            &callers,
+            cluster.stop.clone(),
+        );
+        let measuring = measuring.await.context("cannot announce metrics.k8s.io")?;
+        cluster.tasks.spawn(measuring);
         cluster.control(&settings, &pki, failed);
         if let Some(name) = &settings.node {
             cluster.node = Some(start_node(&cluster.api, name, &settings, &links).await?);
@@ -250,6 +257,11 @@ impl Cluster {
                 let _ = failed.send(why).await;
             }
         });
+    }
+
+    /// A client of this program's own, with the rights of a group.
+    fn client_of(&self, group: &str) -> Client {
+        self.api.client("system:apiserver", &[group])
     }
 
     fn client(&self, user: &str) -> Client {

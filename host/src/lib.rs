@@ -14,5 +14,6 @@ pub mod files;
 pub mod join;
 pub mod kubeconfig;
 mod links;
+mod metrics;
 pub mod pki;
 pub mod store;

@@ -9,10 +9,7 @@ use crate::guest::{Guest, ModuleGuest};
 /// WASI 0.2 in full, with wasi:http and the sockets that ask the guest's network.
 pub(crate) fn components(engine: &Engine) -> wasmtime::Result<component::Linker<Guest>> {
     let mut linker = component::Linker::new(engine);
-    let mut options = wasmtime_wasi::p2::bindings::LinkOptions::default();
-    // Without it a component can tell only success from failure.
-    options.cli_exit_with_code(true);
-    wasmtime_wasi::p2::add_to_linker_with_options_async(&mut linker, &options)?;
+    wasmtime_wasi::p2::add_to_linker_async(&mut linker)?;
     wasmtime_wasi_http::p2::add_only_http_to_linker_async(&mut linker)?;
     sockets::override_in(&mut linker)?;
     Ok(linker)

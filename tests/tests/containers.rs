@@ -16,11 +16,7 @@ impl Node {
     fn start() -> Option<Self> {
         let containerd = Containerd::start()?;
         let program = Program::start_with(&["--container-runtime-endpoint", &containerd.endpoint()]);
-        program.until_value(
-            "node/node-a",
-            "{.metadata.labels.wasmk\\.dev/runtime-container}",
-            "true",
-        );
+        program.until_value("node/node-a", "{.metadata.labels.wasmk\\.dev/runtime-container}", "true");
         Some(Self { program, containerd })
     }
 }
@@ -59,7 +55,9 @@ fn containers_run_beside_wasm() {
 }
 
 fn the_node_says_what_it_runs(p: &Program) {
-    assert!(p.value("node/node-a", "{.status.nodeInfo.containerRuntimeVersion}").starts_with("containerd://"));
+    assert!(
+        p.value("node/node-a", "{.status.nodeInfo.containerRuntimeVersion}").starts_with("containerd://")
+    );
     let handlers = p.value("node/node-a", "{.status.runtimeHandlers[*].name}");
     for name in ["wasmtime", "runc"] {
         assert!(handlers.split(' ').any(|h| h == name), "{handlers}");
@@ -109,7 +107,8 @@ fn a_command_can_be_run_inside(p: &Program) {
     assert_eq!(String::from_utf8_lossy(&echoed.stdout), "through and back");
     std::fs::write(p.scratch().join("file"), "copied").expect("a file");
     p.kubectl(&["exec", "web", "--", "mkdir", "/tmp/in"]);
-    let archive = Command::new("tar").args(["cf", "-", "-C"]).arg(p.scratch()).arg("file").output().expect("tar");
+    let archive =
+        Command::new("tar").args(["cf", "-", "-C"]).arg(p.scratch()).arg("file").output().expect("tar");
     assert!(archive.status.success());
     p.kubectl(&["cp", "file", "web:/tmp/in/file"]);
     assert_eq!(p.kubectl(&["exec", "web", "--", "cat", "/tmp/in/file"]), "copied");
@@ -120,7 +119,10 @@ fn hooks_run_and_leave_messages(p: &Program) {
                 preStop: {exec: {command: [sh, -c, 'echo stopping > /dev/last; touch /data/stopped']}}}, \
                 volumeMounts: [{name: data, mountPath: /data}]";
     let dir = p.scratch().join("hooks");
-    let spec = format!(", volumes: [{{name: data, hostPath: {{path: {}, type: DirectoryOrCreate}}}}]", dir.display());
+    let spec = format!(
+        ", volumes: [{{name: data, hostPath: {{path: {}, type: DirectoryOrCreate}}}}]",
+        dir.display()
+    );
     p.apply(&pod("hooks", "trap 'exit 0' TERM; while :; do sleep 0.1; done", more, &spec));
     p.until_value("pod/hooks", "{.status.phase}", "Running");
     assert_eq!(std::fs::read_to_string(dir.join("up")).expect("what postStart wrote"), "up\n");
@@ -132,9 +134,15 @@ fn hooks_run_and_leave_messages(p: &Program) {
 }
 
 fn security_is_as_asked(p: &Program) {
-    let never = ", restartPolicy: Never, volumes: [{name: v, emptyDir: {}}], securityContext: {fsGroup: 2000}";
+    let never =
+        ", restartPolicy: Never, volumes: [{name: v, emptyDir: {}}], securityContext: {fsGroup: 2000}";
     let more = ", volumeMounts: [{name: v, mountPath: /v}], securityContext: {runAsUser: 1000, readOnlyRootFilesystem: true}";
-    p.apply(&pod("user", "id -u; touch /x 2>/dev/null || echo read-only; touch /v/x && stat -c %g /v/x", more, never));
+    p.apply(&pod(
+        "user",
+        "id -u; touch /x 2>/dev/null || echo read-only; touch /v/x && stat -c %g /v/x",
+        more,
+        never,
+    ));
     p.until_value("pod/user", "{.status.phase}", "Succeeded");
     assert_eq!(p.kubectl(&["logs", "user"]), "1000\nread-only\n2000\n");
     p.apply(&pod("root", "true", ", securityContext: {runAsNonRoot: true}", never));
@@ -142,7 +150,8 @@ fn security_is_as_asked(p: &Program) {
 }
 
 fn probes_run_commands(p: &Program) {
-    let more = ", livenessProbe: {exec: {command: [cat, /tmp/healthy]}, periodSeconds: 1, failureThreshold: 1}";
+    let more =
+        ", livenessProbe: {exec: {command: [cat, /tmp/healthy]}, periodSeconds: 1, failureThreshold: 1}";
     p.apply(&pod("liveness", "touch /tmp/healthy; sleep 3; rm /tmp/healthy; sleep 600", more, ""));
     let restarts = |p: &Program| p.value("pod/liveness", "{.status.containerStatuses[0].restartCount}");
     p.until("it is restarted", restarts, |n| n.parse().unwrap_or(0) >= 1);
@@ -162,7 +171,11 @@ fn wasm_and_containers_share_a_pod(p: &Program) {
     assert_eq!(p.kubectl(&["exec", "mixed", "-c", "box", "--", "cat", "/v/note"]), "from wasm");
     let inside = ["exec", "mixed", "-c", "box", "--", "wget", "-q", "-O", "-", "http://127.0.0.1:8000/"];
     let ip = p.value("pod/mixed", "{.status.podIP}");
-    let outside = p.until("Wasm answers at the pod's address", |_| fetch(&format!("http://{ip}:8000/")), |a| !a.is_empty());
+    let outside = p.until(
+        "Wasm answers at the pod's address",
+        |_| fetch(&format!("http://{ip}:8000/")),
+        |a| !a.is_empty(),
+    );
     assert_eq!(p.kubectl(&inside), outside);
     // A Service's address is served inside the containers, too.
     p.apply(&p.example("deployment.yaml"));
@@ -170,7 +183,9 @@ fn wasm_and_containers_share_a_pod(p: &Program) {
     let service = format!("http://{}:8000/", p.value("service/web", "{.spec.clusterIP}"));
     let through = ["exec", "mixed", "-c", "box", "--", "wget", "-q", "-O", "-", &service];
     let ask = |p: &Program| p.kubectl_output(&through, None).stdout;
-    p.until("the service answers a container", ask, |answer| String::from_utf8_lossy(answer).contains("web-"));
+    p.until("the service answers a container", ask, |answer| {
+        String::from_utf8_lossy(answer).contains("web-")
+    });
     p.kubectl(&["delete", "pod", "mixed"]);
 }
 

@@ -163,7 +163,8 @@ fn a_program_of_a_volume_can_be_executed() {
     std::fs::create_dir_all(&tools).expect("a directory");
     std::fs::copy(guest("command"), tools.join("command.wasm")).expect("a guest to copy");
     let volume = format!("  volumes: [{{name: tools, hostPath: {{path: {}}}}}]\n", tools.display());
-    let mount = "    env: [{name: ME, value: inside}]\n    volumeMounts: [{name: tools, mountPath: /tools}]\n";
+    let mount =
+        "    env: [{name: ME, value: inside}]\n    volumeMounts: [{name: tools, mountPath: /tools}]\n";
     CLUSTER.apply(&(command_pod("toolbox", "[sleep, '600000']", &volume) + mount));
     CLUSTER.until_value("pod/toolbox", "{.status.phase}", "Running");
     let exec = |words: &[&str], stdin: Option<&str>| {
@@ -207,7 +208,8 @@ fn a_claim_without_a_class_is_a_volume_that_stays() {
 #[test]
 fn pods_of_a_directory_run_and_are_mirrored() {
     let manifests = tempfile::tempdir().expect("a directory");
-    let program = Program::start_with(&["--pod-manifest-path", manifests.path().to_str().expect("a UTF-8 path")]);
+    let program =
+        Program::start_with(&["--pod-manifest-path", manifests.path().to_str().expect("a UTF-8 path")]);
     let image = program.push("command");
     let file = manifests.path().join("own.yaml");
     let manifest = format!(

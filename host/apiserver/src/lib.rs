@@ -39,4 +39,4 @@ mod write;
 pub use auth::{KeyError, User};
 pub use config::{Config, FrontProxy, NoNodes, NodeDialer, NodeStream, ServiceRange, VersionInfo};
 pub use server::{ApiServer, NodeIdentifier, StartError};
-pub use tls::{TlsError, serve_tls, tls_config};
+pub use tls::{TlsError, serve_tls, tls_config, tls_config_for};

@@ -59,6 +59,23 @@ pub enum TlsError {
 /// # Errors
 /// When one of the texts is not what it should be.
 pub fn tls_config(cert: &str, key: &str, client_ca: &str) -> Result<Arc<rustls::ServerConfig>, TlsError> {
+    settings(cert, key, client_ca, false)
+}
+
+/// Settings of a server that talks to nobody but clients with a certificate of that authority.
+///
+/// # Errors
+/// As [`tls_config`].
+pub fn tls_config_for(cert: &str, key: &str, client_ca: &str) -> Result<Arc<rustls::ServerConfig>, TlsError> {
+    settings(cert, key, client_ca, true)
+}
+
+fn settings(
+    cert: &str,
+    key: &str,
+    client_ca: &str,
+    only_clients: bool,
+) -> Result<Arc<rustls::ServerConfig>, TlsError> {
     let pem = |what, error: rustls_pki_types::pem::Error| TlsError::Pem { what, why: error.to_string() };
     let certificates = |what: &'static str, text: &str| {
         CertificateDer::pem_slice_iter(text.as_bytes())
@@ -73,9 +90,8 @@ pub fn tls_config(cert: &str, key: &str, client_ca: &str) -> Result<Arc<rustls::
         roots.add(certificate)?;
     }
     let clients =
-        rustls::server::WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider.clone())
-            .allow_unauthenticated()
-            .build()?;
+        rustls::server::WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider.clone());
+    let clients = if only_clients { clients } else { clients.allow_unauthenticated() }.build()?;
     let mut config = rustls::ServerConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()?
         .with_client_cert_verifier(clients)

@@ -74,7 +74,9 @@ pub(crate) async fn prepare(
     let read = move || {
         let size = std::fs::metadata(&file)?.len();
         if size > PROGRAM {
-            return Err(std::io::Error::other(format!("{size} bytes are too many, at most {PROGRAM} are run")));
+            return Err(std::io::Error::other(format!(
+                "{size} bytes are too many, at most {PROGRAM} are run"
+            )));
         }
         std::fs::read(&file)
     };
@@ -89,9 +91,8 @@ pub(crate) async fn prepare(
 fn locate(launch: &Launch, name: &str) -> Result<PathBuf, String> {
     let start = Path::new(launch.working_dir.as_deref().unwrap_or("/"));
     let path = Path::new("/").join(start).join(name);
-    let missing = || {
-        format!("it has no shell and no other programs, and its volumes have no file {}", path.display())
-    };
+    let missing =
+        || format!("it has no shell and no other programs, and its volumes have no file {}", path.display());
     if path.components().any(|c| matches!(c, Component::ParentDir)) {
         return Err(missing());
     }

@@ -33,10 +33,10 @@ mod sources;
 mod static_pods;
 pub mod wasm;
 
+pub use containers::Sandbox;
 pub use functions::{Function, FunctionError, FunctionSpec, Functions};
 pub use http::serve_stream;
 pub use node::{Node, NodeError};
-pub use containers::Sandbox;
 pub use register::{CONTAINER_LABEL, WASM_HANDLERS, WASM_LABEL};
 pub use settings::{Capacity, DEFAULT_MAX_PODS, Settings};
 pub use wasm::WasmEngine;

@@ -36,7 +36,8 @@ impl Netns {
             work()
         };
         std::thread::scope(|scope| {
-            let thread = std::thread::Builder::new().name("in-namespace".into()).spawn_scoped(scope, enter)?;
+            let thread =
+                std::thread::Builder::new().name("in-namespace".into()).spawn_scoped(scope, enter)?;
             thread.join().unwrap_or_else(|_| Err(io::Error::other("the thread in the namespace broke")))
         })
     }

@@ -374,12 +374,7 @@ impl Short {
     }
 }
 
-fn conditions(
-    has_range: bool,
-    short: Short,
-    previous: &NodeStatus,
-    now: Timestamp,
-) -> Vec<NodeCondition> {
+fn conditions(has_range: bool, short: Short, previous: &NodeStatus, now: Timestamp) -> Vec<NodeCondition> {
     let low = short.memory;
     let memory = if low {
         ("True", "KubeletHasInsufficientMemory", "kubelet has insufficient memory available")

@@ -15,9 +15,7 @@ use parking_lot::Mutex;
 use serde::{Serialize, de::DeserializeOwned};
 use wasmk_api::k8s_openapi::api::{
     authentication::v1::{BoundObjectReference, TokenRequest, TokenRequestSpec},
-    core::v1::{
-        ConfigMap, PersistentVolume, PersistentVolumeClaim, Pod, Secret, Service, ServiceAccount,
-    },
+    core::v1::{ConfigMap, PersistentVolume, PersistentVolumeClaim, Pod, Secret, Service, ServiceAccount},
     node::v1::RuntimeClass,
 };
 use wasmk_net::View;

@@ -183,7 +183,8 @@ async fn a_pod_that_fills_its_volume_is_evicted() {
     let volumes = json!([{"name": "v", "emptyDir": {"sizeLimit": "1Ki"}}]);
     cluster.pod("full", json!({"volumes": volumes, "containers": [{"name": "c", "image": "loop:1"}]}));
     let pod = cluster.until("full", "Running running").await;
-    let volume = cluster.dir.path().join("pods").join(pod["metadata"]["uid"].as_str().unwrap()).join("volumes/v");
+    let volume =
+        cluster.dir.path().join("pods").join(pod["metadata"]["uid"].as_str().unwrap()).join("volumes/v");
     std::fs::write(volume.join("file"), [0; 2000]).unwrap();
     let pod = cluster.until("full", "Failed Error").await;
     assert_eq!(pod["status"]["reason"], "Evicted");

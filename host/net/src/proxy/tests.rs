@@ -137,7 +137,9 @@ async fn listeners_are_made_in_their_place() {
     let mut proxy = Proxy { place: Some(here.clone()), ..Proxy::default() };
     proxy.set(table(address, Protocol::Tcp, &[endpoint("a").await]));
     assert_eq!((proxy.addresses(), here.0.load(std::sync::atomic::Ordering::Relaxed)), (vec![address], 1));
-    for (address, expect) in [("127.0.0.1", true), ("0.0.0.0", true), ("10.0.0.1", true), ("127.43.0.1", false)] {
+    for (address, expect) in
+        [("127.0.0.1", true), ("0.0.0.0", true), ("10.0.0.1", true), ("127.43.0.1", false)]
+    {
         assert_eq!(is_nodes_own(address.parse().unwrap()), expect, "{address}");
     }
 }

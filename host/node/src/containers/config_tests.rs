@@ -46,7 +46,10 @@ fn security_follows_the_container_then_the_pod() {
         Ok::<_, String>(made.linux.unwrap().security_context.unwrap())
     };
     let usual = security(json!({}), json!({}), User::Id(5)).unwrap();
-    assert_eq!((usual.run_as_user.unwrap().value, usual.privileged, usual.masked_paths.len()), (5, false, 11));
+    assert_eq!(
+        (usual.run_as_user.unwrap().value, usual.privileged, usual.masked_paths.len()),
+        (5, false, 11)
+    );
     assert_eq!(usual.seccomp.unwrap().profile_type(), ProfileType::RuntimeDefault);
     let named = security(json!({"fsGroup": 7}), json!({}), User::Name("www".into())).unwrap();
     assert_eq!((named.run_as_username.as_str(), named.supplemental_groups), ("www", vec![7]));
@@ -96,8 +99,7 @@ fn names_are_resolved_by_policy() {
         let shown = dns(&pod(spec.clone()), server).map(|d| [d.servers, d.searches, d.options].concat());
         assert_eq!(shown.unwrap_or_default(), expect, "{spec}");
     };
-    let cluster =
-        ["10.0.0.10", "ns.svc.cluster.local", "svc.cluster.local", "cluster.local", "ndots:5"];
+    let cluster = ["10.0.0.10", "ns.svc.cluster.local", "svc.cluster.local", "cluster.local", "ndots:5"];
     check(json!({"containers": []}), &cluster);
     check(json!({"containers": [], "hostNetwork": true}), &[]);
     check(json!({"containers": [], "hostNetwork": true, "dnsPolicy": "ClusterFirstWithHostNet"}), &cluster);
@@ -110,6 +112,9 @@ fn names_are_resolved_by_policy() {
 fn hosts_name_the_pod_and_its_aliases() {
     let alias = json!([{"ip": "1.2.3.4", "hostnames": ["a", "b"]}]);
     let own = hosts(&pod(json!({"containers": [], "hostAliases": alias})), "10.0.0.2".parse().ok(), "node\n");
-    assert!(own.ends_with("10.0.0.2\tp\n1.2.3.4\ta\tb\n") && own.starts_with("127.0.0.1\tlocalhost\n"), "{own}");
+    assert!(
+        own.ends_with("10.0.0.2\tp\n1.2.3.4\ta\tb\n") && own.starts_with("127.0.0.1\tlocalhost\n"),
+        "{own}"
+    );
     assert_eq!(hosts(&pod(json!({"containers": [], "hostNetwork": true})), None, "node\n"), "node\n");
 }

@@ -89,7 +89,7 @@ impl Containers {
         };
         let status = match seen {
             Seen::Gone => None,
-            Seen::Live | Seen::Ended => self.final_status(id).await,
+            Seen::Ended => self.final_status(id).await,
         };
         let Some(status) = status else {
             let message = "the container could not be located in the container runtime";
@@ -120,7 +120,9 @@ impl Containers {
     async fn final_status(&self, id: &str) -> Option<ContainerStatus> {
         loop {
             match self.status(id).await {
-                Ok(Some(status)) if status.state() != ContainerState::ContainerRunning => return Some(status),
+                Ok(Some(status)) if status.state() != ContainerState::ContainerRunning => {
+                    return Some(status);
+                }
                 Ok(None) => return None,
                 Ok(Some(_)) => {}
                 Err(error) => tracing::debug!(id, %error, "cannot tell yet how a container ended"),
@@ -153,7 +155,12 @@ impl Containers {
     ///
     /// # Errors
     /// In words, when it cannot be run or takes too long.
-    pub(crate) async fn exec(&self, id: &str, command: &[String], limit: Duration) -> Result<ExecEnd, String> {
+    pub(crate) async fn exec(
+        &self,
+        id: &str,
+        command: &[String],
+        limit: Duration,
+    ) -> Result<ExecEnd, String> {
         match self.client.exec_sync(id, command, limit).await {
             Ok(answer) => {
                 let mut output = answer.stdout;

@@ -24,8 +24,6 @@ const AWAY: Duration = Duration::from_secs(1);
 /// What was seen of a container.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Seen {
-    /// It runs, or is about to.
-    Live,
     /// Its process has ended.
     Ended,
     /// The runtime does not know it.
@@ -60,7 +58,9 @@ impl Drop for Waiter<'_> {
 impl States {
     pub(crate) fn new(client: Client) -> Self {
         let listing = watch::Sender::new((0, Arc::default()));
-        Self { inner: Arc::new(Inner { client, waiting: AtomicUsize::new(0), wanted: Notify::new(), listing }) }
+        Self {
+            inner: Arc::new(Inner { client, waiting: AtomicUsize::new(0), wanted: Notify::new(), listing }),
+        }
     }
 
     /// Lists while somebody waits; never ends.
@@ -96,7 +96,9 @@ impl States {
         loop {
             let (number, known) = news.borrow_and_update().clone();
             match known.get(id) {
-                Some(ContainerState::ContainerExited | ContainerState::ContainerUnknown) => return Seen::Ended,
+                Some(ContainerState::ContainerExited | ContainerState::ContainerUnknown) => {
+                    return Seen::Ended;
+                }
                 None if number >= first => return Seen::Gone,
                 _ => {}
             }

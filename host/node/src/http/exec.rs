@@ -49,7 +49,10 @@ pub(super) async fn exec(
 }
 
 /// The container, if it runs.
-pub(super) fn running(shared: &Shared, (namespace, pod, container): &Whose) -> Result<Running, Box<Response>> {
+pub(super) fn running(
+    shared: &Shared,
+    (namespace, pod, container): &Whose,
+) -> Result<Running, Box<Response>> {
     let refuse = |code, reason: &str, text: String| Err(Box::new(status(code, reason, &text)));
     let Some(known) = shared.pods.find(namespace, pod) else {
         return refuse(StatusCode::NOT_FOUND, "NotFound", format!("pods \"{pod}\" not found"));
@@ -75,9 +78,7 @@ async fn in_guest(
     request: Request,
 ) -> Response {
     match crate::exec::prepare(&*shared.cx.engine, launch, &wants.command).await {
-        Ok((program, launch)) => {
-            remote::serve(request, wants, move |remote| run(program, launch, remote))
-        }
+        Ok((program, launch)) => remote::serve(request, wants, move |remote| run(program, launch, remote)),
         Err(why) => {
             let text = format!(
                 "cannot exec: container {container} of pod {pod} is WebAssembly: {why}; run a .wasm file of its \

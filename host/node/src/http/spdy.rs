@@ -308,7 +308,9 @@ mod tests {
         let mut wire = open(1, &[("streamtype", "error")], true);
         wire.extend(open(3, &[("streamtype", "stdin"), ("x", "")], false));
         let mut reader = Reader::new(wire.as_slice());
-        for (id, expect) in [(1, vec![("streamtype", "error")]), (3, vec![("streamtype", "stdin"), ("x", "")])] {
+        for (id, expect) in
+            [(1, vec![("streamtype", "error")]), (3, vec![("streamtype", "stdin"), ("x", "")])]
+        {
             let expect = expect.into_iter().map(|(k, v)| (k.to_string(), v.to_string())).collect();
             assert_eq!(reader.next().await.unwrap(), Some(Event::Open(id, expect)));
         }

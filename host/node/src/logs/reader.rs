@@ -42,11 +42,7 @@ pub struct LogOptions {
 }
 
 /// The wanted part; `live` is the log's version while the run goes on.
-pub(super) fn stream(
-    path: PathBuf,
-    live: Option<Arc<watch::Sender<u64>>>,
-    options: LogOptions,
-) -> LogStream {
+pub(super) fn stream(path: PathBuf, live: Option<Arc<watch::Sender<u64>>>, options: LogOptions) -> LogStream {
     // The sender itself is not kept: a follower must see when nobody writes any longer.
     let news = live.filter(|_| options.follow).map(|w| w.subscribe());
     let reader = Reader {

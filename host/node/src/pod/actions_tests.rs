@@ -49,10 +49,7 @@ async fn attempts_say_what_went_wrong() {
     for (probe, expect) in [
         (json!({"httpGet": {"path": "/good", "port": "web"}}), Ok(())),
         (json!({"httpGet": {"path": "bad", "port": port}}), Err("HTTP probe failed with statuscode: 503")),
-        (
-            json!({"httpGet": {"port": "other"}}),
-            Err("port String(\"other\") is not one of the container's"),
-        ),
+        (json!({"httpGet": {"port": "other"}}), Err("port String(\"other\") is not one of the container's")),
         (json!({"tcpSocket": {"port": port}}), Ok(())),
         (json!({"exec": {"command": ["0"]}}), Ok(())),
         (json!({"exec": {"command": ["3", "x"]}}), Err("command '3 x' exited with 3: said")),

@@ -25,7 +25,8 @@ pub(super) async fn attach(
     let failed = |text: String| Failure::new(VOLUME_ERROR, text);
     let found = sources.claim(namespace, claim).await?;
     let found = found.ok_or_else(|| failed(format!("persistentvolumeclaim \"{claim}\" not found")))?;
-    let name = bound(&found).ok_or_else(|| failed(format!("persistentvolumeclaim \"{claim}\" is not bound")))?;
+    let name =
+        bound(&found).ok_or_else(|| failed(format!("persistentvolumeclaim \"{claim}\" is not bound")))?;
     let volume = sources.volume(name).await?;
     let volume = volume.ok_or_else(|| failed(format!("persistentvolume \"{name}\" not found")))?;
     let directory = directory(&volume).map_err(|e| failed(format!("persistentvolume \"{name}\": {e}")))?;

@@ -70,8 +70,7 @@ impl Run {
             Some(containers) => self.stay(containers, &found.id, None).await,
             None => {
                 let message = "the node has no container runtime any longer";
-                let end =
-                    End { code: 137, reason: "ContainerStatusUnknown".into(), message: message.into() };
+                let end = End { code: 137, reason: "ContainerStatusUnknown".into(), message: message.into() };
                 self.report(Progress::Ended(end, None)).await;
             }
         }

@@ -224,8 +224,7 @@ impl Run {
     async fn run(&self, prepared: Prepared, launch: Launch, log: &Arc<LogWriter>) {
         let launch = Arc::new(launch);
         let exec = InGuest { engine: self.cx.engine.clone(), launch: launch.clone() };
-        let _entry =
-            self.cx.running.enter(self.uid(), &self.container.name, Running::Wasm(launch.clone()));
+        let _entry = self.cx.running.enter(self.uid(), &self.container.name, Running::Wasm(launch.clone()));
         let started = Started { image_id: prepared.image_id, served: false, foreign: None };
         let run = |stop| prepared.program.run((*launch).clone(), stop);
         let mut end = Attended { run: self, exec: &exec }.attend(Some(started), run).await;
@@ -244,9 +243,7 @@ impl Run {
         };
         let listener = match self.cx.running.namespace(self.uid()) {
             // All addresses there are the pod's own, and its other containers use the loopback.
-            Some(namespace) => {
-                serve::bind_in(&namespace, (IpAddr::V4(Ipv4Addr::UNSPECIFIED), port).into())
-            }
+            Some(namespace) => serve::bind_in(&namespace, (IpAddr::V4(Ipv4Addr::UNSPECIFIED), port).into()),
             None => serve::bind((self.place.pod_ip.unwrap_or(self.place.host_ip), port).into()),
         }?;
         if let Some(function) = &function {

@@ -96,11 +96,7 @@ impl SetUp {
         Ok(false)
     }
 
-    async fn enter_sandbox(
-        &self,
-        containers: &Arc<Containers>,
-        placed: &mut Placed,
-    ) -> Result<(), Failure> {
+    async fn enter_sandbox(&self, containers: &Arc<Containers>, placed: &mut Placed) -> Result<(), Failure> {
         let handler = self.handler().await?;
         let ready = containers.sandbox(&self.pod, placed.sandbox.clone(), &handler).await?;
         let namespace = match ready.sandbox.netns.as_deref().map(Netns::open) {
@@ -134,7 +130,8 @@ impl SetUp {
         let class = self.pod.spec.as_ref().and_then(|s| s.runtime_class_name.as_ref());
         let Some(class) = class.filter(|c| !c.is_empty()) else { return Ok(String::new()) };
         let found = self.cx.sources.runtime_class(class).await?;
-        let missing = || Failure::new("FailedCreatePodSandBox", format!("RuntimeClass \"{class}\" not found"));
+        let missing =
+            || Failure::new("FailedCreatePodSandBox", format!("RuntimeClass \"{class}\" not found"));
         let handler = found.ok_or_else(missing)?.handler;
         Ok(if WASM_HANDLERS.contains(&handler.as_str()) { String::new() } else { handler })
     }

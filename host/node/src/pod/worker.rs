@@ -175,6 +175,10 @@ impl Worker {
             }
             let wake = self.step();
             if self.busy_until_gone() {
+                if static_pods::is_static(&self.pod) {
+                    // The API has only its mirror, whose end says nothing.
+                    return;
+                }
                 // Deleted in the API, freed here; a finalizer may keep the object for long.
                 if wishes.changed().await.is_err() {
                     return;
@@ -301,9 +305,7 @@ impl Worker {
         let over = self.state.settled
             || self.state.verdict.is_some()
             || self.pod.spec.as_ref().is_some_and(|s| is_over(s, &self.state));
-        if over
-            && self.runs.is_empty()
-        {
+        if over && self.runs.is_empty() {
             if let Some(pool) = &*self.cx.addresses.borrow() {
                 pool.give_back(self.uid());
             }
@@ -313,7 +315,8 @@ impl Worker {
 
     /// Nothing runs in the pod's sandbox any longer, and nothing will.
     fn discard_sandbox(&mut self) {
-        let wanted = !self.busy.discarding && !self.released && self.pod.metadata.deletion_timestamp.is_none();
+        let wanted =
+            !self.busy.discarding && !self.released && self.pod.metadata.deletion_timestamp.is_none();
         let (Some(sandbox), Some(containers)) = (&self.state.sandbox, &self.cx.containers) else { return };
         if !wanted || self.state.containers.values().any(|c| c.orphan) {
             return;
@@ -593,11 +596,7 @@ impl Worker {
         let (api, name) = (self.api(), self.pod.metadata.name.clone().unwrap_or_default());
         let uid = self.pod.metadata.uid.clone().filter(|_| !static_pods::is_static(&self.pod));
         let preconditions = uid.map(|uid| Preconditions { uid: Some(uid), resource_version: None });
-        let params = DeleteParams {
-            grace_period_seconds: Some(0),
-            preconditions,
-            ..DeleteParams::default()
-        };
+        let params = DeleteParams { grace_period_seconds: Some(0), preconditions, ..DeleteParams::default() };
         let sandbox = self.state.sandbox.clone();
         let containers = self.cx.containers.clone();
         self.jobs.spawn(async move {

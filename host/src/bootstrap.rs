@@ -75,7 +75,7 @@ async fn create(client: &Client, object: &Value) -> Result<()> {
     }
 }
 
-async fn apply(client: &Client, object: &Value) -> Result<()> {
+pub(crate) async fn apply(client: &Client, object: &Value) -> Result<()> {
     let (api, what) = api_of(client, object);
     let name = object["metadata"]["name"].as_str().unwrap_or("");
     let parameters = PatchParams::apply("wasmk").force();

@@ -26,6 +26,7 @@ use crate::{
     executor::{Elsewhere, InPlace},
     hook::Knative,
     links::Links,
+    metrics,
     pki::{Leaf, Pki, server_names},
     renewal::{self, Authority, Renewal},
     store::{Opened, StoreSettings},
@@ -130,6 +131,7 @@ impl Cluster {
         // An authority of its own: no certificate of a user can pass for the server's.
         let proxies = Pki::open(&settings.data.join("pki").join("front-proxy"))?;
         let proxy = proxies.leaf(FRONT_PROXY, &Leaf { user: FRONT_PROXY, group: "", names: &[] })?;
+        let callers = proxies.ca_cert().to_string();
         config.front_proxy = FrontProxy {
             cert: proxy.cert,
             key: proxy.key,
@@ -162,15 +164,15 @@ impl Cluster {
         };
         cluster.serve_commands(&settings.data, kept);
         let apis = [Some(api_listener), inside].into_iter().flatten().collect();
+        let writer = cluster.client_of("system:masters");
+        let (links, stop) = (cluster.links.clone(), cluster.stop.clone());
+        let measuring = metrics::start(writer.clone(), links, &pki, &callers, stop).await;
+        cluster.tasks.spawn(measuring.context("cannot announce metrics.k8s.io")?);
         let trusted = pki.ca_cert().to_owned();
         cluster.listen(&settings, (pki, authority), apis, registry_listener, images)?;
-        bootstrap::write(
-            &cluster.api.client("system:apiserver", &["system:masters"]),
-            &cluster.running,
-            &trusted,
-        )
-        .await
-        .context("cannot write what every cluster has")?;
+        bootstrap::write(&writer, &cluster.running, &trusted)
+            .await
+            .context("cannot write what every cluster has")?;
         cluster.control(&settings, signer, failed);
         if let Ok(listener) = ingress_listener {
             cluster.start_ingress(listener);
@@ -255,7 +257,7 @@ impl Cluster {
             trust: self.api.trust(),
             more_clients: settings.access.client_ca.clone(),
             authority,
-            client: self.api.client("system:apiserver", &["system:masters"]),
+            client: self.client_of("system:masters"),
         };
         self.tasks.spawn(renewal.run(self.stop.clone()));
         let router = self.links.mounted_on(&self.api);
@@ -326,8 +328,13 @@ impl Cluster {
         let (watching, answering) = (self.stop.clone(), self.stop.clone());
         self.tasks.spawn(async move { watching.run_until_cancelled(keep).await });
         self.tasks.spawn(wasmk_net::dns::serve(view, udp, tcp, upstream, answering));
-        let writer = self.api.client("system:apiserver", &["system:masters"]);
+        let writer = self.client_of("system:masters");
         bootstrap::write_dns(&writer, settings.service_range.at(DNS_SERVICE), server).await
+    }
+
+    /// A client of this program's own, with the rights of a group.
+    fn client_of(&self, group: &str) -> Client {
+        self.api.client("system:apiserver", &[group])
     }
 
     fn client(&self, user: &str) -> Client {

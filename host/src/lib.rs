@@ -16,6 +16,7 @@ mod hook;
 pub mod join;
 pub mod kubeconfig;
 mod links;
+mod metrics;
 pub mod pki;
 mod renewal;
 mod rotating;

@@ -45,4 +45,4 @@ pub use auth::{
 };
 pub use config::{Config, FrontProxy, KindHook, NoNodes, NodeDialer, NodeStream, ServiceRange, VersionInfo};
 pub use server::{ApiServer, NodeIdentifier, StartError, Trust};
-pub use tls::{Serving, TlsError, serve_tls, tls_config};
+pub use tls::{Serving, TlsError, serve_tls, tls_config, tls_config_for};

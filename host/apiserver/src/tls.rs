@@ -70,6 +70,22 @@ pub fn tls_config(cert: &str, key: &str, client_ca: &str) -> Result<Arc<rustls::
     Serving::new(cert, key)?.config(client_ca)
 }
 
+/// The settings of a listener that talks to nobody but clients with a certificate of that authority.
+///
+/// # Errors
+/// As [`tls_config`].
+pub fn tls_config_for(cert: &str, key: &str, client_ca: &str) -> Result<Arc<rustls::ServerConfig>, TlsError> {
+    let mut roots = rustls::RootCertStore::empty();
+    for authority in certificates("client authority", client_ca)? {
+        roots.add(authority)?;
+    }
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let clients = rustls::server::WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider)
+        .build()
+        .map_err(|e| TlsError::Pem { what: "client authority", why: e.to_string() })?;
+    Serving::new(cert, key)?.listen(clients)
+}
+
 /// A server's certificate, which can be replaced while connections are served.
 #[derive(Clone)]
 pub struct Serving(Arc<ArcSwap<CertifiedKey>>);
@@ -98,11 +114,12 @@ impl Serving {
     /// # Errors
     /// When an authority is no certificate.
     pub fn config(&self, client_ca: &str) -> Result<Arc<rustls::ServerConfig>, TlsError> {
+        let algorithms = rustls::crypto::ring::default_provider().signature_verification_algorithms;
+        self.listen(Arc::new(Clients { hints: hints(client_ca)?, algorithms }))
+    }
+
+    fn listen(&self, clients: Arc<dyn ClientCertVerifier>) -> Result<Arc<rustls::ServerConfig>, TlsError> {
         let provider = Arc::new(rustls::crypto::ring::default_provider());
-        let clients = Arc::new(Clients {
-            hints: hints(client_ca)?,
-            algorithms: provider.signature_verification_algorithms,
-        });
         let mut config = rustls::ServerConfig::builder_with_provider(provider)
             .with_safe_default_protocol_versions()?
             .with_client_cert_verifier(clients)

@@ -147,7 +147,7 @@ impl Proxy {
         Ok(Running { balancer, stop })
     }
 
-    fn bind<S: Send>(&self, bind: impl Fn() -> io::Result<S> + Send) -> io::Result<S> {
+    fn bind<S: Send>(&self, bind: impl Fn() -> io::Result<S> + Send + Sync) -> io::Result<S> {
         let Some(place) = &self.place else { return bind() };
         let mut bound = None;
         place.enter(&mut || bound = Some(bind()));

@@ -120,7 +120,10 @@ impl Pods {
     /// Ends a pod of the node's own.
     pub(crate) fn end_static(&self, pod: &Pod) {
         let uid = pod.metadata.uid.as_deref().unwrap_or_default();
-        if let Some(entry) = self.inner.lock().get(uid) {
+        let mut inner = self.inner.lock();
+        if inner.get(uid).is_some_and(|entry| entry.handle.is_done()) {
+            inner.remove(uid);
+        } else if let Some(entry) = inner.get(uid) {
             entry.handle.tell(Wish::Pod(Arc::new(static_pods::ended(pod))));
         }
     }

@@ -50,7 +50,6 @@ fn annotation<'a>(pod: &'a Pod, name: &str) -> Option<&'a str> {
 
 /// Follows the directory until told to stop.
 pub(crate) async fn run(cx: Arc<Context>, pods: Arc<Pods>, dir: PathBuf, stop: CancellationToken) {
-    let mut known: HashMap<String, Pod> = HashMap::new();
     let mut said: BTreeMap<PathBuf, String> = BTreeMap::new();
     loop {
         let (from, node) = (dir.clone(), cx.node.clone());
@@ -60,18 +59,15 @@ pub(crate) async fn run(cx: Arc<Context>, pods: Arc<Pods>, dir: PathBuf, stop: C
                 tracing::warn!(file = %file.display(), error, "a manifest of a static pod is not usable");
             }
         }
-        for (uid, pod) in &known {
-            if !read.pods.contains_key(uid) {
-                pods.end_static(pod);
-            }
+        let running: Vec<Arc<Pod>> = pods.list().into_iter().filter(|p| is_static(p)).collect();
+        let uid = |pod: &Pod| pod.metadata.uid.clone().unwrap_or_default();
+        for pod in running.iter().filter(|p| !read.pods.contains_key(&uid(p))) {
+            pods.end_static(pod);
         }
-        for (uid, pod) in &read.pods {
-            if !known.contains_key(uid) {
+        for pod in read.pods.values() {
+            if !running.iter().any(|p| p.metadata.uid == pod.metadata.uid) {
                 pods.run_static(pod.clone());
             }
-        }
-        known = read.pods;
-        for pod in known.values() {
             if let Err(error) = mirror(&cx, pod).await {
                 tracing::debug!(%error, "cannot mirror a static pod");
             }

@@ -101,11 +101,6 @@ impl Containers {
         self.info.borrow().as_ref().map_or_else(|| "cri".into(), |i| i.name.clone())
     }
 
-    /// Whether containers can be started now.
-    pub(crate) fn is_ready(&self) -> bool {
-        self.info.borrow().as_ref().is_some_and(|i| i.trouble.is_none())
-    }
-
     fn pod_labels(&self, pod: &Pod) -> HashMap<String, String> {
         let meta = &pod.metadata;
         let part = |s: &Option<String>| s.clone().unwrap_or_default();

@@ -89,7 +89,7 @@ impl Containers {
         };
         let status = match seen {
             Seen::Gone => None,
-            Seen::Live | Seen::Ended => self.final_status(id).await,
+            Seen::Ended => self.final_status(id).await,
         };
         let Some(status) = status else {
             let message = "the container could not be located in the container runtime";

@@ -24,8 +24,6 @@ const AWAY: Duration = Duration::from_secs(1);
 /// What was seen of a container.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Seen {
-    /// It runs, or is about to.
-    Live,
     /// Its process has ended.
     Ended,
     /// The runtime does not know it.

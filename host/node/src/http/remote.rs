@@ -1,6 +1,6 @@
 //! The client's side of a command: streams of SPDY, or channels of a WebSocket.
 
-use std::{collections::HashMap, io, time::Duration};
+use std::{collections::HashMap, io, pin::Pin, time::Duration};
 
 use axum::{
     extract::Request,
@@ -21,7 +21,7 @@ use tokio_tungstenite::{
 };
 
 use super::{
-    command::{self, Local, Remote, Wants},
+    command::{self, Remote, Wants},
     exec::status,
     spdy::{self, Event, Reader},
 };
@@ -152,11 +152,14 @@ where
         }
     };
     let outward = async {
-        let status = run(&mut local, work(remote), async |output, bytes| {
-            let channel = if output == Stream::Stdout { STDOUT } else { STDERR };
-            send(&mut sink, channel, &bytes).await
-        })
-        .await?;
+        let mut pump = Pump::new(local.out, work(remote));
+        let status = loop {
+            match pump.next().await {
+                Step::Output(Stream::Stdout, bytes) => send(&mut sink, STDOUT, &bytes).await?,
+                Step::Output(Stream::Stderr, bytes) => send(&mut sink, STDERR, &bytes).await?,
+                Step::Done(status) => break status,
+            }
+        };
         send(&mut sink, STATUS, status.to_string().as_bytes()).await?;
         sink.close().await.map_err(io::Error::other)
     };
@@ -185,25 +188,39 @@ where
     sink.send(Message::Binary(message.into())).await.map_err(io::Error::other)
 }
 
-/// Passes output on until the work is done; its result.
-async fn run(
-    local: &mut Local,
-    work: impl Future<Output = Value>,
-    mut pass: impl AsyncFnMut(Stream, Bytes) -> io::Result<()>,
-) -> io::Result<Value> {
-    tokio::pin!(work);
-    let mut status = None;
-    loop {
-        tokio::select! {
-            piece = local.out.recv() => match piece {
-                Some((output, bytes)) => pass(output, bytes).await?,
-                // The work has let go of its end: it is done, and everything was passed on.
-                None => match status {
-                    Some(status) => return Ok(status),
-                    None => return Ok(work.await),
+/// What a command's work brings next.
+enum Step {
+    Output(Stream, Bytes),
+    Done(Value),
+}
+
+/// Does a command's work, piece by piece of its output.
+struct Pump<F> {
+    out: mpsc::Receiver<(Stream, Bytes)>,
+    work: Pin<Box<F>>,
+    status: Option<Value>,
+}
+
+impl<F: Future<Output = Value>> Pump<F> {
+    fn new(out: mpsc::Receiver<(Stream, Bytes)>, work: F) -> Self {
+        Self { out, work: Box::pin(work), status: None }
+    }
+
+    /// The next piece; the end comes after all of them.
+    async fn next(&mut self) -> Step {
+        loop {
+            tokio::select! {
+                piece = self.out.recv() => match (piece, self.status.take()) {
+                    (Some((output, bytes)), status) => {
+                        self.status = status;
+                        return Step::Output(output, bytes);
+                    }
+                    // The work has let go of its end: it is done, and everything was passed on.
+                    (None, Some(status)) => return Step::Done(status),
+                    (None, None) => return Step::Done(self.work.as_mut().await),
                 },
-            },
-            done = &mut work, if status.is_none() => status = Some(done),
+                done = self.work.as_mut(), if self.status.is_none() => self.status = Some(done),
+            }
         }
     }
 }
@@ -229,16 +246,23 @@ where
     let mut reader = Reader::new(reader);
     let (frames, frames_out) = mpsc::channel(command::QUEUE);
     let writing = write_frames(writer, frames_out);
-    let serving = async {
+    // It owns the frames' sender, so that writing ends when it is done.
+    let serving = async move {
         let opened = tokio::time::timeout(OPENING, open(&mut reader, wants, &frames)).await??;
         let (mut local, remote) = command::pair(wants.stdin);
         let inward = read_streams(&mut reader, &opened, local.stdin.take(), local.sizes.clone(), &frames);
         let outward = async {
-            let pass = async |output: Stream, bytes: Bytes| match opened.by_kind.get(output.name()) {
-                Some(id) => push(&frames, spdy::data(*id, &bytes, false)).await,
-                None => Ok(()),
+            let mut pump = Pump::new(local.out, work(remote));
+            let status = loop {
+                match pump.next().await {
+                    Step::Output(output, bytes) => {
+                        if let Some(id) = opened.by_kind.get(output.name()) {
+                            push(&frames, spdy::data(*id, &bytes, false)).await?;
+                        }
+                    }
+                    Step::Done(status) => break status,
+                }
             };
-            let status = run(&mut local, work(remote), pass).await?;
             for kind in ["stdout", "stderr"] {
                 if let Some(id) = opened.by_kind.get(kind) {
                     push(&frames, spdy::data(*id, &[], true)).await?;
@@ -257,11 +281,6 @@ where
             }
             done = &mut inward => done.and(Err(io::ErrorKind::ConnectionReset.into())),
         }
-    };
-    let serving = async {
-        let done = serving.await;
-        drop(frames);
-        done
     };
     let (written, served) = tokio::join!(writing, serving);
     served.and(written)

@@ -175,6 +175,10 @@ impl Worker {
             }
             let wake = self.step();
             if self.busy_until_gone() {
+                if static_pods::is_static(&self.pod) {
+                    // The API has only its mirror, whose end says nothing.
+                    return;
+                }
                 // Deleted in the API, freed here; a finalizer may keep the object for long.
                 if wishes.changed().await.is_err() {
                     return;

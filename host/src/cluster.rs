@@ -165,8 +165,8 @@ impl Cluster {
         cluster.serve_commands(&settings.data, kept);
         let apis = [Some(api_listener), inside].into_iter().flatten().collect();
         let writer = cluster.client_of("system:masters");
-        let (links, stop) = (cluster.links.clone(), cluster.stop.clone());
-        let measuring = metrics::start(writer.clone(), links, &pki, &callers, stop).await;
+        let stop = cluster.stop.clone();
+        let measuring = metrics::start(writer.clone(), links.clone(), &pki, &callers, stop).await;
         cluster.tasks.spawn(measuring.context("cannot announce metrics.k8s.io")?);
         let trusted = pki.ca_cert().to_owned();
         cluster.listen(&settings, (pki, authority), apis, registry_listener, images)?;

@@ -25,7 +25,6 @@ test-setup: ## what the tests need: programs, guests, Python clients
 	@tools/build-test-guests
 
 test: test-setup ## everything the tests need, then all tests
-	cargo build --locked --bin wasmk
 	cargo test --locked --workspace
 
 test-crashes: ## thousands of simulated crashes of the store; a failure names the seed that repeats it

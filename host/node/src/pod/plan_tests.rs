@@ -46,6 +46,7 @@ fn state(text: &str) -> PodState {
         match words[1] {
             "run" => {}
             "begin" => c.started = false,
+            "found" => c.orphan = true,
             "sick" => c.unhealthy = Some("Liveness probe failed".into()),
             "start" => c.phase = Phase::Starting,
             "stop" => c.phase = Phase::Stopping { since: at(0), deadline: at(number(2)), killed: false },
@@ -80,6 +81,7 @@ fn show(plan: &Plan) -> String {
         .map(|a| match a {
             Action::Setup => "setup".into(),
             Action::Start(c) => format!("start {c}"),
+            Action::Adopt(c) => format!("adopt {c}"),
             Action::Stop { container, grace, .. } => format!("stop {container} {}", grace.as_secs()),
             Action::Kill(c) => format!("kill {c}"),
             Action::Fail { reason, .. } => format!("fail {reason}"),
@@ -109,6 +111,12 @@ fn starts_in_order() {
     check("Always", "side s, a", "s begin", "");
     check("Always", "side s, a", "s run", "start a");
     check("Always", "side s, a", "s end 1 @5, a run", "start s");
+}
+
+#[test]
+fn what_was_found_running_is_adopted() {
+    check("Always", "a, b", "a found, b run", "adopt a");
+    check("Never", "side s, a", "s found, a found", "adopt s, adopt a");
 }
 
 #[test]

@@ -1,7 +1,7 @@
 use serde_json::json;
 
 use super::{
-    super::super::env::tests::{Fixed, place},
+    super::env::tests::{Fixed, place},
     *,
 };
 

@@ -98,43 +98,6 @@ fn api_of(client: &Client, object: &Value) -> (Api<DynamicObject>, String) {
 /// What controllers do beyond what the roles of Kubernetes' own allow: these write whole objects where ours patch a
 /// part. Account, API group, resources, verb.
 const CONTROLLERS: [(&str, &str, &[&str], &str); 9] = [
-    ("deployment-controller", "apps", &["deployments"], "patch"),
-    ("statefulset-controller", "", &["persistentvolumeclaims"], "patch"),
-    ("pvc-protection-controller", "", &["persistentvolumeclaims"], "patch"),
-    ("pv-protection-controller", "", &["persistentvolumes"], "patch"),
-    (
-        "persistent-volume-binder",
-        "",
-        &[
-            "persistentvolumes",
-            "persistentvolumes/status",
-            "persistentvolumeclaims",
-            "persistentvolumeclaims/status",
-        ],
-        "patch",
-    ),
-    ("daemon-set-controller", "", &["pods"], "get"),
-    ("replicaset-controller", "", &["pods"], "get"),
-    ("replication-controller", "", &["pods"], "get"),
-    ("job-controller", "", &["pods"], "get"),
-];
-
-/// The roles of [`CONTROLLERS`] with their bindings.
-fn controllers() -> Vec<Value> {
-    let mut all = Vec::new();
-    for (account, group, resources, verb) in CONTROLLERS {
-        let name = format!("wasmk:controller:{account}");
-        let rule = json!({"apiGroups": [group], "resources": resources, "verbs": [verb]});
-        all.push(cluster_role(&name, json!([rule])));
-        let subject = json!([{"kind": "ServiceAccount", "name": account, "namespace": "kube-system"}]);
-        all.push(binding(&name, &name, subject));
-    }
-    all
-}
-
-/// What controllers do beyond what the roles of Kubernetes' own allow: these write whole objects where ours patch a
-/// part. Account, API group, resources, verb.
-const CONTROLLERS: [(&str, &str, &[&str], &str); 9] = [
     ("deployment-controller", "apps", &["deployments/status"], "patch"),
     ("statefulset-controller", "", &["persistentvolumeclaims"], "patch"),
     ("pvc-protection-controller", "", &["persistentvolumeclaims"], "patch"),

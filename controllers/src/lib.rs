@@ -47,7 +47,9 @@ mod ttl;
 mod volume_binder;
 mod volume_protection;
 
-pub use base::{Accounts, Clock, Context, Discovery, Error, Informers, Recorder, Result, Settings};
+pub use base::{
+    Accounts, Clock, Context, Discovery, Error, Informers, LoadBalancer, Recorder, Result, Settings,
+};
 
 /// One controller.
 pub struct Entry {

@@ -1,6 +1,8 @@
 //! Objects that every cluster of ours has: Knative's kinds, its controller's rights, where clients
 //! find registry and gateway, and what a joining node may read.
 
+use std::net::{Ipv4Addr, SocketAddr};
+
 use anyhow::{Context, Result};
 use kube::{
     Api, Client,
@@ -23,6 +25,30 @@ pub(crate) async fn write(client: &Client, running: &Running, ca: &str) -> Resul
         apply(client, &object).await?;
     }
     Ok(())
+}
+
+/// The service of the cluster's DNS server at its address, with the server as its one endpoint.
+///
+/// # Errors
+/// When the API refuses an object, for instance because another service has the address.
+pub(crate) async fn write_dns(client: &Client, address: Ipv4Addr, server: SocketAddr) -> Result<()> {
+    let ports = |port: u16| json!([{"name": "dns", "port": port, "protocol": "UDP"}, {"name": "dns-tcp", "port": port, "protocol": "TCP"}]);
+    let service = json!({
+        "apiVersion": "v1", "kind": "Service",
+        "metadata": {"name": "kube-dns", "namespace": "kube-system", "labels": {
+            "k8s-app": "kube-dns", "kubernetes.io/cluster-service": "true", "kubernetes.io/name": "CoreDNS",
+        }},
+        "spec": {"clusterIP": address, "ports": ports(53)},
+    });
+    let slice = json!({
+        "apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice",
+        "metadata": {"name": "kube-dns", "namespace": "kube-system", "labels": {"kubernetes.io/service-name": "kube-dns"}},
+        "addressType": "IPv4",
+        "endpoints": [{"addresses": [server.ip()], "conditions": {"ready": true}}],
+        "ports": ports(server.port()),
+    });
+    apply(client, &service).await?;
+    apply(client, &slice).await
 }
 
 async fn apply(client: &Client, object: &Value) -> Result<()> {
@@ -95,6 +121,39 @@ fn objects(running: &Running, ca: &str) -> Vec<Value> {
                 {"apiGroups": [""], "resources": ["events"], "verbs": ["create", "patch"]},
             ]),
         ),
+        json!({"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": "coredns", "namespace": "kube-system"}}),
+        cluster_role(
+            "system:coredns",
+            json!([
+                {"apiGroups": [""], "resources": ["services"], "verbs": ["list", "watch"]},
+                {"apiGroups": ["discovery.k8s.io"], "resources": ["endpointslices"], "verbs": ["list", "watch"]},
+            ]),
+        ),
+        binding(
+            "system:coredns",
+            "system:coredns",
+            json!([{"kind": "ServiceAccount", "name": "coredns", "namespace": "kube-system"}]),
+        ),
+        json!({"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": "ingress", "namespace": "kube-system"}}),
+        cluster_role(
+            "wasmk:ingress",
+            json!([
+                {"apiGroups": [""], "resources": ["services"], "verbs": ["list", "watch"]},
+                {"apiGroups": ["discovery.k8s.io"], "resources": ["endpointslices"], "verbs": ["list", "watch"]},
+                {"apiGroups": ["networking.k8s.io"], "resources": ["ingresses"], "verbs": ["list", "watch"]},
+                {"apiGroups": ["networking.k8s.io"], "resources": ["ingresses/status"], "verbs": ["patch"]},
+            ]),
+        ),
+        binding(
+            "wasmk:ingress",
+            "wasmk:ingress",
+            json!([{"kind": "ServiceAccount", "name": "ingress", "namespace": "kube-system"}]),
+        ),
+        json!({
+            "apiVersion": "networking.k8s.io/v1", "kind": "IngressClass",
+            "metadata": {"name": wasmk_net::ingress::table::CLASS},
+            "spec": {"controller": "wasmk.dev/ingress"},
+        }),
         binding("knative-serving-controller", "knative-serving-controller", controller),
         // Every agent is its own service proxy.
         binding("wasmk:node-proxier", "system:node-proxier", group("system:nodes")),

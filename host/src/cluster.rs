@@ -12,8 +12,8 @@ use tokio::{
     sync::{mpsc, watch},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
-use wasmk_apiserver::{ApiServer, Config, FrontProxy, RequestHeader, Serving};
-use wasmk_controllers::{Accounts, Clock, Context as Controllers, scheduler};
+use wasmk_apiserver::{ApiServer, Config, FrontProxy, RequestHeader, ServiceRange, Serving};
+use wasmk_controllers::{Accounts, Clock, Context as Controllers, LoadBalancer, scheduler};
 use wasmk_functions::{Executor, Functions};
 use wasmk_node::Node;
 use wasmk_registry::Storage;
@@ -32,8 +32,10 @@ use crate::{
 
 /// The name the API has towards servers of aggregated APIs.
 const FRONT_PROXY: &str = "front-proxy-client";
-/// The first address of the range that services get theirs from: the API's own.
-const API_SERVICE: &str = "127.43.0.1";
+/// Which address of the services' range the DNS server has, as everywhere.
+const DNS_SERVICE: u32 = 10;
+/// Where the system says who answers names outside the cluster.
+const RESOLV_CONF: &str = "/etc/resolv.conf";
 
 /// Longest time for pods to end when everything stops.
 const STOP: Duration = Duration::from_secs(30);
@@ -49,6 +51,8 @@ pub struct Settings {
     pub gateway: SocketAddr,
     /// Where the registry listens.
     pub registry: SocketAddr,
+    /// Where Ingresses are served, if that can be listened on.
+    pub ingress: SocketAddr,
     /// More names for the API's certificate.
     pub names: Vec<String>,
     /// The name of the node in this process; none for no node.
@@ -63,6 +67,10 @@ pub struct Settings {
     pub pod_range: String,
     /// Who may use the API.
     pub access: Access,
+    /// Where services get their addresses from.
+    pub service_range: ServiceRange,
+    /// The first and last port that services get on nodes.
+    pub node_ports: (u16, u16),
 }
 
 /// A running cluster.
@@ -90,15 +98,21 @@ impl Cluster {
         let api_listener = bind(settings.api, "the API", "--api-addr").await?;
         let gateway_listener = bind(settings.gateway, "the gateway", "--gateway-addr").await?;
         let registry_listener = bind(settings.registry, "the registry", "--registry-addr").await?;
+        let ingress_listener = TcpListener::bind(settings.ingress).await;
+        if let Err(error) = &ingress_listener {
+            tracing::warn!(address = %settings.ingress, %error, "ingresses are not served; choose another address with --ingress-addr");
+        }
         let running = Running {
             pid: std::process::id(),
             api: api_listener.local_addr()?,
             gateway: gateway_listener.local_addr()?,
             registry: registry_listener.local_addr()?,
+            ingress: ingress_listener.as_ref().ok().and_then(|l| l.local_addr().ok()),
             node: settings.node.clone(),
         };
         renewal::write_kubeconfig(&settings.data, &pki, running.api)?;
         let (authority, signer) = watch::channel(Authority::of(&pki)?);
+        let inside = inside_listener(&settings.pod_range, running.api).await;
 
         let Opened { store, kept, embedded } = settings.store.open(&settings.data.join("store")).await?;
         let images = Storage::open(settings.data.join("registry"), Default::default()).await;
@@ -116,7 +130,10 @@ impl Cluster {
             ca: proxies.ca_cert().into(),
         };
         config.request_header = Some(RequestHeader::of(proxies.ca_cert()));
-        config.advertise_address = running.api.ip();
+        config.service_range = settings.service_range;
+        config.node_ports = settings.node_ports;
+        let inside_address = inside.as_ref().and_then(|l| l.local_addr().ok());
+        config.advertise_address = inside_address.unwrap_or(running.api).ip();
         config.advertise_port = running.api.port();
         settings.access.apply(&mut config);
         let api = ApiServer::start(config).await.context("the API cannot start")?;
@@ -138,7 +155,8 @@ impl Cluster {
         };
         cluster.serve_commands(&settings.data, kept);
         let trusted = pki.ca_cert().to_owned();
-        cluster.listen(&settings, (pki, authority), api_listener, registry_listener, images)?;
+        let apis = [Some(api_listener), inside].into_iter().flatten().collect();
+        cluster.listen(&settings, (pki, authority), apis, registry_listener, images)?;
         bootstrap::write(
             &cluster.api.client("system:apiserver", &["system:masters"]),
             &cluster.running,
@@ -147,6 +165,12 @@ impl Cluster {
         .await
         .context("cannot write what every cluster has")?;
         cluster.control(&settings, signer, failed);
+        if let Ok(listener) = ingress_listener {
+            cluster.start_ingress(listener);
+        }
+        if let Err(error) = cluster.start_dns(&settings).await {
+            tracing::warn!(error = format!("{error:#}"), "the cluster has no DNS server");
+        }
         if let Some(name) = &settings.node {
             cluster.node = Some(start_node(&cluster.api, name, &settings.data, &links).await?);
         }
@@ -202,14 +226,16 @@ impl Cluster {
         &self,
         settings: &Settings,
         (pki, authority): (Pki, watch::Sender<Authority>),
-        api: TcpListener,
+        apis: Vec<TcpListener>,
         registry: TcpListener,
         images: Storage,
     ) -> Result<()> {
         let mut names = settings.names.clone();
-        names.push(self.running.api.ip().to_string());
+        for api in &apis {
+            names.push(api.local_addr()?.ip().to_string());
+        }
         let host = nix::unistd::gethostname()?.to_string_lossy().into_owned();
-        let names = server_names(&host, API_SERVICE.parse()?, &names);
+        let names = server_names(&host, settings.service_range.at(1).into(), &names);
         let leaf = renewal::serving_leaf(&pki, &names)?;
         let serving = Serving::new(&leaf.cert, &leaf.key)?;
         let tls = serving.config(pki.ca_cert())?;
@@ -226,7 +252,10 @@ impl Cluster {
         };
         self.tasks.spawn(renewal.run(self.stop.clone()));
         let router = self.links.mounted_on(&self.api);
-        self.tasks.spawn(wasmk_apiserver::serve_tls(api, tls, router, self.stop.clone()));
+        for api in apis {
+            let serve = wasmk_apiserver::serve_tls(api, tls.clone(), router.clone(), self.stop.clone());
+            self.tasks.spawn(serve);
+        }
         let (router, stop) = (wasmk_registry::router(images), self.stop.clone());
         self.tasks.spawn(async move {
             let served = axum::serve(registry, router).with_graceful_shutdown(stop.cancelled_owned());
@@ -245,6 +274,7 @@ impl Cluster {
             enabled: settings.controllers.clone(),
             volume_root: settings.data.join("volumes").display().to_string(),
             cluster_cidr: settings.pod_range.clone(),
+            load_balancer: LoadBalancer::ClusterIp,
             ..Default::default()
         };
         let client = self.client("system:kube-controller-manager");
@@ -265,6 +295,31 @@ impl Cluster {
                 let _ = failed.send(why).await;
             }
         });
+    }
+
+    /// Leads HTTP from outside to pods as Ingresses say.
+    fn start_ingress(&self, listener: TcpListener) {
+        let client = self.client("system:serviceaccount:kube-system:ingress");
+        let (view, keep) = wasmk_net::View::new(client.clone());
+        let (watching, serving) = (self.stop.clone(), self.stop.clone());
+        self.tasks.spawn(async move { watching.run_until_cancelled(keep).await });
+        self.tasks.spawn(wasmk_net::ingress::run(client, view, listener, serving));
+    }
+
+    /// Answers names on the last address of the pods' range, behind the service `kube-dns` at its usual place.
+    async fn start_dns(&self, settings: &Settings) -> Result<()> {
+        let last = wasmk_net::last_address(&settings.pod_range).context("the pods' range is none")?;
+        let udp = wasmk_net::bind::udp(SocketAddr::from((last, 0)), false)?;
+        let server = udp.local_addr()?;
+        let tcp = TcpListener::bind(server).await?;
+        let user = "system:serviceaccount:kube-system:coredns";
+        let (view, keep) = wasmk_net::View::new(self.client(user));
+        let upstream = wasmk_net::dns::servers(&std::fs::read_to_string(RESOLV_CONF).unwrap_or_default());
+        let (watching, answering) = (self.stop.clone(), self.stop.clone());
+        self.tasks.spawn(async move { watching.run_until_cancelled(keep).await });
+        self.tasks.spawn(wasmk_net::dns::serve(view, udp, tcp, upstream, answering));
+        let writer = self.api.client("system:apiserver", &["system:masters"]);
+        bootstrap::write_dns(&writer, settings.service_range.at(DNS_SERVICE), server).await
     }
 
     fn client(&self, user: &str) -> Client {
@@ -323,6 +378,24 @@ async fn control(
         }
         until.cancel();
         run.await?;
+    }
+}
+
+/// The API once more, where pods find it when it only listens on loopback: an endpoint of a service cannot
+/// be 127.0.0.1, so it gets the last address of the pods' range, which no pod has. `None` when it is not needed, or
+/// not to be had; the service `kubernetes` then has no endpoints.
+async fn inside_listener(pod_range: &str, api: SocketAddr) -> Option<TcpListener> {
+    if !api.ip().is_loopback() {
+        return None;
+    }
+    let last = wasmk_net::last_address(pod_range)?;
+    let address = SocketAddr::from((last, api.port()));
+    match TcpListener::bind(address).await {
+        Ok(listener) => Some(listener),
+        Err(error) => {
+            tracing::warn!(%address, %error, "pods cannot reach the API by its service");
+            None
+        }
     }
 }
 

@@ -4,4 +4,5 @@
 //! (`package::test_name`), or `not yet`.
 
 pub mod ledger;
+pub mod place;
 pub mod program;

@@ -43,6 +43,11 @@ impl PodRange {
     fn cidr(&self) -> String {
         format!("127.42.{}.0/22", self.third)
     }
+
+    /// A part of the services' addresses to go with it.
+    fn services(&self) -> String {
+        format!("127.43.{}.0/22", self.third)
+    }
 }
 
 impl Program {
@@ -65,8 +70,15 @@ impl Program {
         let log = std::fs::File::create(dir.path().join("up.log")).expect("a log file");
         let child = Command::new(binary())
             .args(["up", "--api-addr", "127.0.0.1:0", "--gateway-addr", "127.0.0.1:0"])
-            .args(["--registry-addr", "127.0.0.1:0", "--node-name", "node-a"])
-            .args(["--pod-cidr", &range.cidr(), "--data-dir"])
+            .args([
+                "--registry-addr",
+                "127.0.0.1:0",
+                "--ingress-addr",
+                "127.0.0.1:0",
+                "--node-name",
+                "node-a",
+            ])
+            .args(["--pod-cidr", &range.cidr(), "--service-cidr", &range.services(), "--data-dir"])
             .arg(dir.path().join("data"))
             .args(flags)
             .stdin(Stdio::null())
@@ -96,6 +108,12 @@ impl Program {
         panic!("wasmk up was not ready in time:\n{}", self.log());
     }
 
+    /// How the first addresses of its services begin: `127.43.8.`.
+    pub fn service_prefix(&self) -> String {
+        let third = self.range.as_ref().map(|range| range.third).unwrap_or_default();
+        format!("127.43.{third}.")
+    }
+
     /// What `wasmk up` printed.
     pub fn log(&self) -> String {
         std::fs::read_to_string(self.dir.path().join("up.log")).unwrap_or_default()
@@ -116,7 +134,7 @@ impl Program {
         format!("{}/kubeconfig", self.data_dir())
     }
 
-    /// The address in `wasmk status -o json` under that key (`api`, `gateway`, `registry`).
+    /// The address in `wasmk status -o json` under that key (`api`, `gateway`, `registry`, `ingress`).
     pub fn address(&self, of: &str) -> SocketAddr {
         let url = self.status[of].as_str().expect("an address");
         url.split_once("://").expect("a URL").1.parse().expect("an address and a port")
@@ -280,7 +298,7 @@ fn succeeded(program: &str, args: &[&str], out: &Output) -> String {
 }
 
 /// Where Rust is for `fn build`, which the test's own home directory would hide.
-fn toolchain() -> impl Iterator<Item = (&'static str, OsString)> {
+pub(crate) fn toolchain() -> impl Iterator<Item = (&'static str, OsString)> {
     let home = std::env::var_os("HOME").unwrap_or_default();
     [("RUSTUP_HOME", ".rustup"), ("CARGO_HOME", ".cargo")].into_iter().map(move |(name, folder)| {
         let usual = || Path::new(&home).join(folder).into_os_string();

@@ -45,8 +45,20 @@ pub struct Settings {
     pub terminated_pod_threshold: usize,
     /// Directory below which the built-in provisioner makes volumes. Empty: none are made.
     pub volume_root: String,
-    /// Address (or name) at which services of type LoadBalancer answer. Empty: they get none here.
-    pub load_balancer_address: String,
+    /// Where services of type LoadBalancer answer.
+    pub load_balancer: LoadBalancer,
+}
+
+/// The address that services of type LoadBalancer get.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum LoadBalancer {
+    /// None: somebody else gives them one.
+    #[default]
+    Nobody,
+    /// The service's own ClusterIP, where that can be reached from outside the pods as well.
+    ClusterIp,
+    /// This address or name, where every service port answers.
+    At(String),
 }
 
 impl Default for Settings {
@@ -64,7 +76,7 @@ impl Default for Settings {
             token_key_pem: String::new(),
             terminated_pod_threshold: 12_500,
             volume_root: String::new(),
-            load_balancer_address: String::new(),
+            load_balancer: LoadBalancer::Nobody,
         }
     }
 }

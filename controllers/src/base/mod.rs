@@ -20,7 +20,7 @@ mod watched;
 
 pub use claim::{Claim, Claimed};
 pub use clock::Clock;
-pub use context::{Accounts, Context, Next, Settings};
+pub use context::{Accounts, Context, LoadBalancer, Next, Settings};
 pub use discovery::{Discovery, Served};
 pub use error::{Error, Result};
 pub use events::{Kind as EventKind, Recorder};

@@ -145,7 +145,8 @@ impl Roller {
         }
         if let Some(revision) = plan.revision.as_ref().filter(|_| !matches!(created, Created::Refused(_))) {
             let patch = json!({"metadata": {"annotations": {REVISION: revision}}});
-            self.cx.patch(&**deployment, patch).await?;
+            // By way of the status: an annotation written to the object itself would be a new generation.
+            self.cx.patch_sub(&**deployment, "status", patch).await?;
         }
         Ok(created)
     }

@@ -4,9 +4,13 @@
 //! - [`proxy`] listens on service addresses and passes connections on to ready endpoints;
 //!   [`plan`] says, without any I/O, which listeners and backends there should be.
 //! - [`tunnel`] carries streams to an agent over the one connection that the agent opened.
+//! - [`dns`] answers the same names to programs that ask by the protocol.
+//! - [`ingress`] leads HTTP from outside to pods, by host and path.
 //! - [`View`] keeps Services and EndpointSlices at hand; [`names`] resolves cluster names with it.
 
 pub mod bind;
+pub mod dns;
+pub mod ingress;
 pub mod names;
 pub mod plan;
 mod pool;
@@ -14,5 +18,5 @@ pub mod proxy;
 pub mod tunnel;
 mod view;
 
-pub use pool::{AddressPool, PoolError};
+pub use pool::{AddressPool, PoolError, last_address};
 pub use view::View;

@@ -114,7 +114,11 @@ fn add_service(service: &Service, slices: &[&EndpointSlice], node: &str, name: &
 
 /// The endpoints of a service port: those that are ready, else those that still serve while
 /// they end.
-fn endpoints(slices: &[&EndpointSlice], port: &ServicePort, node: Option<&str>) -> Vec<SocketAddr> {
+pub(crate) fn endpoints(
+    slices: &[&EndpointSlice],
+    port: &ServicePort,
+    node: Option<&str>,
+) -> Vec<SocketAddr> {
     let (mut ready, mut ending) = (Vec::new(), Vec::new());
     for slice in slices {
         let Some(number) = slice_port(slice, port) else { continue };

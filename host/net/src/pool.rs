@@ -40,15 +40,7 @@ impl AddressPool {
     /// # Errors
     /// When the range cannot be read or holds less than four addresses.
     pub fn new(cidr: &str) -> Result<Self, PoolError> {
-        let bad = || PoolError::Range(cidr.into());
-        let (base, bits) = cidr.split_once('/').ok_or_else(bad)?;
-        let base: Ipv4Addr = base.parse().map_err(|_| bad())?;
-        let bits: u32 = bits.parse().map_err(|_| bad())?;
-        if !(8..=30).contains(&bits) {
-            return Err(bad());
-        }
-        let count = 1_u32 << (32 - bits);
-        let network = u32::from(base) & !(count - 1);
+        let (network, count) = range(cidr).ok_or_else(|| PoolError::Range(cidr.into()))?;
         Ok(Self { first: network + 1, size: count - 2, inner: Mutex::default() })
     }
 
@@ -108,6 +100,20 @@ impl AddressPool {
     }
 }
 
+/// The first address of a range and how many it has.
+fn range(cidr: &str) -> Option<(u32, u32)> {
+    let (base, bits) = cidr.split_once('/')?;
+    let base: Ipv4Addr = base.parse().ok()?;
+    let bits: u32 = bits.parse().ok().filter(|bits| (8..=30).contains(bits))?;
+    let count = 1_u32 << (32 - bits);
+    Some((u32::from(base) & !(count - 1), count))
+}
+
+/// The last address of a range, which a pool of it does not give to anyone; `None` when it is no range.
+pub fn last_address(cidr: &str) -> Option<Ipv4Addr> {
+    range(cidr).map(|(network, count)| Ipv4Addr::from(network + (count - 1)))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -142,6 +148,15 @@ mod tests {
     fn ranges_that_are_none() {
         for text in ["", "127.42.0.0", "127.42.0.0/31", "127.42.0.0/x", "::1/64", "127.42.0.0/7"] {
             assert!(AddressPool::new(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn the_last_address_is_nobodys() {
+        for (cidr, last) in
+            [("127.42.4.0/22", Some("127.42.7.255")), ("127.42.0.0/16", Some("127.42.255.255")), ("x", None)]
+        {
+            assert_eq!(last_address(cidr).map(|a| a.to_string()).as_deref(), last, "{cidr}");
         }
     }
 }

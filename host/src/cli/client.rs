@@ -6,7 +6,7 @@ use anyhow::{Context as _, Result};
 use clap::Args;
 use kube::{
     Client, Config,
-    config::{KubeConfigOptions, Kubeconfig},
+    config::{AuthInfo, KubeConfigOptions, Kubeconfig},
 };
 
 use super::{hint::WithHint, output::Output};
@@ -23,6 +23,38 @@ pub(super) struct Global {
     /// The namespace to act in
     #[arg(short, long, global = true, value_name = "NAME", help_heading = "Cluster")]
     namespace: Option<String>,
+    /// The cluster of the kubeconfig to use
+    #[arg(long, global = true, value_name = "NAME", help_heading = "Cluster")]
+    cluster: Option<String>,
+    /// The user of the kubeconfig to use
+    #[arg(long, global = true, value_name = "NAME", help_heading = "Cluster")]
+    user: Option<String>,
+    /// The API server's address
+    #[arg(short, long, global = true, value_name = "URL", help_heading = "Cluster")]
+    server: Option<String>,
+    /// Do not check the server's certificate
+    #[arg(long, global = true, num_args = 0..=1, default_value_t = false, default_missing_value = "true", require_equals = true, hide_default_value = true, hide_possible_values = true, value_name = "BOOL", action = clap::ArgAction::Set, help_heading = "Cluster")]
+    insecure_skip_tls_verify: bool,
+    /// A bearer token, in place of the user's credentials
+    #[arg(long, global = true, value_name = "TOKEN", help_heading = "Cluster")]
+    token: Option<String>,
+    /// Act as that user
+    #[arg(long = "as", global = true, value_name = "USER", help_heading = "Cluster")]
+    act_as: Option<String>,
+    /// Act as a member of that group; may be repeated
+    #[arg(long, global = true, value_name = "GROUP", help_heading = "Cluster")]
+    as_group: Vec<String>,
+}
+
+/// The flags that say which cluster, as they were given.
+#[derive(Clone, Debug)]
+pub(super) struct Chosen {
+    pub(super) cluster: Option<String>,
+    pub(super) user: Option<String>,
+    pub(super) namespace: Option<String>,
+    pub(super) server: Option<String>,
+    pub(super) token: Option<String>,
+    pub(super) insecure: bool,
 }
 
 /// The command's surroundings: the chosen cluster and the output.
@@ -43,9 +75,27 @@ impl Context {
         self.global.namespace.as_deref()
     }
 
+    /// The same without `--user`, where that word means something else.
+    pub(super) fn as_own_user(&self) -> Self {
+        Self { global: Global { user: None, ..self.global.clone() }, out: Output::default() }
+    }
+
+    /// The flags that say which cluster.
+    pub(super) fn chosen(&self) -> Chosen {
+        let global = self.global.clone();
+        Chosen {
+            cluster: global.cluster,
+            user: global.user,
+            namespace: global.namespace,
+            server: global.server,
+            token: global.token,
+            insecure: global.insecure_skip_tls_verify,
+        }
+    }
+
     /// The kubeconfig to read: `--kubeconfig`, `KUBECONFIG`, `~/.kube/config` when it is there, else
     /// the one that `wasmk up` keeps in the default data directory.
-    fn kubeconfig(&self) -> PathBuf {
+    pub(super) fn kubeconfig(&self) -> PathBuf {
         if let Some(path) = &self.global.kubeconfig {
             return path.clone();
         }
@@ -58,22 +108,59 @@ impl Context {
     /// # Errors
     /// When there is no such kubeconfig or context, or a certificate in it cannot be read.
     pub async fn client(&self) -> Result<Client> {
-        let config = self.config(&self.kubeconfig()).await?;
-        Ok(Client::try_from(config)?)
+        Ok(Client::try_from(self.kube_config().await?)?)
+    }
+
+    /// How the chosen cluster is reached. Inside a pod, without any kubeconfig, as its service account.
+    ///
+    /// # Errors
+    /// As those of [`Context::client`].
+    pub(super) async fn kube_config(&self) -> Result<Config> {
+        let path = self.kubeconfig();
+        if !path.exists()
+            && self.global.kubeconfig.is_none()
+            && let Ok(config) = Config::incluster()
+        {
+            return self.overridden(config);
+        }
+        let config = self.config(&path).await?;
+        self.overridden(config)
+    }
+
+    /// With what the flags say for this command alone.
+    fn overridden(&self, mut config: Config) -> Result<Config> {
+        let global = &self.global;
+        if let Some(server) = &global.server {
+            config.cluster_url = server.parse().with_context(|| format!("--server {server} is not a URL"))?;
+        }
+        if global.insecure_skip_tls_verify {
+            config.accept_invalid_certs = true;
+        }
+        if let Some(token) = &global.token {
+            config.auth_info = AuthInfo { token: Some(token.clone().into()), ..AuthInfo::default() };
+        }
+        if global.act_as.is_some() {
+            config.auth_info.impersonate.clone_from(&global.act_as);
+            config.auth_info.impersonate_groups = Some(global.as_group.clone()).filter(|g| !g.is_empty());
+        }
+        if let Some(namespace) = &global.namespace {
+            config.default_namespace.clone_from(namespace);
+        }
+        Ok(config)
     }
 
     async fn config(&self, path: &Path) -> Result<Config> {
         let kubeconfig = Kubeconfig::read_from(path)
             .with_context(|| format!("cannot read the kubeconfig {}", path.display()))
             .hint(|| "start a cluster with `wasmk up`, or name a kubeconfig with --kubeconfig".into())?;
-        let options = KubeConfigOptions { context: self.global.context.clone(), ..Default::default() };
-        let mut config = Config::from_custom_kubeconfig(kubeconfig, &options)
+        let options = KubeConfigOptions {
+            context: self.global.context.clone(),
+            cluster: self.global.cluster.clone(),
+            user: self.global.user.clone(),
+        };
+        Config::from_custom_kubeconfig(kubeconfig, &options)
             .await
-            .with_context(|| format!("cannot use the kubeconfig {}", path.display()))?;
-        if let Some(namespace) = &self.global.namespace {
-            config.default_namespace = namespace.clone();
-        }
-        Ok(config)
+            .with_context(|| format!("cannot use the kubeconfig {}", path.display()))
     }
 }
 

@@ -41,6 +41,9 @@ pub(super) struct Args {
     /// Seconds given to pods to end
     #[arg(long, value_name = "SECONDS")]
     grace_period: Option<i64>,
+    /// As good as at once: a second for pods to end
+    #[arg(long, conflicts_with = "grace_period")]
+    now: bool,
     /// Do not wait for pods to end (with --grace-period=0)
     #[arg(long)]
     force: bool,
@@ -147,6 +150,7 @@ fn options(args: &Args) -> Value {
     };
     options.insert("propagationPolicy".into(), policy.into());
     let grace = if args.force { Some(args.grace_period.unwrap_or(0)) } else { args.grace_period };
+    let grace = if args.now { Some(1) } else { grace };
     if let Some(seconds) = grace.filter(|s| *s >= 0) {
         options.insert("gracePeriodSeconds".into(), json!(seconds));
     }

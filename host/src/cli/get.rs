@@ -1,4 +1,4 @@
-//! `wasmk get`: objects as tables, YAML, JSON or names; `-w` goes on with every change.
+//! `wasmk get`: objects as tables, or whole in any form of `-o`; `-w` goes on with every change.
 
 use anyhow::{Result, anyhow, bail};
 use futures::TryStreamExt;
@@ -9,6 +9,9 @@ use tokio_util::{codec, io::StreamReader};
 use super::{
     Context, Exit,
     api::{Api, TABLE, is_not_found},
+    format::Format,
+    jsonpath::Template,
+    manifests,
     resources::Resources,
     selection::{self, Selection, with_query},
     table::Table,
@@ -22,7 +25,7 @@ const MAX_EVENT: usize = 8 << 20;
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
     /// TYPE[,TYPE] [NAME...], TYPE/NAME..., or `all`
-    #[arg(value_name = "TYPE", required_unless_present = "raw")]
+    #[arg(value_name = "TYPE", required_unless_present_any = ["raw", "filename"])]
     words: Vec<String>,
     /// Over all namespaces
     #[arg(short = 'A', long)]
@@ -33,9 +36,24 @@ pub(super) struct Args {
     /// Only objects with these field values
     #[arg(long, value_name = "SELECTOR")]
     field_selector: Option<String>,
-    /// wide, yaml, json or name
+    /// wide, yaml, json, name, jsonpath=..., custom-columns=..., go-template=... (fields and ranges)
     #[arg(short, long, value_name = "FORMAT")]
     output: Option<String>,
+    /// The template of `-o jsonpath` and `-o go-template`
+    #[arg(long)]
+    template: Option<String>,
+    /// In the order of what is at that path
+    #[arg(long, value_name = "PATH")]
+    sort_by: Option<String>,
+    /// Without what belongs to this cluster: uid, namespace, status and the like
+    #[arg(long)]
+    export: bool,
+    /// Also what has ended; it is always shown
+    #[arg(short = 'a', long, hide = true)]
+    show_all: bool,
+    /// The objects of a file, a directory of files, or `-`; may be repeated
+    #[arg(short, long, value_name = "FILE")]
+    filename: Vec<String>,
     /// Go on and print every change
     #[arg(short, long)]
     watch: bool,
@@ -60,19 +78,22 @@ pub(super) async fn run(args: Args, cx: &Context) -> Result<Exit> {
         return Ok(Exit::Done);
     }
     let resources = Resources::discover(&api).await?;
-    let selections = selection::read(&resources, &args.words)?;
+    let words =
+        if args.filename.is_empty() { args.words.clone() } else { of_files(&resources, &args.filename)? };
+    let selections = selection::read(&resources, &words)?;
     let get = Get { api: &api, args: &args, cx };
-    match args.output.as_deref() {
-        None | Some("wide") => get.tables(&selections).await,
-        Some("name") => get.names(&selections).await,
-        Some("json") => {
-            get.whole(&selections, |v| Ok(format!("{}\n", serde_json::to_string_pretty(v)?))).await
-        }
-        Some("yaml") => get.whole(&selections, |v| Ok(serde_yaml::to_string(v)?)).await,
-        Some(other) => bail!(
-            "unable to match a printer suitable for the output format \"{other}\", allowed formats are: json,name,wide,yaml"
-        ),
+    match Format::parse(args.output.as_deref(), args.template.as_deref())? {
+        None => get.tables(&selections).await,
+        Some(_) if args.watch => get.watch_whole(&selections).await,
+        Some(Format::Name) => get.names(&selections).await,
+        Some(format) => get.whole(&selections, &format).await,
     }
+}
+
+/// `TYPE/NAME` of each object of the files.
+fn of_files(resources: &Resources, files: &[String]) -> Result<Vec<String>> {
+    let manifests = manifests::read(files, false)?;
+    manifests.iter().map(|m| Ok(format!("{}/{}", m.resource(resources)?.qualified(), m.name))).collect()
 }
 
 struct Get<'a> {
@@ -123,13 +144,17 @@ impl Get<'_> {
 
     async fn tables(&self, selections: &[Selection<'_>]) -> Result<Exit> {
         let wide = self.args.output.is_some();
+        let sort = self.args.sort_by.as_deref().map(Template::parse_path).transpose()?;
         let several = selections.len() > 1;
         let mut printed = false;
         for selection in selections {
             let mut table = Table::new(wide, self.args.all_namespaces && selection.resource.namespaced);
             table.show_labels = self.args.show_labels;
             table.prefix = several.then(|| selection.resource.named(""));
-            for answer in self.answers(selection, TABLE).await? {
+            for mut answer in self.answers(selection, TABLE).await? {
+                if let (Some(path), Some(rows)) = (&sort, answer["rows"].as_array_mut()) {
+                    rows.sort_by_cached_key(|row| sort_key(path, &row["object"]));
+                }
                 table.add(&answer)?;
             }
             if !table.is_empty() {
@@ -199,11 +224,7 @@ impl Get<'_> {
     }
 
     /// One named object as it is; anything else as a `List`.
-    async fn whole(
-        &self,
-        selections: &[Selection<'_>],
-        print: impl Fn(&Value) -> Result<String>,
-    ) -> Result<Exit> {
+    async fn whole(&self, selections: &[Selection<'_>], format: &Format) -> Result<Exit> {
         let mut found = Vec::new();
         for selection in selections {
             for answer in self.answers(selection, "application/json").await? {
@@ -216,18 +237,90 @@ impl Get<'_> {
                 }
             }
         }
+        if let Some(path) = self.args.sort_by.as_deref().map(Template::parse_path).transpose()? {
+            found.sort_by_cached_key(|object| sort_key(&path, object));
+        }
+        let found: Vec<Value> = found.into_iter().map(|object| self.shown(object)).collect();
         let one_by_name = matches!(selections, [one] if one.names.len() == 1);
-        let shown = match found.pop() {
-            Some(one) if one_by_name => one,
-            None if one_by_name => return Ok(Exit::Done),
-            last => {
-                found.extend(last);
+        let shown = match (found.as_slice(), one_by_name) {
+            ([one], true) => one.clone(),
+            ([], true) => return Ok(Exit::Done),
+            _ => {
                 json!({"apiVersion": "v1", "items": found, "kind": "List", "metadata": {"resourceVersion": ""}})
             }
         };
-        self.cx.out.text(&print(&without_managed_fields(shown))?);
+        self.cx.out.text(&format.text(&shown, !self.args.no_headers, |_| String::new())?);
         Ok(Exit::Done)
     }
+
+    /// Prints each object, as it is and after every change, in a form of `-o`.
+    async fn watch_whole(&self, selections: &[Selection<'_>]) -> Result<Exit> {
+        let [selection] = selections else {
+            bail!("watch is only supported on individual resources and resource collections")
+        };
+        let Some(format) = Format::parse(self.args.output.as_deref(), self.args.template.as_deref())? else {
+            return Ok(Exit::Done);
+        };
+        let by_name = selection.names.first().map(|name| format!("metadata.name={name}"));
+        let mut pairs = self.query(&[("watch", "true")]);
+        if let Some(name) = &by_name {
+            pairs.retain(|(key, _)| *key != "fieldSelector");
+            pairs.push(("fieldSelector", name));
+        }
+        let path = with_query(&selection.resource.path(self.namespace()), &pairs);
+        let named =
+            |object: &Value| selection.resource.named(object["metadata"]["name"].as_str().unwrap_or(""));
+        let body = self.api.stream(&path, "application/json").await?;
+        let reader = StreamReader::new(body.into_data_stream().map_err(std::io::Error::other));
+        let mut lines = codec::FramedRead::new(reader, codec::LinesCodec::new_with_max_length(MAX_EVENT));
+        let mut header = !self.args.no_headers;
+        while let Some(line) = lines.try_next().await? {
+            let mut event: Value = serde_json::from_str(&line)?;
+            if event["type"] == "ERROR" {
+                bail!("{}", event["object"]["message"].as_str().unwrap_or("the watch failed"));
+            }
+            if event["type"] != "BOOKMARK" {
+                let object = self.shown(event["object"].take());
+                self.cx.out.text(&format.text(&object, std::mem::take(&mut header), named)?);
+            }
+        }
+        Ok(Exit::Done)
+    }
+
+    fn shown(&self, object: Value) -> Value {
+        let object = without_managed_fields(object);
+        if self.args.export { exported(object) } else { object }
+    }
+}
+
+/// What objects are put in order by: numbers before texts.
+fn sort_key(path: &Template, object: &Value) -> (u64, String) {
+    match path.find(object).unwrap_or_default().first() {
+        Some(Value::Number(n)) => (n.as_u64().unwrap_or(0), String::new()),
+        Some(Value::String(text)) => (u64::MAX, text.clone()),
+        other => (u64::MAX, other.map(ToString::to_string).unwrap_or_default()),
+    }
+}
+
+/// An object as it could be made elsewhere.
+fn exported(mut object: Value) -> Value {
+    if let Some(map) = object.as_object_mut() {
+        map.shift_remove("status");
+    }
+    if let Some(metadata) = object["metadata"].as_object_mut() {
+        for key in [
+            "namespace",
+            "uid",
+            "resourceVersion",
+            "creationTimestamp",
+            "generation",
+            "selfLink",
+            "ownerReferences",
+        ] {
+            metadata.shift_remove(key);
+        }
+    }
+    object
 }
 
 /// Items of a list do not say what they are.
@@ -239,13 +332,9 @@ fn with_kind(mut item: Value, api_version: &str, kind: &str) -> Value {
     item
 }
 
-fn without_managed_fields(mut value: Value) -> Value {
-    let strip = |object: &mut Value| {
-        if let Some(metadata) = object.get_mut("metadata").and_then(Value::as_object_mut) {
-            metadata.shift_remove("managedFields");
-        }
-    };
-    strip(&mut value);
-    value.get_mut("items").and_then(Value::as_array_mut).into_iter().flatten().for_each(strip);
-    value
+fn without_managed_fields(mut object: Value) -> Value {
+    if let Some(metadata) = object.get_mut("metadata").and_then(Value::as_object_mut) {
+        metadata.shift_remove("managedFields");
+    }
+    object
 }

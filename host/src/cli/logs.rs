@@ -1,12 +1,19 @@
 //! `wasmk logs`: what a pod's containers printed.
 
-use anyhow::{Result, bail};
+use anyhow::{Context as _, Result, bail};
 use futures::{StreamExt, TryStreamExt, stream};
 use http_body_util::BodyExt;
 use serde_json::Value;
 use tokio_util::{codec, io::StreamReader};
 
-use super::{Context, Exit, api::Api, output::Output, resources::Resources, selection::with_query};
+use super::{
+    Context, Exit,
+    api::Api,
+    output::Output,
+    pods::{self, text},
+    selection::with_query,
+    wait::duration,
+};
 
 /// Most pods whose logs are followed at once.
 const MAX_PODS: usize = 50;
@@ -77,53 +84,12 @@ pub(super) async fn run(args: Args, cx: &Context) -> Result<Exit> {
     Ok(Exit::Done)
 }
 
-fn text(value: &Value) -> String {
-    value.as_str().unwrap_or("").into()
-}
-
 async fn pods(api: &Api, args: &Args) -> Result<Vec<Value>> {
-    let namespace = api.default_namespace();
-    let path = format!("/api/v1/namespaces/{namespace}/pods");
-    let Some(word) = &args.pod else {
-        return listed(api, &path, args.selector.as_deref().unwrap_or("")).await;
-    };
-    let (kind, name) = word.split_once('/').unwrap_or(("pods", word));
-    let resources = Resources::discover(api).await?;
-    let resource = resources.single(kind)?;
-    let object = api.get(&format!("{}/{name}", resource.path(Some(namespace)))).await?;
-    if resource.kind == "Pod" {
-        return Ok(vec![object]);
+    if let Some(word) = &args.pod {
+        return Ok(vec![pods::one(api, word).await?]);
     }
-    let selector = selector_of(&object);
-    if selector.is_empty() {
-        bail!("cannot get the logs from {}: it selects no pods", resource.named(name));
-    }
-    let mut pods = listed(api, &path, &selector).await?;
-    pods.sort_by_key(|p| text(&p["metadata"]["creationTimestamp"]));
-    match pods.len() {
-        0 => bail!("no pods of {} are there", resource.named(name)),
-        1 => {}
-        n => eprintln_note(&format!("Found {n} pods, using pod/{}", text(&pods[0]["metadata"]["name"]))),
-    }
-    pods.truncate(1);
-    Ok(pods)
-}
-
-fn eprintln_note(line: &str) {
-    Output::default().note(line);
-}
-
-async fn listed(api: &Api, path: &str, selector: &str) -> Result<Vec<Value>> {
-    let list = api.get(&with_query(path, &[("labelSelector", selector)])).await?;
-    Ok(list["items"].as_array().cloned().unwrap_or_default())
-}
-
-/// The equality selector of a workload: `spec.selector.matchLabels`, or a plain map (services, controllers).
-fn selector_of(object: &Value) -> String {
-    let selector = &object["spec"]["selector"];
-    let labels = selector.get("matchLabels").unwrap_or(selector);
-    let labels = labels.as_object().into_iter().flatten();
-    labels.filter_map(|(k, v)| Some(format!("{k}={}", v.as_str()?))).collect::<Vec<_>>().join(",")
+    let path = format!("/api/v1/namespaces/{}/pods", api.default_namespace());
+    pods::listed(api, &path, args.selector.as_deref().unwrap_or("")).await
 }
 
 fn containers(pod: &Value, args: &Args) -> Result<Vec<String>> {
@@ -158,7 +124,8 @@ async fn print(
     let number = |n: Option<i64>| n.filter(|n| *n >= 0).map(|n| n.to_string()).unwrap_or_default();
     let flag = |on: bool| if on { "true" } else { "" };
     let tail = number(args.tail.or(args.selector.as_ref().map(|_| if args.follow { 10 } else { -1 })));
-    let since = args.since.as_deref().map(seconds).transpose()?.unwrap_or_default();
+    let since = args.since.as_deref().map(duration).transpose().context("--since")?;
+    let since = since.map(|s| s.as_secs().max(1).to_string()).unwrap_or_default();
     let limit = number(args.limit_bytes);
     let query = [
         ("container", &*container),
@@ -184,43 +151,4 @@ async fn print(
         out.line(format!("{prefix}{}", line?));
     }
     Ok(())
-}
-
-/// A duration like `90s`, `5m` or `1h30m` in whole seconds.
-fn seconds(text: &str) -> Result<String> {
-    let mut total = 0_u64;
-    let mut number = String::new();
-    for c in text.chars() {
-        let unit = match c {
-            '0'..='9' => {
-                number.push(c);
-                continue;
-            }
-            's' => 1,
-            'm' => 60,
-            'h' => 3600,
-            _ => bail!("--since: \"{text}\" is not a duration like 5s, 2m or 3h"),
-        };
-        let count: u64 =
-            number.parse().map_err(|_| anyhow::anyhow!("--since: \"{text}\" is not a duration"))?;
-        total = total.saturating_add(count.saturating_mul(unit));
-        number.clear();
-    }
-    if !number.is_empty() {
-        bail!("--since: \"{text}\" lacks a unit (s, m or h)");
-    }
-    Ok(total.to_string())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn durations() {
-        assert_eq!(seconds("1h30m").unwrap(), "5400");
-        for bad in ["5", "m", "1d", ""] {
-            assert!(seconds(bad).is_err() || bad.is_empty(), "{bad}");
-        }
-    }
 }

@@ -13,27 +13,44 @@ mod agent;
 mod api;
 mod api_resources;
 mod apply;
+mod auth;
+mod change;
 mod client;
+mod config;
+mod create;
 mod delete;
 mod describe;
 mod down;
+mod exec;
 mod explain;
+mod expose;
+mod format;
 mod function;
 mod get;
 mod hint;
+mod jsonpath;
 mod logs;
+mod make;
 mod manifests;
+mod nodes;
 mod output;
+mod pods;
+mod proxy;
 mod push;
 mod resources;
+mod rollout;
+mod run;
 mod scale;
 mod selection;
+mod set;
 mod status;
+mod stern;
 mod store;
 mod table;
 mod token;
 mod up;
 mod version;
+mod wait;
 
 pub use client::Context;
 
@@ -44,6 +61,8 @@ pub enum Exit {
     Done,
     /// 1: done, and the answer is "no" (not running, not ready, differs).
     No,
+    /// Done, with the exit code of a program that ran elsewhere.
+    Code(u8),
 }
 
 /// Kubernetes-compatible orchestrator for WebAssembly, functions and containers.
@@ -79,14 +98,71 @@ enum Command {
     Push(push::Args),
     /// Print objects
     Get(get::Args),
+    /// Make objects from files, or of a common kind from flags
+    Create(create::Args),
+    /// Run an image in a pod
+    Run(run::Args),
+    /// Make a service over the pods of a workload
+    Expose(expose::Args),
+    /// Scale a workload with its load
+    Autoscale(expose::Autoscale),
     /// Make objects be as files say
     Apply(apply::Args),
+    /// Put objects in place of those that are there
+    Replace(change::Replace),
+    /// Change fields of objects
+    Patch(change::Patch),
+    /// Change an object in an editor
+    Edit(change::Edit),
+    /// Change labels of objects
+    Label(change::Tags),
+    /// Change annotations of objects
+    Annotate(change::Tags),
+    /// Change images, variables or selectors
+    #[command(subcommand)]
+    Set(set::Command),
+    /// Follow, list, undo, pause or restart changes of workloads
+    #[command(subcommand)]
+    Rollout(rollout::Command),
+    /// Wait until objects are as they should be
+    Wait(wait::Args),
     /// Print objects with their details and events
     Describe(describe::Args),
     /// Delete objects
     Delete(delete::Args),
     /// Print what containers logged
     Logs(logs::Args),
+    /// Print the logs of many pods as one, and go on as pods come and go
+    Stern(stern::Args),
+    /// Run a command in a container
+    Exec(exec::Args),
+    /// Serve the API on this machine with one's credentials
+    Proxy(proxy::Args),
+    /// Close nodes for new pods
+    Cordon(nodes::Args),
+    /// Open nodes again
+    Uncordon(nodes::Args),
+    /// Close nodes and move their pods away
+    Drain(nodes::Drain),
+    /// Change taints of nodes
+    Taint(nodes::Taint),
+    /// Ask who one is and what one may do
+    #[command(subcommand)]
+    Auth(auth::Command),
+    /// Approve or deny requests for certificates
+    #[command(subcommand)]
+    Certificate(auth::Certificate),
+    /// Show or change the kubeconfig
+    #[command(subcommand)]
+    Config(config::Command),
+    /// Switch the context
+    Ctx(config::Switch),
+    /// Switch the context's namespace
+    Ns(config::Switch),
+    /// Print where the control plane is
+    ClusterInfo,
+    /// Print the API's groups and versions
+    ApiVersions,
     /// Set a number of replicas
     Scale(scale::Args),
     /// Print the fields of a kind
@@ -108,9 +184,10 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     };
     // Guests and the API share the process; both want the same provider.
     let _ = rustls::crypto::ring::default_provider().install_default();
-    match run(cli) {
+    match dispatch(cli) {
         Ok(Exit::Done) => ExitCode::SUCCESS,
         Ok(Exit::No) => ExitCode::from(1),
+        Ok(Exit::Code(code)) => ExitCode::from(code),
         Err(e) => {
             output::report(&e);
             ExitCode::from(1)
@@ -129,7 +206,7 @@ fn start_logging(default: &str) {
         .try_init();
 }
 
-fn run(cli: Cli) -> Result<Exit> {
+fn dispatch(cli: Cli) -> Result<Exit> {
     let serves = matches!(cli.command, Command::Up(_) | Command::Agent(_));
     start_logging(if serves { "info,kube_client::client::tls=error" } else { "error" });
     let cx = Context::new(cli.global);
@@ -145,6 +222,32 @@ fn run(cli: Cli) -> Result<Exit> {
             Command::Fn(command) => function::run(command, &cx).await,
             Command::Push(args) => push::run(args, &cx).await,
             Command::Get(args) => get::run(args, &cx).await,
+            Command::Create(args) => create::run(args, &cx).await,
+            Command::Run(args) => run::run(args, &cx).await,
+            Command::Expose(args) => expose::run(args, &cx).await,
+            Command::Autoscale(args) => expose::autoscale(args, &cx).await,
+            Command::Replace(args) => change::replace(args, &cx).await,
+            Command::Patch(args) => change::patch(args, &cx).await,
+            Command::Edit(args) => change::edit(args, &cx).await,
+            Command::Label(args) => change::tag(args, change::LABELS, &cx).await,
+            Command::Annotate(args) => change::tag(args, change::ANNOTATIONS, &cx).await,
+            Command::Set(command) => set::run(command, &cx).await,
+            Command::Rollout(command) => rollout::run(command, &cx).await,
+            Command::Wait(args) => wait::run(args, &cx).await,
+            Command::Stern(args) => stern::run(args, &cx).await,
+            Command::Exec(args) => exec::run(args, &cx).await,
+            Command::Proxy(args) => proxy::run(args, &cx).await,
+            Command::Cordon(args) => nodes::cordon(args, true, &cx).await,
+            Command::Uncordon(args) => nodes::cordon(args, false, &cx).await,
+            Command::Drain(args) => nodes::drain(args, &cx).await,
+            Command::Taint(args) => nodes::taint(args, &cx).await,
+            Command::Auth(command) => auth::run(command, &cx).await,
+            Command::Certificate(command) => auth::certificate(command, &cx).await,
+            Command::Config(command) => config::run(command, &cx).await,
+            Command::Ctx(args) => config::switch_context(&args, &cx),
+            Command::Ns(args) => config::switch_namespace(&args, &cx).await,
+            Command::ClusterInfo => auth::cluster_info(&cx).await.map(|()| Exit::Done),
+            Command::ApiVersions => auth::api_versions(&cx).await.map(|()| Exit::Done),
             Command::Apply(args) => apply::run(args, &cx).await,
             Command::Describe(args) => describe::run(args, &cx).await,
             Command::Delete(args) => delete::run(args, &cx).await,

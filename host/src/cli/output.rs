@@ -70,8 +70,13 @@ pub(super) fn report(error: &anyhow::Error) {
         if said.iter().any(|before| before.contains(&text)) {
             continue;
         }
-        let lead = if said.is_empty() { "error" } else { "  caused by" };
-        eprintln!("{lead}: {text}");
+        // The server's refusals say themselves that they are errors.
+        let lead = match said.is_empty() {
+            true if text.starts_with("Error from server") => "",
+            true => "error: ",
+            false => "  caused by: ",
+        };
+        eprintln!("{lead}{text}");
         said.push(text);
     }
     if let Some(hint) = error.chain().find_map(|e| e.downcast_ref::<Hint>()) {

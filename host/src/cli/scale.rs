@@ -34,6 +34,12 @@ pub(super) async fn run(args: Args, cx: &Context) -> Result<Exit> {
                 bail!("Expected replicas to be {wanted}, was {now}");
             }
             scale["spec"]["replicas"] = json!(args.replicas);
+            if args.current_replicas.is_none()
+                && let Some(metadata) = scale["metadata"].as_object_mut()
+            {
+                // Whatever else has changed meanwhile, for instance by its controller, the number is wanted.
+                metadata.shift_remove("resourceVersion");
+            }
             api.send(Method::PUT, &path, &scale).await?;
             cx.out.line(format!("{} scaled", selection.resource.named(name)));
         }

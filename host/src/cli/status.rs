@@ -56,17 +56,21 @@ fn as_json(running: Option<&Running>, ready: bool) -> serde_json::Value {
         "api": format!("https://{}", running.api),
         "gateway": format!("http://{}", running.gateway),
         "registry": format!("http://{}", running.registry),
+        "ingress": running.ingress.map(|address| format!("http://{address}")),
     })
 }
 
 /// The addresses as lines of a table; `up` prints the same.
 pub(super) fn rows(running: &Running, ready: bool) -> Vec<Vec<String>> {
     let state = if ready { "ready" } else { "starting" };
+    let ingress =
+        running.ingress.map_or_else(|| "off: its port was not to be had".into(), |a| format!("http://{a}"));
     [
         ("status", format!("{state} (process {})", running.pid)),
         ("api", format!("https://{}", running.api)),
         ("gateway", format!("http://{}", running.gateway)),
         ("registry", format!("http://{}", running.registry)),
+        ("ingress", ingress),
     ]
     .map(|(name, value)| vec![format!("{name:10}"), value])
     .into()

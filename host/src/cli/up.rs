@@ -15,6 +15,8 @@ use tokio::{
     time::{Instant, sleep},
 };
 
+use wasmk_apiserver::ServiceRange;
+
 use super::{
     Context, Exit,
     client::{default_data_dir, home},
@@ -46,6 +48,9 @@ pub(super) struct Args {
     /// Where the OCI registry listens; port 0 picks a free one
     #[arg(long, value_name = "IP:PORT", default_value = "127.0.0.1:5050")]
     registry_addr: SocketAddr,
+    /// Where Ingresses are served; goes on without them when the port is not to be had
+    #[arg(long, value_name = "IP:PORT", default_value = "127.0.0.1:80")]
+    ingress_addr: SocketAddr,
     /// More names or addresses for the API's certificate
     #[arg(long, value_name = "NAME", value_delimiter = ',')]
     tls_san: Vec<String>,
@@ -72,6 +77,12 @@ pub(super) struct Args {
     /// Where pods get their addresses from; two clusters on one machine need parts of the default
     #[arg(long, value_name = "CIDR", default_value = "127.42.0.0/16")]
     pod_cidr: String,
+    /// Where services get their addresses from; two clusters on one machine need parts of the default
+    #[arg(long, alias = "service-cluster-ip-range", value_name = "CIDR", default_value = "127.43.0.0/16", value_parser = service_range)]
+    service_cidr: ServiceRange,
+    /// Ports that services get on nodes
+    #[arg(long, value_name = "FIRST-LAST", default_value = "30000-32767", value_parser = port_range)]
+    service_node_port_range: (u16, u16),
     /// Add a context `wasmk` to ~/.kube/config (or to FILE) and make it current
     #[arg(long, value_name = "FILE", num_args = 0..=1)]
     merge_kubeconfig: Option<Option<PathBuf>>,
@@ -119,6 +130,7 @@ fn settings(args: Args) -> Result<Settings> {
         api: args.api_addr,
         gateway: args.gateway_addr,
         registry: args.registry_addr,
+        ingress: args.ingress_addr,
         names: args.tls_san,
         node: (!args.no_node).then(|| args.node_name.unwrap_or_else(hostname)),
         controllers: args.controllers,
@@ -129,7 +141,22 @@ fn settings(args: Args) -> Result<Settings> {
         },
         domain: args.domain,
         pod_range: args.pod_cidr,
+        service_range: args.service_cidr,
+        node_ports: args.service_node_port_range,
     })
+}
+
+fn service_range(text: &str) -> Result<ServiceRange, String> {
+    ServiceRange::parse(text)
+        .ok_or_else(|| "an IPv4 range like 127.43.0.0/16 was expected, of 4 addresses or more".into())
+}
+
+/// `30000-32767`.
+fn port_range(text: &str) -> Result<(u16, u16), String> {
+    let range =
+        text.split_once('-').and_then(|(first, last)| Some((first.parse().ok()?, last.parse().ok()?)));
+    let range = range.filter(|(first, last)| *first > 0 && first <= last);
+    range.ok_or_else(|| "two ports like 30000-32767 were expected".into())
 }
 
 /// This machine's name, as a node may be called.
@@ -202,4 +229,18 @@ fn announce(cx: &Context, data: &DataDir, running: &Running, merge: Option<Optio
         cx.out.line(format!("context      {} (added to {})", kubeconfig::CONTEXT, target.display()));
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ranges() {
+        assert_eq!(port_range("30000-30010"), Ok((30_000, 30_010)));
+        for bad in ["30000", "2-1", "0-5", "a-b", "1-70000"] {
+            assert!(port_range(bad).is_err(), "{bad}");
+        }
+        assert!(service_range("127.43.4.0/22").is_ok() && service_range("127.43.4.0").is_err());
+    }
 }

@@ -1,0 +1,152 @@
+//! `wasmk exec`: a command in a container.
+
+use std::process::{Command, Stdio};
+
+use anyhow::{Context as _, Result, anyhow, bail};
+use futures::{SinkExt, channel::mpsc};
+use k8s_openapi::api::core::v1::Pod;
+use kube::api::{AttachParams, AttachedProcess, TerminalSize};
+use tokio::{
+    io::{AsyncWriteExt, copy},
+    signal::unix::{SignalKind, signal},
+};
+
+use super::{Context, Exit, api::Api, pods, selection::with_query};
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    /// POD, or TYPE/NAME of something that has pods
+    pod: String,
+    /// The container [default: the first]
+    #[arg(short, long, value_name = "NAME")]
+    container: Option<String>,
+    /// Pass standard input on
+    #[arg(short = 'i', long)]
+    stdin: bool,
+    /// In a terminal
+    #[arg(short, long)]
+    tty: bool,
+    /// The command; `--` before it is optional
+    #[arg(value_name = "COMMAND", required = true, trailing_var_arg = true, allow_hyphen_values = true)]
+    command: Vec<String>,
+}
+
+pub(super) async fn run(args: Args, cx: &Context) -> Result<Exit> {
+    let api = Api::new(cx.client().await?);
+    let pod = pods::one(&api, &args.pod).await?;
+    let name = pods::text(&pod["metadata"]["name"]);
+    let container =
+        args.container.clone().unwrap_or_else(|| pods::text(&pod["spec"]["containers"][0]["name"]));
+    let in_terminal = args.tty && std::io::IsTerminal::is_terminal(&std::io::stdin());
+    let parameters = AttachParams::default()
+        .container(&container)
+        .stdin(args.stdin)
+        .stdout(true)
+        .stderr(!args.tty)
+        .tty(args.tty);
+    let kube: kube::Api<Pod> = kube::Api::default_namespaced(api.client.clone());
+    let process = match kube.exec(&name, args.command.clone(), &parameters).await {
+        Ok(process) => process,
+        Err(error) => {
+            return Err(refusal(&api, &name, &container, &args).await.unwrap_or_else(|| anyhow!(error)));
+        }
+    };
+    let _raw = in_terminal.then(Raw::enter).transpose()?;
+    converse(process, in_terminal).await
+}
+
+/// The server's own words: those of a refused upgrade get lost, so the same is asked without one.
+async fn refusal(api: &Api, pod: &str, container: &str, args: &Args) -> Option<anyhow::Error> {
+    let path = format!("/api/v1/namespaces/{}/pods/{pod}/exec", api.default_namespace());
+    let mut query = vec![("container", container), ("stdout", "true")];
+    query.extend(args.command.iter().map(|word| ("command", word.as_str())));
+    api.text(&with_query(&path, &query)).await.err()
+}
+
+async fn converse(mut process: AttachedProcess, in_terminal: bool) -> Result<Exit> {
+    let status = process.take_status();
+    let sizes = process.terminal_size().filter(|_| in_terminal).map(|to| tokio::spawn(resize(to)));
+    let input = process.stdin().map(|mut to| {
+        tokio::spawn(async move {
+            let _ = copy(&mut tokio::io::stdin(), &mut to).await;
+            let _ = to.shutdown().await;
+        })
+    });
+    let (stdout, stderr) = (process.stdout(), process.stderr());
+    let out = async {
+        if let Some(mut from) = stdout {
+            let _ = copy(&mut from, &mut tokio::io::stdout()).await;
+            let _ = tokio::io::stdout().flush().await;
+        }
+    };
+    let err = async {
+        if let Some(mut from) = stderr {
+            let _ = copy(&mut from, &mut tokio::io::stderr()).await;
+        }
+    };
+    tokio::join!(out, err);
+    for task in [sizes, input].into_iter().flatten() {
+        task.abort();
+    }
+    let status = match status {
+        Some(status) => status.await,
+        None => None,
+    };
+    let Some(status) = status.filter(|s| s.status.as_deref() == Some("Failure")) else {
+        return Ok(Exit::Done);
+    };
+    let causes = status.details.and_then(|d| d.causes).unwrap_or_default();
+    let code = causes
+        .iter()
+        .find(|c| c.reason.as_deref() == Some("ExitCode"))
+        .and_then(|c| c.message.as_deref()?.parse().ok());
+    match code {
+        Some(code) => Ok(Exit::Code(code)),
+        None => bail!("{}", status.message.unwrap_or_default()),
+    }
+}
+
+/// Tells the size of the terminal, at first and whenever it changes.
+async fn resize(mut to: mpsc::Sender<TerminalSize>) {
+    let Ok(mut changes) = signal(SignalKind::window_change()) else { return };
+    loop {
+        let Some((width, height)) = size() else { return };
+        if to.send(TerminalSize { width, height }).await.is_err() || changes.recv().await.is_none() {
+            return;
+        }
+    }
+}
+
+/// Columns and rows of the terminal.
+fn size() -> Option<(u16, u16)> {
+    let text = stty(&["size"]).ok()?;
+    let (rows, columns) = text.trim().split_once(' ')?;
+    Some((columns.parse().ok()?, rows.parse().ok()?))
+}
+
+/// The terminal without echo and line editing, until dropped; it keeps what was set before.
+struct Raw(String);
+
+impl Raw {
+    fn enter() -> Result<Self> {
+        let before = stty(&["-g"])?;
+        stty(&["raw", "-echo"])?;
+        Ok(Self(before.trim().into()))
+    }
+}
+
+impl Drop for Raw {
+    fn drop(&mut self) {
+        let _ = stty(&[&self.0]);
+    }
+}
+
+/// Runs `stty` on this terminal; what it printed.
+fn stty(args: &[&str]) -> Result<String> {
+    let out =
+        Command::new("stty").args(args).stdin(Stdio::inherit()).output().context("cannot start stty")?;
+    if !out.status.success() {
+        bail!("stty {}: {}", args.join(" "), String::from_utf8_lossy(&out.stderr).trim());
+    }
+    Ok(String::from_utf8(out.stdout)?)
+}

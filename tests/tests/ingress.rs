@@ -1,0 +1,109 @@
+//! Ingresses: HTTP from outside, led to pods by host and path.
+
+use std::sync::LazyLock;
+
+use wasmk_tests::{place::Place, program::Program};
+
+static CLUSTER: LazyLock<Program> = LazyLock::new(|| {
+    let program = Program::start();
+    program.push("hello");
+    program
+});
+
+/// Deployments that say their name, each behind a service of the same name; `spec` is more of the service's.
+fn shops(place: &Place, names: &[&str], spec: &str) {
+    for name in names {
+        place.apply(&format!(
+            "apiVersion: apps/v1\nkind: Deployment\nmetadata: {{name: {name}}}\nspec:\n  selector: {{matchLabels: {{app: {name}}}}}\n  \
+             template:\n    metadata: {{labels: {{app: {name}}}}}\n    spec:\n      containers:\n      - name: main\n        \
+             image: $REGISTRY/default/hello:1\n        env: [{{name: TARGET, value: {name}}}]\n        ports: [{{containerPort: 8080}}]\n---\n\
+             apiVersion: v1\nkind: Service\nmetadata: {{name: {name}}}\nspec: {{{spec}selector: {{app: {name}}}, ports: [{{name: web, port: 80, targetPort: 8080}}]}}\n"
+        ));
+    }
+    for name in names {
+        place.sh(&format!("kubectl rollout status deploy/{name} --timeout=60s"));
+    }
+}
+
+fn ingress(name: &str, spec: &str) -> String {
+    format!(
+        "apiVersion: networking.k8s.io/v1\nkind: Ingress\nmetadata: {{name: {name}}}\nspec: {{{spec}}}\n---\n"
+    )
+}
+
+fn path(path: &str, service: &str) -> String {
+    format!(
+        "{{path: {path}, pathType: Prefix, backend: {{service: {{name: {service}, port: {{number: 80}}}}}}}}"
+    )
+}
+
+fn rule(host: &str, paths: &str) -> String {
+    format!("{{host: {host}, http: {{paths: [{paths}]}}}}")
+}
+
+/// A request with that Host header: the body and the code.
+fn ask(host: &str, path: &str) -> String {
+    let address = CLUSTER.address("ingress");
+    format!("curl -sS --max-time 5 -w ' %{{http_code}}' -H 'Host: {host}' http://{address}{path} | xargs")
+}
+
+#[test]
+fn hosts_and_paths_lead_to_services() {
+    let place = Place::new(&CLUSTER, "cheeses");
+    assert_eq!(place.sh(&ask("cheddar.example.com", "/")), "404 page not found 404");
+    shops(&place, &["cheddar", "stilton", "wensleydale"], "");
+    let rules: Vec<_> = ["cheddar", "stilton", "wensleydale"]
+        .iter()
+        .map(|n| rule(&format!("{n}.example.com"), &path("/", n)))
+        .collect();
+    place.apply(&ingress("cheeses", &format!("rules: [{}]", rules.join(", "))));
+    for name in ["cheddar", "stilton", "wensleydale"] {
+        place.until(&ask(&format!("{name}.example.com"), "/"), &format!("hello {name} 200"));
+    }
+    let address = CLUSTER.address("ingress").ip().to_string();
+    place.until_value("ingress/cheeses", "{.status.loadBalancer.ingress[0].ip}", &address);
+    let row = place.sh("kubectl get ing cheeses --no-headers | xargs");
+    assert!(
+        row.starts_with("cheeses <none> cheddar.example.com,stilton.example.com,wensleydale.example.com")
+            && row.contains(&address),
+        "{row}"
+    );
+
+    // One host fanned out by path: the longest that fits, and whole elements only.
+    let paths = [path("/blue", "cheddar"), path("/blue/deep", "stilton")].join(", ");
+    place.apply(&ingress("fanout", &format!("rules: [{}]", rule("fan.example.com", &paths))));
+    place.until(&ask("fan.example.com", "/blue/x"), "hello cheddar 200");
+    place.until(&ask("fan.example.com:8080", "/blue/deep/x"), "hello stilton 200");
+    assert_eq!(place.sh(&ask("fan.example.com", "/bluely")), "404 page not found 404");
+
+    // The rules are apart from the services: they go and come back, and nothing else changes.
+    place.sh("kubectl delete ingress cheeses");
+    place.until(&ask("stilton.example.com", "/"), "404 page not found 404");
+    assert_eq!(place.value("svc/stilton", "{.metadata.generation}{.spec.type}"), "ClusterIP");
+    place.apply(&ingress("cheeses", &format!("rules: [{}]", rules.join(", "))));
+    place.until(&ask("stilton.example.com", "/"), "hello stilton 200");
+}
+
+#[test]
+fn classes_choose_and_pods_share_the_load() {
+    let place = Place::new(&CLUSTER, "classes");
+    shops(&place, &["plain"], "clusterIP: None, ");
+    let spec = |host: &str| format!("rules: [{}]", rule(host, &path("/", "plain")));
+    place.apply(
+        &(ingress("ours", &("ingressClassName: wasmk, ".to_owned() + &spec("ours.example.com")))
+            + &ingress("theirs", &("ingressClassName: traefik, ".to_owned() + &spec("theirs.example.com")))),
+    );
+    // A headless service is as good: requests go to pods.
+    place.until(&ask("ours.example.com", "/"), "hello plain 200");
+    assert_eq!(place.sh(&ask("theirs.example.com", "/")), "404 page not found 404");
+    assert_eq!(place.value("ingress/theirs", "{.status.loadBalancer.ingress}"), "");
+
+    place.sh("kubectl patch deploy plain --type=json -p '[{\"op\": \"replace\", \"path\": \"/spec/template/spec/containers/0/env/0\", \
+              \"value\": {\"name\": \"TARGET\", \"valueFrom\": {\"fieldRef\": {\"fieldPath\": \"metadata.name\"}}}}]' && \
+              kubectl scale deploy/plain --replicas=3 && kubectl rollout status deploy/plain --timeout=60s");
+    let many =
+        format!("for i in 1 2 3 4 5 6 7 8 9; do {}; done | sort -u | wc -l", ask("ours.example.com", "/"));
+    place.until(&many, "3");
+    place.sh("kubectl scale deploy/plain --replicas=0");
+    place.until(&ask("ours.example.com", "/"), "no pod of service classes/plain is ready 503");
+}

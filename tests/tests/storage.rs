@@ -1,0 +1,162 @@
+//! Volumes, claims and classes.
+
+use std::sync::LazyLock;
+
+use wasmk_tests::{place::Place, program::Program};
+
+static CLUSTER: LazyLock<Program> = LazyLock::new(|| {
+    let program = Program::start();
+    program.push("command");
+    program
+});
+
+fn volume(name: &str, size: &str, class: &str, more: &str) -> String {
+    format!(
+        "apiVersion: v1\nkind: PersistentVolume\nmetadata: {{name: {name}}}\nspec:\n  capacity: {{storage: {size}}}\n  \
+         accessModes: [ReadWriteOnce]\n  storageClassName: {class}\n  hostPath: {{path: /tmp/{name}}}\n{more}---\n"
+    )
+}
+
+fn claim(name: &str, size: &str, class: &str) -> String {
+    format!(
+        "apiVersion: v1\nkind: PersistentVolumeClaim\nmetadata: {{name: {name}}}\nspec: {{accessModes: [ReadWriteOnce], \
+         storageClassName: {class}, resources: {{requests: {{storage: {size}}}}}}}\n---\n"
+    )
+}
+
+#[test]
+fn a_claim_takes_the_smallest_volume_that_is_large_enough() {
+    let place = Place::new(&CLUSTER, "claims");
+    place.apply(
+        &(volume("small", "500Mi", "by-hand", "")
+            + &volume("middle", "2Gi", "by-hand", "")
+            + &volume("large", "10Gi", "by-hand", "")
+            + &volume("foreign", "1Gi", "other-class", "")),
+    );
+    place.until_value("pv/middle", "{.status.phase}", "Available");
+    assert_eq!(
+        place.sh("kubectl get pv middle --no-headers | awk '{print $2, $3, $4, $5}'"),
+        "2Gi RWO Retain Available"
+    );
+    place.apply(&claim("mine", "1Gi", "by-hand"));
+    place.until_value("pvc/mine", "{.status.phase}", "Bound");
+    assert_eq!(place.value("pvc/mine", "{.spec.volumeName}"), "middle");
+    assert_eq!(place.value("pv/middle", "{.spec.claimRef.namespace}/{.spec.claimRef.name}"), "claims/mine");
+    place.apply(&claim("huge", "1Ti", "by-hand"));
+    place.until_value("pvc/huge", "{.status.phase}", "Pending");
+    place.until_that("kubectl describe pvc huge", |t| {
+        t.contains("ProvisioningFailed") || t.contains("FailedBinding")
+    });
+    // Given back, a volume is kept for whoever looks after it.
+    place.sh("kubectl delete pvc mine");
+    place.until_value("pv/middle", "{.status.phase}", "Released");
+}
+
+#[test]
+fn a_class_makes_volumes_and_takes_them_away() {
+    let place = Place::new(&CLUSTER, "classes");
+    place.apply(
+        "apiVersion: storage.k8s.io/v1\nkind: StorageClass\nmetadata: {name: quick}\nprovisioner: wasmk.dev/local-path\nparameters: {repl: '2'}\n---\n\
+         apiVersion: storage.k8s.io/v1\nkind: StorageClass\nmetadata: {name: theirs}\nprovisioner: example.com/disk\n",
+    );
+    assert_eq!(
+        place.sh("kubectl get sc quick --no-headers | awk '{print $1, $2, $3, $4}'"),
+        "quick wasmk.dev/local-path Delete Immediate"
+    );
+    place.apply(&claim("made", "1Gi", "quick"));
+    place.until_value("pvc/made", "{.status.phase}", "Bound");
+    let made = place.value("pvc/made", "{.spec.volumeName}");
+    assert_eq!(
+        place.value(
+            &format!("pv/{made}"),
+            "{.spec.storageClassName} {.spec.persistentVolumeReclaimPolicy} {.spec.capacity.storage}"
+        ),
+        "quick Delete 1Gi"
+    );
+    place.sh("kubectl delete pvc made");
+    place.until(&format!("kubectl get pv {made} -o name --ignore-not-found"), "");
+    // Another's class is another's work.
+    place.apply(&claim("foreign", "1Gi", "theirs"));
+    place.until_that("kubectl describe pvc foreign", |t| t.contains("example.com/disk"));
+    assert_eq!(place.value("pvc/foreign", "{.status.phase}"), "Pending");
+}
+
+#[test]
+fn the_default_class_serves_claims_without_one() {
+    let program: &'static Program = Box::leak(Box::new(Program::start_with(&["--no-node"])));
+    let place = Place::new(program, "defaults");
+    place.sh("kubectl get sc -o name | xargs -r kubectl delete");
+    place.apply("apiVersion: storage.k8s.io/v1\nkind: StorageClass\nmetadata: {name: portworx-replicated, annotations: {storageclass.kubernetes.io/is-default-class: 'true'}}\nprovisioner: wasmk.dev/local-path\n");
+    assert!(place.sh("kubectl get sc").contains("portworx-replicated (default)"));
+    place.apply(&claim("plain", "1Gi", "x").replace("storageClassName: x, ", ""));
+    assert_eq!(place.value("pvc/plain", "{.spec.storageClassName}"), "portworx-replicated");
+}
+
+/// A pod of two containers of the command guest, with a volume at a place of its own in each.
+fn pair(name: &str, first: &str, second: &str, volume: &str) -> String {
+    let container = |name: &str, args: &str, path: &str| {
+        format!(
+            "  - name: {name}\n    image: $REGISTRY/default/command:1\n    args: {args}\n    volumeMounts: [{{name: www, mountPath: {path}}}]\n"
+        )
+    };
+    format!(
+        "apiVersion: v1\nkind: Pod\nmetadata: {{name: {name}}}\nspec:\n  restartPolicy: OnFailure\n  volumes: [{{name: www{volume}}}]\n  containers:\n{}{}",
+        container("writer", first, "/www"),
+        container("reader", second, "/usr/share/html")
+    )
+}
+
+#[test]
+fn containers_share_a_volume() {
+    let place = Place::new(&CLUSTER, "shared");
+    // A volume without a kind is an empty directory; the reader fails until the writer has written, and is started again.
+    place.apply(&pair("www", "[write, /www/page, welcome]", "[read, /usr/share/html/page]", ""));
+    place.until_value("pod/www", "{.status.phase}", "Succeeded");
+    assert_eq!(place.sh("kubectl logs www -c reader"), "welcome");
+    assert_eq!(place.value("pod/www", "{.spec.volumes[0].emptyDir}"), "{}");
+    assert!(place.sh("kubectl get pod www --no-headers").contains("0/2"));
+}
+
+#[test]
+fn a_directory_of_the_node_outlives_the_pod() {
+    let place = Place::new(&CLUSTER, "host-path");
+    let dir = place.dir().join("kept");
+    std::fs::create_dir(&dir).unwrap();
+    let volume = format!(", hostPath: {{path: {}, type: Directory}}", dir.display());
+    place.apply(&pair("first", "[write, /www/page, kept]", "[read, /usr/share/html/page]", &volume));
+    place.until_value("pod/first", "{.status.phase}", "Succeeded");
+    place.sh("kubectl delete pod first");
+    assert_eq!(std::fs::read_to_string(dir.join("page")).unwrap(), "kept");
+    place.apply(&pair("second", "[read, /www/page]", "[read, /usr/share/html/page]", &volume));
+    place.until_value("pod/second", "{.status.phase}", "Succeeded");
+    assert_eq!(place.sh("kubectl logs second -c writer"), "kept");
+}
+
+#[test]
+fn a_volume_is_mounted_at_several_places() {
+    let place = Place::new(&CLUSTER, "twice");
+    let text = pair("twice", "[write, /second/page, welcome]", "[read, /usr/share/html/page]", "");
+    place.apply(&text.replace("mountPath: /www}", "mountPath: /www}, {name: www, mountPath: /second}"));
+    place.until_value("pod/twice", "{.status.phase}", "Succeeded");
+    assert_eq!(place.sh("kubectl logs twice -c reader"), "welcome");
+}
+
+#[test]
+fn what_no_driver_serves_is_taken_and_waits() {
+    let place = Place::new(&CLUSTER, "foreign");
+    for (name, source) in [
+        ("azure", "azureDisk: {diskName: d, diskURI: /d}"),
+        ("cinder", "cinder: {volumeID: v}"),
+        ("fc", "fc: {targetWWNs: ['50060e801049cfd1'], lun: 0}"),
+        ("gce", "gcePersistentDisk: {pdName: d}"),
+        ("aws", "awsElasticBlockStore: {volumeID: v}"),
+        ("nfs", "nfs: {server: 10.0.0.1, path: /}"),
+        ("iscsi", "iscsi: {targetPortal: '10.0.0.1:3260', iqn: 'iqn.2001-04.com.example:storage', lun: 0}"),
+    ] {
+        let text = pair(name, "[read, /www/x]", "[read, /usr/share/html/x]", &format!(", {source}"));
+        place.apply(&text);
+        place.until_that(&format!("kubectl get events --field-selector involvedObject.name={name} -o json | jq -r '.items[] | select(.type == \"Warning\") | .message'"), |t| !t.is_empty());
+        let row = place.sh(&format!("kubectl get pod {name} --no-headers"));
+        assert!(row.contains("ContainerCreating") || row.contains("CreateContainer"), "{row}");
+    }
+}

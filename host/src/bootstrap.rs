@@ -69,7 +69,7 @@ async fn apply(client: &Client, object: &Value) -> Result<()> {
 /// What controllers do beyond what the roles of Kubernetes' own allow: these write whole objects where ours patch a
 /// part. Account, API group, resources, verb.
 const CONTROLLERS: [(&str, &str, &[&str], &str); 9] = [
-    ("deployment-controller", "apps", &["deployments"], "patch"),
+    ("deployment-controller", "apps", &["deployments/status"], "patch"),
     ("statefulset-controller", "", &["persistentvolumeclaims"], "patch"),
     ("pvc-protection-controller", "", &["persistentvolumeclaims"], "patch"),
     ("pv-protection-controller", "", &["persistentvolumes"], "patch"),

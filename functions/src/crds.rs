@@ -188,7 +188,11 @@ mod tests {
         for definition in definitions() {
             let schema = &definition["spec"]["versions"][0]["schema"]["openAPIV3Schema"];
             assert!(!schema.to_string().contains("null"), "{}", definition["metadata"]["name"]);
-            assert!(schema["properties"]["spec"]["properties"].is_object(), "{}", definition["metadata"]["name"]);
+            assert!(
+                schema["properties"]["spec"]["properties"].is_object(),
+                "{}",
+                definition["metadata"]["name"]
+            );
         }
         let service = &definitions()[0]["spec"]["versions"][0]["schema"]["openAPIV3Schema"];
         let spec = &service["properties"]["spec"]["properties"]["template"]["properties"]["spec"];

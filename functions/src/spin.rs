@@ -72,7 +72,9 @@ pub(crate) async fn reconcile(app: Arc<DynamicObject>, cx: Arc<Context>) -> Resu
     let found = cx.find::<Service>(&namespace, &app.name_any()).await?;
     let owned = |s: &Service| s.owner_references().iter().any(|o| Some(&o.uid) == app.metadata.uid.as_ref());
     let status = match found {
-        Some(other) if !owned(&other) => status(&app, None, "a Service of this name belongs to somebody else"),
+        Some(other) if !owned(&other) => {
+            status(&app, None, "a Service of this name belongs to somebody else")
+        }
         found => {
             let service = cx.ensure(&namespace, found, service(&app)).await?;
             status(&app, Some(&service), "")

@@ -35,7 +35,10 @@ fn pods(program: &Program, name: &str) -> usize {
 fn a_service_owns_a_configuration_and_a_route_and_is_called_by_its_host() {
     let env = "          env:\n            - name: TARGET\n              value: DwK\n";
     assert_eq!(apply("helloworld-go", env), "service.serving.knative.dev/helloworld-go created\n");
-    assert_eq!(CLUSTER.value("ksvc/helloworld-go", "{.status.url}"), "http://helloworld-go.default.example.com");
+    assert_eq!(
+        CLUSTER.value("ksvc/helloworld-go", "{.status.url}"),
+        "http://helloworld-go.default.example.com"
+    );
     for kind in ["configuration.serving.knative.dev", "route.serving.knative.dev"] {
         let owner = CLUSTER.value(&format!("{kind}/helloworld-go"), "{.metadata.ownerReferences[0].kind}");
         assert_eq!(owner, "Service", "{kind}");
@@ -122,22 +125,32 @@ fn settings_count_as_soon_as_they_change() {
     let map = ["patch", "configmap", "config-domain", "-n", "knative-serving", "--type", "merge", "-p"];
     let domain = r#"{"data":{"example.org":"selector:\n  app: nonprofit\n"}}"#;
     CLUSTER.kubectl(&[&map[..], &[domain]].concat());
-    CLUSTER.apply(&service("charity", "", "").replace("  name: charity\n", "  name: charity\n  labels: {app: nonprofit}\n"));
+    CLUSTER.apply(
+        &service("charity", "", "")
+            .replace("  name: charity\n", "  name: charity\n  labels: {app: nonprofit}\n"),
+    );
     CLUSTER.until_value("ksvc/charity", "{.status.url}", "http://charity.default.example.org");
     CLUSTER.until("its host", |p| p.call("charity.default.example.org", "/").0, |code| *code == 200);
 
     let wrong = ["patch", "configmap", "config-autoscaler", "-n", "knative-serving", "--type", "merge", "-p"];
-    let said = CLUSTER.kubectl_refused(&[&wrong[..], &[r#"{"data":{"stable-window":"soon"}}"#]].concat(), None);
+    let said =
+        CLUSTER.kubectl_refused(&[&wrong[..], &[r#"{"data":{"stable-window":"soon"}}"#]].concat(), None);
     assert!(said.contains("stable-window: invalid value \"soon\""), "{said}");
 }
 
 #[test]
 fn a_cluster_local_service_has_no_host_outside() {
-    let manifest = service("inner", "", "")
-        .replace("  name: inner\n", "  name: inner\n  labels: {networking.knative.dev/visibility: cluster-local}\n");
+    let manifest = service("inner", "", "").replace(
+        "  name: inner\n",
+        "  name: inner\n  labels: {networking.knative.dev/visibility: cluster-local}\n",
+    );
     CLUSTER.apply(&manifest);
     CLUSTER.until_value("ksvc/inner", "{.status.url}", "http://inner.default.svc.cluster.local");
-    CLUSTER.until("the inner host", |p| p.call("inner.default.svc.cluster.local", "/").0, |code| *code == 200);
+    CLUSTER.until(
+        "the inner host",
+        |p| p.call("inner.default.svc.cluster.local", "/").0,
+        |code| *code == 200,
+    );
     assert_eq!(CLUSTER.call("inner.default.example.com", "/").0, 404);
 }
 
@@ -148,7 +161,11 @@ fn a_domain_of_ones_own_leads_to_a_service() {
         "apiVersion: serving.knative.dev/v1beta1\nkind: DomainMapping\nmetadata:\n  name: shop.example.net\n\
          spec:\n  ref:\n    apiVersion: serving.knative.dev/v1\n    kind: Service\n    name: mapped\n",
     );
-    CLUSTER.until_value("domainmapping/shop.example.net", "{.status.conditions[?(@.type=='Ready')].status}", "True");
+    CLUSTER.until_value(
+        "domainmapping/shop.example.net",
+        "{.status.conditions[?(@.type=='Ready')].status}",
+        "True",
+    );
     CLUSTER.until("its host", |p| p.call("shop.example.net", "/").1, |body| body == "hello world\n");
     CLUSTER.kubectl(&["delete", "domainmapping", "shop.example.net"]);
     CLUSTER.until("its host is gone", |p| p.call("shop.example.net", "/").0, |code| *code == 404);
@@ -210,7 +227,13 @@ fn events_reach_functions_and_lost_ones_the_dead_letter() {
          apiVersion: sources.knative.dev/v1\nkind: ApiServerSource\nmetadata:\n  name: maps\nspec:\n  serviceAccountName: watcher\n  \
          resources: [{apiVersion: v1, kind: ConfigMap}]\n  sink:\n    ref: {apiVersion: serving.knative.dev/v1, kind: Service, name: listener}\n    uri: /maps\n",
     );
-    CLUSTER.kubectl(&["create", "rolebinding", "watcher", "--clusterrole=view", "--serviceaccount=default:watcher"]);
+    CLUSTER.kubectl(&[
+        "create",
+        "rolebinding",
+        "watcher",
+        "--clusterrole=view",
+        "--serviceaccount=default:watcher",
+    ]);
     let mut number = 0;
     let change = |p: &Program| {
         number += 1;
@@ -223,7 +246,12 @@ fn events_reach_functions_and_lost_ones_the_dead_letter() {
 /// Sends an event of a type to the broker `default`; the answer's status.
 fn send(kind: &str) -> String {
     let url = format!("http://{}/default/default", CLUSTER.address("gateway"));
-    let headers = ["Host: broker-ingress.knative-eventing.svc.cluster.local", "ce-id: 1", "ce-source: /test", "ce-specversion: 1.0"];
+    let headers = [
+        "Host: broker-ingress.knative-eventing.svc.cluster.local",
+        "ce-id: 1",
+        "ce-source: /test",
+        "ce-specversion: 1.0",
+    ];
     let kind = format!("ce-type: {kind}");
     let headers = headers.iter().copied().chain([kind.as_str()]).flat_map(|h| ["-H", h]);
     let out = std::process::Command::new("curl")

@@ -48,11 +48,8 @@ pub(super) async fn run(eventing: Arc<Eventing>) {
 fn start(eventing: &Arc<Eventing>, source: &Arc<DynamicObject>) -> DropGuard {
     let stop = CancellationToken::new();
     let account = source.data["spec"]["serviceAccountName"].as_str().filter(|a| !a.is_empty());
-    let client = as_account(
-        &eventing.client,
-        &source.namespace().unwrap_or_default(),
-        account.unwrap_or("default"),
-    );
+    let client =
+        as_account(&eventing.client, &source.namespace().unwrap_or_default(), account.unwrap_or("default"));
     let kinds = source.data["spec"]["resources"].as_array().cloned().unwrap_or_default();
     for kind in kinds.into_iter().take(MAX_KINDS) {
         let following = follow(eventing.clone(), source.clone(), client.clone(), kind);
@@ -86,7 +83,11 @@ async fn follow(eventing: Arc<Eventing>, source: Arc<DynamicObject>, client: Cli
     let namespace = source.namespace().unwrap_or_default();
     let api = Api::<DynamicObject>::namespaced_with(client, &namespace, &resource);
     let labels = selector(&kind["selector"]);
-    let config = if labels.is_empty() { watcher::Config::default() } else { watcher::Config::default().labels(&labels) };
+    let config = if labels.is_empty() {
+        watcher::Config::default()
+    } else {
+        watcher::Config::default().labels(&labels)
+    };
     let events = watcher(api, config).default_backoff();
     let mut events = std::pin::pin!(events.filter_map(|e| async move { e.ok() }));
     let mut known = HashSet::new();
@@ -124,7 +125,8 @@ fn selector(selector: &Value) -> String {
         equal.filter_map(|(key, value)| Some(format!("{key}={}", value.as_str()?))).collect();
     for one in selector["matchExpressions"].as_array().into_iter().flatten() {
         let key = one["key"].as_str().unwrap_or("");
-        let values: Vec<&str> = one["values"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
+        let values: Vec<&str> =
+            one["values"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
         parts.push(match one["operator"].as_str().unwrap_or("") {
             "Exists" => key.to_string(),
             "DoesNotExist" => format!("!{key}"),
@@ -141,7 +143,9 @@ fn change(source: &DynamicObject, resource: &ApiResource, what: &str, mut object
     let (namespace, name) = (object.namespace().unwrap_or_default(), object.name_any());
     let data = match whole {
         true => serde_json::to_value(&object).unwrap_or_default(),
-        false => json!({"apiVersion": resource.api_version, "kind": resource.kind, "namespace": namespace, "name": name}),
+        false => {
+            json!({"apiVersion": resource.api_version, "kind": resource.kind, "namespace": namespace, "name": name})
+        }
     };
     let form = if whole { "resource" } else { "ref" };
     let kind = format!("dev.knative.apiserver.{form}.{what}");
@@ -181,6 +185,9 @@ mod tests {
         assert_eq!(event.get("type"), Some("dev.knative.apiserver.ref.add"));
         assert_eq!(event.get("subject"), Some("/apis/v1/namespaces/default/configmaps/m"));
         let data: Value = serde_json::from_slice(&event.data).unwrap();
-        assert_eq!(data, json!({"apiVersion": "v1", "kind": "ConfigMap", "namespace": "default", "name": "m"}));
+        assert_eq!(
+            data,
+            json!({"apiVersion": "v1", "kind": "ConfigMap", "namespace": "default", "name": "m"})
+        );
     }
 }

@@ -22,7 +22,8 @@ pub(crate) struct Moment {
     pub weekday: u32,
 }
 
-const MONTHS: [&str; 12] = ["jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec"];
+const MONTHS: [&str; 12] =
+    ["jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec"];
 const WEEKDAYS: [&str; 7] = ["sun", "mon", "tue", "wed", "thu", "fri", "sat"];
 
 impl Schedule {
@@ -69,7 +70,8 @@ impl Schedule {
 fn field(text: &str, low: u32, high: u32, names: &[&str], first: u32) -> Result<u64, String> {
     let wrong = || format!("{text:?}: {low} to {high} was expected");
     let number = |text: &str| -> Option<u32> {
-        let named = names.iter().position(|n| n.eq_ignore_ascii_case(text)).and_then(|i| u32::try_from(i).ok());
+        let named =
+            names.iter().position(|n| n.eq_ignore_ascii_case(text)).and_then(|i| u32::try_from(i).ok());
         named.map(|i| i + first).or_else(|| text.parse().ok()).filter(|n| (low..=high).contains(n))
     };
     let mut set = 0_u64;
@@ -118,7 +120,17 @@ mod tests {
 
     #[test]
     fn what_is_no_schedule() {
-        for text in ["", "* * * *", "60 * * * *", "* 24 * * *", "* * 0 * *", "* * * 13 *", "5-1 * * * *", "*/0 * * * *", "x * * * *"] {
+        for text in [
+            "",
+            "* * * *",
+            "60 * * * *",
+            "* 24 * * *",
+            "* * 0 * *",
+            "* * * 13 *",
+            "5-1 * * * *",
+            "*/0 * * * *",
+            "x * * * *",
+        ] {
             assert!(Schedule::read(text).is_err(), "{text}");
         }
     }

@@ -80,7 +80,9 @@ impl Sink {
         match self {
             Self::Function(host, path) => format!("http://{host}{path}"),
             Self::Broker(namespace, name) => super::broker_url(namespace, name),
-            Self::Service(namespace, name, path) => format!("http://{name}.{namespace}.{CLUSTER_DOMAIN}{path}"),
+            Self::Service(namespace, name, path) => {
+                format!("http://{name}.{namespace}.{CLUSTER_DOMAIN}{path}")
+            }
             Self::Uri(uri) => uri.clone(),
         }
     }
@@ -103,7 +105,10 @@ impl Delivery {
         let retry = field("retry").as_u64().and_then(|n| u32::try_from(n).ok());
         Self {
             retry: retry.unwrap_or(10).min(MAX_RETRIES),
-            pause: field("backoffDelay").as_str().and_then(iso_duration).unwrap_or(Duration::from_millis(200)),
+            pause: field("backoffDelay")
+                .as_str()
+                .and_then(iso_duration)
+                .unwrap_or(Duration::from_millis(200)),
             exponential: field("backoffPolicy") != "linear",
             timeout: field("timeout").as_str().and_then(iso_duration).unwrap_or(TIMEOUT),
             dead_letter: Some(field("deadLetterSink"))
@@ -221,7 +226,9 @@ impl Sender {
                 let (head, body) = response.into_parts();
                 (head, gather(body, MAX_ANSWER).await.ok_or(BROKEN)?)
             }
-            Sink::Service(namespace, name, path) => self.post(event, &self.address(namespace, name, path).await?).await?,
+            Sink::Service(namespace, name, path) => {
+                self.post(event, &self.address(namespace, name, path).await?).await?
+            }
             Sink::Uri(uri) => self.post(event, uri).await?,
         };
         Ok(Response::from_parts(head, body))
@@ -267,7 +274,8 @@ mod tests {
     #[test]
     fn destinations() {
         let read = |value: Value| Sink::read(&value, "default").map(|s| s.url());
-        let reference = |version: &str, kind: &str| json!({"ref": {"apiVersion": version, "kind": kind, "name": "x"}});
+        let reference =
+            |version: &str, kind: &str| json!({"ref": {"apiVersion": version, "kind": kind, "name": "x"}});
         assert_eq!(
             read(reference("serving.knative.dev/v1", "Service")).unwrap(),
             "http://x.default.svc.cluster.local/"

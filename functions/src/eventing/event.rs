@@ -106,7 +106,8 @@ impl Event {
     /// # Errors
     /// When the address is none.
     pub(crate) fn request(&self, uri: &str) -> Result<Request<Body>, String> {
-        let mut request = Request::post(uri).body(full(self.data.clone())).map_err(|e| format!("{uri}: {e}"))?;
+        let mut request =
+            Request::post(uri).body(full(self.data.clone())).map_err(|e| format!("{uri}: {e}"))?;
         for (key, value) in &self.attributes {
             let name = if key == "datacontenttype" { "content-type".into() } else { format!("ce-{key}") };
             if let (Ok(name), Ok(value)) = (HeaderName::try_from(name), HeaderValue::from_str(value)) {
@@ -156,9 +157,10 @@ pub(crate) fn wants(spec: &Value, event: &Event) -> bool {
 fn passes(filter: &Value, event: &Event) -> bool {
     let pairs = |dialect: &str, fits: fn(&str, &str) -> bool| {
         let wanted = filter[dialect].as_object();
-        wanted.into_iter().flatten().all(|(key, value)| {
-            event.get(key).is_some_and(|have| fits(have, value.as_str().unwrap_or("")))
-        })
+        wanted
+            .into_iter()
+            .flatten()
+            .all(|(key, value)| event.get(key).is_some_and(|have| fits(have, value.as_str().unwrap_or(""))))
     };
     let list = |dialect: &str| filter[dialect].as_array().map(Vec::as_slice).unwrap_or_default();
     let any = list("any");
@@ -217,10 +219,16 @@ mod tests {
             (json!({"filter": {"attributes": {"type": ""}}}), true),
             (json!({"filter": {"attributes": {"type": "other"}}}), false),
             (json!({"filter": {"attributes": {"missing": "x"}}}), false),
-            (json!({"filters": [{"prefix": {"type": "com.example."}}, {"exact": {"source": "/shop"}}]}), true),
+            (
+                json!({"filters": [{"prefix": {"type": "com.example."}}, {"exact": {"source": "/shop"}}]}),
+                true,
+            ),
             (json!({"filters": [{"not": {"suffix": {"type": ".made"}}}]}), false),
             (json!({"filters": [{"any": [{"exact": {"type": "x"}}, {"exact": {"source": "/shop"}}]}]}), true),
-            (json!({"filters": [{"all": [{"exact": {"type": "x"}}, {"exact": {"source": "/shop"}}]}]}), false),
+            (
+                json!({"filters": [{"all": [{"exact": {"type": "x"}}, {"exact": {"source": "/shop"}}]}]}),
+                false,
+            ),
         ] {
             assert_eq!(wants(&spec, &event), expected, "{spec}");
         }

@@ -54,7 +54,13 @@ const KINDS: [(&str, &str, &str, &[&str], &str); 4] = [
     ("Broker", "brokers", GROUP, &[], "Takes events and hands them to the triggers that want them."),
     ("Trigger", "triggers", GROUP, &[], "Sends a broker's events that pass a filter to a subscriber."),
     ("PingSource", "pingsources", SOURCES, &[], "Sends an event on a schedule."),
-    ("ApiServerSource", "apiserversources", SOURCES, &[], "Sends an event for each change of objects of the API."),
+    (
+        "ApiServerSource",
+        "apiserversources",
+        SOURCES,
+        &[],
+        "Sends an event for each change of objects of the API.",
+    ),
 ];
 
 /// Where a broker takes events.
@@ -158,7 +164,10 @@ pub(crate) struct Eventing {
 
 impl Eventing {
     /// With the tasks that keep it going; they run until dropped.
-    pub(crate) fn start(client: Client, sender: Sender) -> (Arc<Self>, impl Future<Output = ()> + Send + 'static) {
+    pub(crate) fn start(
+        client: Client,
+        sender: Sender,
+    ) -> (Arc<Self>, impl Future<Output = ()> + Send + 'static) {
         let (brokers, one) = Objects::new("Broker");
         let (triggers, two) = Objects::new("Trigger");
         let (pings, three) = Objects::new("PingSource");
@@ -254,7 +263,13 @@ impl Eventing {
         }
     }
 
-    fn subscribers(&self, namespace: &str, broker: &str, defaults: &Value, event: &Event) -> Vec<(Sink, Delivery)> {
+    fn subscribers(
+        &self,
+        namespace: &str,
+        broker: &str,
+        defaults: &Value,
+        event: &Event,
+    ) -> Vec<(Sink, Delivery)> {
         let all = self.triggers.all();
         let of_broker = all.iter().filter(|t| {
             let named = t.data["spec"]["broker"].as_str().filter(|b| !b.is_empty()).unwrap_or("default");
@@ -274,7 +289,8 @@ impl Eventing {
     fn emit(self: &Arc<Self>, source: &DynamicObject, mut event: Event) {
         let namespace = source.metadata.namespace.clone().unwrap_or_default();
         let Ok(sink) = Sink::read(&source.data["spec"]["sink"], &namespace) else { return };
-        for (key, value) in source.data["spec"]["ceOverrides"]["extensions"].as_object().into_iter().flatten() {
+        for (key, value) in source.data["spec"]["ceOverrides"]["extensions"].as_object().into_iter().flatten()
+        {
             if let Some(value) = value.as_str() {
                 event.attributes.insert(key.to_lowercase(), value.into());
             }

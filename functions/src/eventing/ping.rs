@@ -85,7 +85,8 @@ mod tests {
     #[test]
     fn schedules_count_in_their_time_zone() {
         let now: Timestamp = "2026-07-01T06:00:00Z".parse().unwrap();
-        for (zone, hour, due) in [("", 6, true), ("Europe/Helsinki", 9, true), ("Europe/Helsinki", 6, false)] {
+        for (zone, hour, due) in [("", 6, true), ("Europe/Helsinki", 9, true), ("Europe/Helsinki", 6, false)]
+        {
             let spec = json!({"schedule": format!("0 {hour} * * *"), "timezone": zone});
             assert_eq!(is_due(&source(spec), now), due, "{zone} {hour}");
         }

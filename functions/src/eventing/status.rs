@@ -55,7 +55,9 @@ fn status(kind: &str, object: &DynamicObject, eventing: &Eventing, now: Timestam
     let counting = match kind {
         "Broker" => {
             status["address"] = json!({"url": broker_url(&namespace, &object.name_any())});
-            ["Addressable", "FilterReady", "IngressReady", "TriggerChannelReady"].map(|c| (c, State::True)).to_vec()
+            ["Addressable", "FilterReady", "IngressReady", "TriggerChannelReady"]
+                .map(|c| (c, State::True))
+                .to_vec()
         }
         "Trigger" => {
             let name = object.data["spec"]["broker"].as_str().filter(|b| !b.is_empty()).unwrap_or("default");

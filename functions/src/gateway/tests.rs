@@ -234,7 +234,9 @@ async fn grpc() -> SocketAddr {
                     Ok::<_, hyper::Error>(http_body::Frame::data(sent)),
                     Ok(http_body::Frame::trailers(trailers.into_iter().collect())),
                 ];
-                Ok::<_, hyper::Error>(Response::new(http_body_util::StreamBody::new(futures::stream::iter(frames))))
+                Ok::<_, hyper::Error>(Response::new(http_body_util::StreamBody::new(futures::stream::iter(
+                    frames,
+                ))))
             });
             let builder = auto::Builder::new(TokioExecutor::new()).http2_only();
             tokio::spawn(async move { builder.serve_connection(TokioIo::new(stream), service).await });

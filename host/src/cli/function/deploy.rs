@@ -141,7 +141,9 @@ async fn hold(args: &Args, name: &str, api: &Api) -> Result<()> {
         .as_array()
         .into_iter()
         .flatten()
-        .filter_map(|t| Some((t["revisionName"].as_str()?.to_string(), u32::try_from(t["percent"].as_u64()?).ok()?)))
+        .filter_map(|t| {
+            Some((t["revisionName"].as_str()?.to_string(), u32::try_from(t["percent"].as_u64()?).ok()?))
+        })
         .filter(|(_, percent)| *percent > 0)
         .collect();
     if shares.is_empty() || args.set_traffic.is_none() {
@@ -172,7 +174,9 @@ fn split(now: &Value, newest: &str, percent: u32) -> Vec<(String, u32)> {
         .as_array()
         .into_iter()
         .flatten()
-        .filter_map(|t| Some((t["revisionName"].as_str()?.to_string(), u32::try_from(t["percent"].as_u64()?).ok()?)))
+        .filter_map(|t| {
+            Some((t["revisionName"].as_str()?.to_string(), u32::try_from(t["percent"].as_u64()?).ok()?))
+        })
         .filter(|(name, share)| name != newest && *share > 0)
         .collect();
     let whole: u32 = others.iter().map(|(_, share)| share).sum();
@@ -180,7 +184,8 @@ fn split(now: &Value, newest: &str, percent: u32) -> Vec<(String, u32)> {
         return vec![(newest.into(), 100)];
     }
     let rest = 100 - percent;
-    let mut all: Vec<(String, u32)> = others.into_iter().map(|(name, share)| (name, rest * share / whole)).collect();
+    let mut all: Vec<(String, u32)> =
+        others.into_iter().map(|(name, share)| (name, rest * share / whole)).collect();
     // What rounding left over.
     let given: u32 = all.iter().map(|(_, share)| share).sum();
     all[0].1 += rest - given;
@@ -257,7 +262,8 @@ fn service(name: &str, image: &str, args: &Args) -> Result<Value> {
 fn container(image: &str, args: &Args) -> Result<Value> {
     let mut container = json!({"image": image, "name": "user-container"});
     if !args.env.is_empty() {
-        let variable = |text: &String| pair("env", text).map(|(name, value)| json!({"name": name, "value": value}));
+        let variable =
+            |text: &String| pair("env", text).map(|(name, value)| json!({"name": name, "value": value}));
         container["env"] = args.env.iter().map(variable).collect::<Result<Vec<_>>>()?.into();
     }
     if !args.env_from.is_empty() {

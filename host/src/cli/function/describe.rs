@@ -131,7 +131,9 @@ fn condition<'a>(object: &'a Value, kind: &str) -> &'a Value {
 fn history(revisions: &Value, now: Timestamp) -> Vec<Vec<String>> {
     let head = ["NAME", "READY", "REPLICAS", "AGE", "DIGEST", "REASON"].map(String::from).to_vec();
     let mut all: Vec<&Value> = revisions.as_array().into_iter().flatten().collect();
-    all.sort_by_key(|r| std::cmp::Reverse(r["metadata"]["creationTimestamp"].as_str().unwrap_or("").to_string()));
+    all.sort_by_key(|r| {
+        std::cmp::Reverse(r["metadata"]["creationTimestamp"].as_str().unwrap_or("").to_string())
+    });
     let row = |r: &&Value| {
         let digest = r["status"]["containerStatuses"][0]["imageDigest"].as_str().unwrap_or("");
         let digest = digest.rsplit_once("sha256:").map_or("", |(_, hex)| hex);

@@ -6,10 +6,8 @@ use std::{
     process::{Command, Output, Stdio},
 };
 
-use anyhow::{Context as _, Result, anyhow, bail};
-use tempfile::TempDir;
-
 use super::super::hint::WithHint;
+use anyhow::{Context as _, Result, anyhow, bail};
 
 /// Builds with rustup's target where it is there, else with Debian's sources of the standard library.
 const RUST: &str = include_str!("../../../../tools/guest-build");
@@ -70,7 +68,12 @@ impl Toolchain {
             ("requirements.txt", Self::Python),
         ];
         let found = known.iter().find(|(file, _)| dir.join(file).exists()).map(|(_, toolchain)| *toolchain);
-        let nothing = || anyhow!("{} holds no function: there is no Cargo.toml, package.json or requirements.txt", dir.display());
+        let nothing = || {
+            anyhow!(
+                "{} holds no function: there is no Cargo.toml, package.json or requirements.txt",
+                dir.display()
+            )
+        };
         found.ok_or_else(nothing).hint(|| "make one with `wasmk fn new NAME`, or name a .wasm file".into())
     }
 
@@ -127,13 +130,17 @@ fn python(dir: &Path, output: &Path) -> Result<()> {
     }
     let wit = wit(WASI)?;
     let mut command = Command::new(tool);
-    command.arg("-d").arg(wit.path().join("wit")).args(["-w", WORLD, "componentize", "app", "-o"]).arg(output);
+    command
+        .arg("-d")
+        .arg(wit.path().join("wit"))
+        .args(["-w", WORLD, "componentize", "app", "-o"])
+        .arg(output);
     run(dir, &mut command)
 }
 
 /// The interfaces of functions in a directory of their own, for a version of WASI.
-fn wit(version: &str) -> Result<TempDir> {
-    let dir = tempfile::tempdir().context("cannot make a temporary directory")?;
+fn wit(version: &str) -> Result<Scratch> {
+    let dir = Scratch::new()?;
     std::fs::create_dir_all(dir.path().join("wit/deps"))?;
     for (file, text) in WIT {
         std::fs::write(dir.path().join("wit").join(file), text.replace(WASI, version))?;
@@ -141,10 +148,33 @@ fn wit(version: &str) -> Result<TempDir> {
     Ok(dir)
 }
 
+/// A directory of this build's own, removed with what is in it when dropped.
+struct Scratch(PathBuf);
+
+impl Scratch {
+    fn new() -> Result<Self> {
+        let name = format!("wasmk-build-{}-{:08x}", std::process::id(), rand::random::<u32>());
+        let path = std::env::temp_dir().join(name);
+        std::fs::create_dir(&path)
+            .with_context(|| format!("cannot make the directory {}", path.display()))?;
+        Ok(Self(path))
+    }
+
+    fn path(&self) -> &Path {
+        &self.0
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        // What stays behind is a temporary file like any other.
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
 fn needs(program: &str, how: &str) -> Result<()> {
-    let there = std::env::var_os("PATH").is_some_and(|path| {
-        std::env::split_paths(&path).any(|dir: PathBuf| dir.join(program).is_file())
-    });
+    let there = std::env::var_os("PATH")
+        .is_some_and(|path| std::env::split_paths(&path).any(|dir: PathBuf| dir.join(program).is_file()));
     if there {
         return Ok(());
     }

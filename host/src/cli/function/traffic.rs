@@ -271,7 +271,8 @@ mod tests {
                 "labels": {"serving.knative.dev/configurationGeneration": generation.to_string()}},
                 "status": {"conditions": [{"type": "Ready", "status": ready}]}})
         };
-        let all = json!([revision(1, "True"), revision(2, "True"), revision(3, "False"), revision(4, "True")]);
+        let all =
+            json!([revision(1, "True"), revision(2, "True"), revision(3, "False"), revision(4, "True")]);
         let serving = |name: &str| json!([{"revisionName": name, "percent": 100}]);
         assert_eq!(previous(&serving("r4"), &all).as_deref(), Some("r2"));
         assert_eq!(previous(&serving("r2"), &all).as_deref(), Some("r1"));

@@ -193,7 +193,7 @@ fn traffic_is_moved_and_moved_back() {
     assert!(text.contains("moving-00002") && text.contains("next"), "{text}");
     let manifest = CLUSTER.wasmk(&["fn", "export", "moving"]);
     assert!(manifest.contains("kind: Service") && !manifest.contains("resourceVersion"), "{manifest}");
-    let cold = CLUSTER.wasmk(&["fn", "cold", "moving", "-n", "3"]);
+    let cold = CLUSTER.wasmk(&["fn", "cold", "moving", "--calls", "3"]);
     for phase in ["prepare", "route", "first-byte"] {
         assert!(cold.contains(phase), "{cold}");
     }

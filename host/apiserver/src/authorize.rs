@@ -23,7 +23,7 @@ enum Asked {
     Node(node::Nodes),
     Rbac(Arc<Rbac>),
     Abac(abac::Policy),
-    Webhook(AccessReviewer),
+    Webhook(Box<AccessReviewer>),
     Always(bool),
 }
 
@@ -48,7 +48,7 @@ impl Authorizers {
                 Authorizer::Rbac => Asked::Rbac(rbac.clone()),
                 Authorizer::Abac => Asked::Abac(settings.policy.clone()),
                 Authorizer::Webhook => match webhook.take() {
-                    Some(webhook) => Asked::Webhook(AccessReviewer::new(webhook).await?),
+                    Some(webhook) => Asked::Webhook(Box::new(AccessReviewer::new(webhook).await?)),
                     None => return Err(RemoteError::Config("the webhook has none".into())),
                 },
                 Authorizer::AlwaysAllow => Asked::Always(true),

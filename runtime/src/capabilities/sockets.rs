@@ -7,8 +7,8 @@
 use std::collections::VecDeque;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
+use std::task::{Context as TaskContext, Poll};
 
-use futures::FutureExt;
 use wasmtime::StoreContextMut;
 use wasmtime::component::{Linker, Resource, ResourceType};
 use wasmtime_wasi::WasiView;
@@ -53,16 +53,9 @@ pub(crate) fn override_in(linker: &mut Linker<Guest>) -> wasmtime::Result<()> {
             answer(make(store.data_mut(), |sockets| sockets.create_tcp_socket(family)))
         },
     )?;
-    linker.instance(UDP_CREATE)?.func_wrap(
-        "create-udp-socket",
-        |mut store: StoreContextMut<'_, Guest>, (family,): (IpAddressFamily,)| {
-            // Nothing is waited for: a socket is made at once or not at all.
-            answer(make(store.data_mut(), |sockets| {
-                let made = sockets.create_udp_socket(family).now_or_never();
-                made.unwrap_or_else(|| Err(ErrorCode::WouldBlock.into()))
-            }))
-        },
-    )?;
+    linker.instance(UDP_CREATE)?.func_wrap_async("create-udp-socket", |store, args| {
+        Box::new(async move { answer(udp_create(store, args).await) })
+    })?;
     name_lookup(linker)?;
     linker.allow_shadowing(false);
     Ok(())
@@ -96,6 +89,28 @@ fn make<S: Send>(
     let mut made = None;
     network.enter(None, &mut || made = Some(create(&mut guest.sockets())));
     made.unwrap_or_else(|| Err(ErrorCode::AccessDenied.into()))
+}
+
+/// Makes a socket where the guest's sockets belong, and then waits here until it is ready.
+async fn udp_create(
+    mut store: StoreContextMut<'_, Guest>,
+    (family,): (IpAddressFamily,),
+) -> SocketResult<Resource<UdpSocket>> {
+    let guest = store.data_mut();
+    let network = Arc::clone(&guest.network);
+    let mut sockets = guest.sockets();
+    let mut creating = std::pin::pin!(sockets.create_udp_socket(family));
+    // The first step is the one that makes it.
+    let mut entered = false;
+    std::future::poll_fn(|cx| {
+        if std::mem::replace(&mut entered, true) {
+            return creating.as_mut().poll(cx);
+        }
+        let (waker, mut polled) = (cx.waker().clone(), Poll::Pending);
+        network.enter(None, &mut || polled = creating.as_mut().poll(&mut TaskContext::from_waker(&waker)));
+        polled
+    })
+    .await
 }
 
 type BindArgs<S> = (Resource<S>, Resource<Handle>, IpSocketAddress);

@@ -131,7 +131,7 @@ impl Policy {
         if document.rules.is_empty() {
             return Err(PolicyError::Empty);
         }
-        let both = |r: &Rule| !r.urls.is_empty() && !(r.resources.is_empty() && r.namespaces.is_empty());
+        let both = |r: &Rule| !(r.urls.is_empty() || r.resources.is_empty() && r.namespaces.is_empty());
         if let Some(index) = document.rules.iter().position(both) {
             return Err(PolicyError::Both(index));
         }

@@ -49,12 +49,10 @@ pub(crate) async fn create(work: &Work<'_>, body: &Bytes) -> Result<Answer, Stat
         .object();
     let mut seconds = seconds(&request)?;
     let settings = &work.core.config.authentication.accounts;
-    if let Some(longest) = settings.max_life.and_then(|life| i64::try_from(life.as_secs()).ok()) {
-        if seconds > longest {
-            work.call
-                .warn(format!("requested expiration of {seconds} seconds shortened to {longest} seconds"));
-            seconds = longest;
-        }
+    let longest = settings.max_life.and_then(|life| i64::try_from(life.as_secs()).ok());
+    if let Some(longest) = longest.filter(|longest| seconds > *longest) {
+        work.call.warn(format!("requested expiration of {seconds} seconds shortened to {longest} seconds"));
+        seconds = longest;
     }
     let audiences = audiences(work, &request);
     restrict(work, &account, &request, &audiences).await?;

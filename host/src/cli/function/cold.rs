@@ -23,7 +23,7 @@ pub(in super::super) struct Args {
     /// The function
     name: String,
     /// How often to call it; each call gets an instance of its own
-    #[arg(short = 'n', long, default_value_t = 20)]
+    #[arg(long, default_value_t = 20)]
     calls: u32,
     /// The path
     #[arg(long, default_value = "/")]

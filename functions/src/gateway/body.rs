@@ -154,7 +154,7 @@ impl HttpBody for Lent {
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.taken.as_ref().map_or_else(|| self.hint.clone(), HttpBody::size_hint)
+        self.taken.as_ref().map_or_else(|| self.hint, HttpBody::size_hint)
     }
 }
 

@@ -112,7 +112,7 @@ pub(crate) fn kubeconfig(path: &Path) -> Result<Kubeconfig> {
 ///
 /// # Errors
 /// When the file is no kubeconfig, or the version is unknown.
-pub(crate) fn webhook(path: &PathBuf, version: &str, good: Duration, bad: Duration) -> Result<Webhook> {
+pub(crate) fn webhook(path: &Path, version: &str, good: Duration, bad: Duration) -> Result<Webhook> {
     if !["v1", "v1beta1"].contains(&version) {
         bail!("version {version:?} of reviews: `v1` or `v1beta1` was expected");
     }
@@ -172,7 +172,8 @@ mod tests {
     fn token_files() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("tokens.csv");
-        let check = |text: &str, expect: Result<&[(&str, &str, &str, &[&str])], &str>| {
+        type Row = (&'static str, &'static str, &'static str, &'static [&'static str]);
+        let check = |text: &str, expect: Result<&[Row], &str>| {
             std::fs::write(&path, text).unwrap();
             match (tokens(&path), expect) {
                 (Ok(found), Ok(expect)) => {

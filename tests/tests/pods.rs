@@ -2,6 +2,7 @@
 
 use std::{
     collections::BTreeSet,
+    io::{BufRead, BufReader},
     process::{Child, Command, Stdio},
     sync::LazyLock,
 };
@@ -106,13 +107,33 @@ fn a_deleted_pod_ends() {
 }
 
 #[test]
+fn a_log_is_followed_until_the_pod_ends() {
+    CLUSTER.apply(&command_pod("ticker", "[tick, '50']", "  terminationGracePeriodSeconds: 1\n"));
+    let lines = |p: &Program| p.kubectl_output(&["logs", "ticker"], None).stdout.lines().count();
+    let before = CLUSTER.until("the first lines", lines, |n| *n > 0);
+    let mut follow = Command::new("kubectl")
+        .args(["--kubeconfig", &CLUSTER.kubeconfig(), "logs", "-f", "ticker"])
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("kubectl starts");
+    let mut lines = BufReader::new(follow.stdout.take().expect("its output")).lines();
+    // More lines than there were at the start: the rest was written while it followed.
+    for n in 1..=before + 20 {
+        assert_eq!(lines.next().expect("one more line").unwrap(), format!("tick {n}"));
+    }
+    CLUSTER.kubectl(&["delete", "pod", "ticker", "--wait=false"]);
+    assert!(lines.all(|line| line.is_ok_and(|line| line.starts_with("tick "))));
+    assert!(follow.wait().unwrap().success(), "following ends well when the container has ended");
+}
+
+#[test]
 fn volumes_hold_configuration() {
     CLUSTER.kubectl(&["create", "configmap", "files", "--from-literal=greeting=good morning"]);
     let mount = "    volumeMounts: [{name: files, mountPath: /etc/files}]\n";
     let volume = "  volumes: [{name: files, configMap: {name: files}}]\n";
     CLUSTER.apply(&(command_pod("reader", "[read, /etc/files/greeting]", volume) + mount));
     CLUSTER.until_value("pod/reader", "{.status.phase}", "Succeeded");
-    assert_eq!(CLUSTER.kubectl(&["logs", "reader"]).trim_end(), "good morning");
+    assert_eq!(CLUSTER.kubectl(&["logs", "reader"]), "good morning");
 }
 
 /// A `wasmk agent`, ended when dropped.

@@ -10,7 +10,7 @@ use std::{
 
 use kube::{
     Api,
-    api::{DeleteParams, PostParams},
+    api::{DeleteParams, ListParams, PostParams},
 };
 use sha2::{Digest, Sha256};
 use tokio_util::sync::CancellationToken;
@@ -142,7 +142,9 @@ async fn mirror(cx: &Context, pod: &Pod) -> Result<(), kube::Error> {
     let api: Api<Pod> =
         Api::namespaced(cx.client.clone(), pod.metadata.namespace.as_deref().unwrap_or("default"));
     let hash = annotation(pod, HASH).unwrap_or_default().to_string();
-    match api.get_opt(&name).await? {
+    // Of its own pods a node may always ask; of one that is not there it may not.
+    let own = ListParams::default().fields(&format!("spec.nodeName={},metadata.name={name}", cx.node));
+    match api.list(&own).await?.items.into_iter().next() {
         Some(found) if annotation(&found, MIRROR) == Some(&hash) && !is_deleting(&found) => return Ok(()),
         Some(found) if is_mirror(&found) => {
             // Nothing runs under the mirror's name: it may go at once.

@@ -75,6 +75,7 @@ struct Cli {
     command: Command,
 }
 
+#[allow(clippy::large_enum_variant, reason = "there is one, and it lives as long as the program")]
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Start a control plane with a node and a function gateway on this machine

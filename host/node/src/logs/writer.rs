@@ -53,7 +53,7 @@ impl LogWriter {
         for stream in [Stream::Stdout, Stream::Stderr] {
             let rest = std::mem::take(&mut inner.partial[stream as usize]);
             if !rest.is_empty() {
-                format_line(&mut out, now, stream, true, &rest);
+                format_line(&mut out, now, stream, false, &rest);
             }
         }
         self.put(&mut inner, &out);

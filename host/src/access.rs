@@ -1,9 +1,6 @@
 //! Who may use the API, and what is remembered of it: files that flags name, read into settings.
 
-use std::{
-    path::{Path, PathBuf},
-    time::Duration,
-};
+use std::{path::Path, time::Duration};
 
 use anyhow::{Context, Result, bail};
 use kube::config::Kubeconfig;

@@ -17,7 +17,11 @@ use tokio::{
 };
 use tokio_tungstenite::{
     WebSocketStream,
-    tungstenite::{Message, handshake::derive_accept_key, protocol::Role},
+    tungstenite::{
+        Message,
+        handshake::derive_accept_key,
+        protocol::{CloseFrame, Role, frame::coding::CloseCode},
+    },
 };
 
 use super::{
@@ -161,7 +165,9 @@ where
             }
         };
         send(&mut sink, STATUS, status.to_string().as_bytes()).await?;
-        sink.close().await.map_err(io::Error::other)
+        // kubectl takes an end without a code for a failure.
+        let end = CloseFrame { code: CloseCode::Normal, reason: Default::default() };
+        sink.send(Message::Close(Some(end))).await.map_err(io::Error::other)
     };
     tokio::pin!(inward);
     tokio::select! {

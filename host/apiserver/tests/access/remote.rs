@@ -117,18 +117,21 @@ async fn a_policy_file_decides() {
     }
 }
 
+/// Names of keys, with their private halves.
+type Keys = Arc<Mutex<Vec<(String, Vec<u8>)>>>;
+
 /// An issuer of OpenID Connect tokens, over TLS.
 struct Issuer {
     url: String,
     ca: Authority,
-    keys: Arc<Mutex<Vec<(String, Vec<u8>)>>>,
+    keys: Keys,
     _stop: tokio_util::sync::DropGuard,
 }
 
 impl Issuer {
     async fn start() -> Self {
         let ca = Authority::new("issuer");
-        let keys: Arc<Mutex<Vec<(String, Vec<u8>)>>> = Arc::default();
+        let keys = Keys::default();
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("https://{}/realm", listener.local_addr().unwrap());
         let (issuer, shown) = (url.clone(), keys.clone());

@@ -23,6 +23,8 @@ use crate::logs::Stream;
 
 /// Longest wait for the runtime to begin.
 const BEGIN: Duration = Duration::from_secs(10);
+/// Longest wait for the rest of the output after the status.
+const REST: Duration = Duration::from_secs(1);
 /// Frames that wait to be sent.
 const QUEUE: usize = 16;
 
@@ -130,14 +132,18 @@ async fn receive<R: AsyncRead + Unpin>(
     pongs: mpsc::Sender<u32>,
 ) -> io::Result<Value> {
     let mut status = Vec::new();
-    while let Some(event) = reader.next().await? {
+    let mut ended = false;
+    loop {
+        // Streams are apart from each other: output may come after the status, and the runtime then leaves.
+        let event = match ended {
+            false => reader.next().await?,
+            true => tokio::time::timeout(REST, reader.next()).await.unwrap_or(Ok(None)).unwrap_or(None),
+        };
+        let Some(event) = event else { break };
         match event {
             Event::Data(ERROR, bytes, last) => {
                 status.extend_from_slice(&bytes);
-                // Output is sent before the status.
-                if last {
-                    break;
-                }
+                ended |= last;
             }
             Event::Data(id @ (STDOUT | STDERR), bytes, _) if !bytes.is_empty() => {
                 let stream = if id == STDOUT { Stream::Stdout } else { Stream::Stderr };

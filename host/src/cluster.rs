@@ -40,7 +40,7 @@ const DNS_SERVICE: u32 = 10;
 const RESOLV_CONF: &str = "/etc/resolv.conf";
 
 /// Shortest prefix of a node's range of pod addresses.
-const NODE_MASK: u8 = 18;
+const NODE_MASK: u8 = 20;
 /// Longest time for pods to end when everything stops.
 const STOP: Duration = Duration::from_secs(30);
 
@@ -396,7 +396,7 @@ async fn control(
     }
 }
 
-/// Length of the prefix of a node's part of the pods' range: room for 16,382 pods, or else a quarter.
+/// Length of the prefix of a node's part of the pods' range: room for 4,094 pods, or else a quarter.
 fn node_mask(range: &str) -> u8 {
     let length = range.split_once('/').and_then(|(_, length)| length.parse::<u8>().ok()).unwrap_or(NODE_MASK);
     NODE_MASK.max(length.saturating_add(2))
@@ -443,7 +443,7 @@ mod tests {
 
     #[test]
     fn a_node_has_room_for_its_pods() {
-        for (range, expect) in [("127.64.0.0/10", 18), ("127.42.0.0/16", 18), ("127.42.4.0/22", 24)] {
+        for (range, expect) in [("127.42.0.0/16", 20), ("127.42.64.0/18", 20), ("127.42.4.0/22", 24)] {
             assert_eq!(node_mask(range), expect, "{range}");
         }
     }

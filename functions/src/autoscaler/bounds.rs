@@ -180,7 +180,7 @@ mod tests {
         assert_eq!(read(&[("min-scale", "-1"), ("window", "soon")], 0), read(&[], 0));
         assert_eq!(read(&[("window", "1s")], 0).window, WINDOW_RANGE.0);
         assert_eq!(read(&[("scaleDownDelay", "1m")], 0).down_delay, Duration::from_secs(60));
-        assert_eq!(read(&[("metricAggregationAlgorithm", "weightedExponential")], 0).weighted, true);
+        assert!(read(&[("metricAggregationAlgorithm", "weightedExponential")], 0).weighted);
     }
 
     #[test]

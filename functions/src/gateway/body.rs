@@ -168,7 +168,8 @@ mod tests {
     async fn a_body_comes_back_unless_it_was_read() {
         let (lent, owner) = Lent::new(full("x"));
         drop(lent);
-        assert_eq!(owner.lock().take().unwrap().collect().await.unwrap().to_bytes(), "x");
+        let back = owner.lock().take().unwrap();
+        assert_eq!(back.collect().await.unwrap().to_bytes(), "x");
         let (lent, owner) = Lent::new(full("x"));
         assert_eq!(lent.collect().await.unwrap().to_bytes(), "x");
         assert!(owner.lock().is_none());

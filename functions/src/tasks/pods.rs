@@ -130,7 +130,10 @@ mod tests {
         let key = Key::new("default", "hello-00001");
         let mut ready = Ready::default();
         let count = |ready: &Ready| ready.pods.get(&key).map_or(0, BTreeMap::len);
-        assert_eq!(ready.take(watcher::Event::Apply(pod("a", "127.42.0.1", true))), [key.clone()]);
+        assert_eq!(
+            ready.take(watcher::Event::Apply(pod("a", "127.42.0.1", true))),
+            std::slice::from_ref(&key)
+        );
         ready.take(watcher::Event::Apply(pod("b", "127.42.0.2", false)));
         assert_eq!(count(&ready), 1);
         ready.take(watcher::Event::Apply(pod("b", "127.42.0.2", true)));
@@ -138,7 +141,7 @@ mod tests {
         // A list anew that no longer names the first.
         ready.take(watcher::Event::Init);
         ready.take(watcher::Event::InitApply(pod("b", "127.42.0.2", true)));
-        assert_eq!(ready.take(watcher::Event::InitDone), [key.clone()]);
+        assert_eq!(ready.take(watcher::Event::InitDone), std::slice::from_ref(&key));
         assert_eq!(count(&ready), 1);
         ready.take(watcher::Event::Delete(pod("b", "127.42.0.2", true)));
         assert!(ready.pods.is_empty());

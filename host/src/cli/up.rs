@@ -78,7 +78,7 @@ pub(super) struct Args {
     #[arg(long, value_name = "DOMAIN", default_value = "example.com")]
     domain: String,
     /// Where pods get their addresses from; two clusters on one machine need parts of the default
-    #[arg(long, value_name = "CIDR", default_value = "127.64.0.0/10")]
+    #[arg(long, value_name = "CIDR", default_value = "127.42.0.0/16")]
     pod_cidr: String,
     /// Where services get their addresses from; two clusters on one machine need parts of the default
     #[arg(long, alias = "service-cluster-ip-range", value_name = "CIDR", default_value = "127.43.0.0/16", value_parser = service_range)]

@@ -79,6 +79,8 @@ pub(crate) struct Core {
     pub(crate) aggregated: ArcSwap<Servers>,
     /// How often the table was made; wakes those who look at it.
     pub(crate) defined: watch::Sender<u64>,
+    /// Held while the table is made anew, so that no older one takes the place of a newer.
+    pub(crate) refreshing: parking_lot::Mutex<()>,
     pub(crate) shutdown: CancellationToken,
     pub(crate) flow: Flow,
     pub(crate) long_running: Arc<Semaphore>,
@@ -143,6 +145,7 @@ impl ApiServer {
             remote: Remote::new(&config.front_proxy),
             aggregated: ArcSwap::default(),
             defined: watch::Sender::new(0),
+            refreshing: parking_lot::Mutex::default(),
             shutdown,
             flow: Flow::default(),
             long_running: Arc::new(Semaphore::new(MAX_LONG_RUNNING)),

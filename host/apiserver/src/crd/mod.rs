@@ -33,6 +33,7 @@ pub(crate) const CLEANUP: &str = "customresourcecleanup.apiextensions.k8s.io";
 
 /// Makes the table anew from the built-in rows and the definitions that are established, or can be.
 pub(crate) fn refresh(core: &Core) {
+    let _alone = core.refreshing.lock();
     let definitions = core.caches.of(DEFINITIONS).list(&Filter::default());
     let served = |definition: &Object| {
         is_true(definition, "Established")

@@ -125,8 +125,9 @@ pub(crate) async fn follow(core: Arc<Core>) {
     loop {
         changed.mark_unchanged();
         // Served first: who reads that a definition is established finds it in discovery.
+        let definitions = cache.list(&Filter::default());
         refresh(&core);
-        for entry in cache.list(&Filter::default()) {
+        for entry in definitions {
             if let Err(error) = settle(&core, &entry.object()).await {
                 tracing::warn!(definition = &*entry.name, %error, "a definition could not be settled");
             }

@@ -31,20 +31,12 @@ const VERBS: [&str; 8] = ["delete", "deletecollection", "get", "list", "patch", 
 /// The finalizer that keeps a definition until its objects are gone.
 pub(crate) const CLEANUP: &str = "customresourcecleanup.apiextensions.k8s.io";
 
-/// Makes the table anew from the built-in rows and the definitions that are established, or can be.
+/// Makes the table anew from the built-in rows and the established definitions.
 pub(crate) fn refresh(core: &Core) {
     let _alone = core.refreshing.lock();
     let definitions = core.caches.of(DEFINITIONS).list(&Filter::default());
-    let served = |definition: &Object| {
-        is_true(definition, "Established")
-            || !definition.is_deleting() && conflict(core, definition).is_none()
-    };
-    let additions = definitions
-        .iter()
-        .map(|e| e.object())
-        .filter(|definition| served(definition))
-        .flat_map(|definition| additions(&definition))
-        .collect();
+    let established = definitions.iter().map(|e| e.object()).filter(|d| is_true(d, "Established"));
+    let additions = established.flat_map(|definition| additions(&definition)).collect();
     let remote = core.aggregated.load().values().flat_map(|server| server.rows()).collect();
     core.table.store(Arc::new(Table::new(&core.caches, additions, remote)));
     core.defined.send_modify(|times| *times += 1);
@@ -124,14 +116,12 @@ pub(crate) async fn follow(core: Arc<Core>) {
     let mut changed = cache.subscribe();
     loop {
         changed.mark_unchanged();
-        // Served first: who reads that a definition is established finds it in discovery.
-        let definitions = cache.list(&Filter::default());
-        refresh(&core);
-        for entry in definitions {
+        for entry in cache.list(&Filter::default()) {
             if let Err(error) = settle(&core, &entry.object()).await {
                 tracing::warn!(definition = &*entry.name, %error, "a definition could not be settled");
             }
         }
+        refresh(&core);
         tokio::select! {
             () = core.shutdown.cancelled() => return,
             woken = changed.changed() => if woken.is_err() { return },

@@ -25,7 +25,7 @@ test-setup: ## what the tests need: programs, guests, Python clients
 	@tools/build-test-guests
 
 test: test-setup ## everything the tests need, then all tests
-	cargo test --locked --workspace
+	cargo test --locked --workspace --no-fail-fast
 
 test-crashes: ## thousands of simulated crashes of the store; a failure names the seed that repeats it
 	STORE_CRASH_SEEDS=4000 cargo test --locked -p wasmk-store --lib no_crash -- --nocapture

@@ -275,7 +275,7 @@ async fn handlers_answer_a_real_client() {
     for _ in 0..3 {
         let request = Request::get("/").header("host", "hello.example").body(empty()).unwrap();
         let response = soon(sender.send_request(request)).await.unwrap();
-        assert_eq!(response.headers()["content-length"], "12");
+        assert_eq!(response.status(), 200);
         assert_eq!(text(response.map(boxed)).await, "hello world\n");
     }
 }

@@ -46,12 +46,12 @@ fn containers_run_beside_wasm() {
 }
 
 #[test]
-#[ignore = "the output of a command inside a container does not reach kubectl yet"]
 fn containers_are_looked_into() {
     let Some(node) = Node::start() else { return };
     let p = &node.program;
     a_container_is_served_its_environment(p);
     a_command_can_be_run_inside(p);
+    old_and_new_clients_look_inside(p);
     hooks_run_and_leave_messages(p);
     security_is_as_asked(p);
     probes_run_commands(p);
@@ -120,6 +120,46 @@ fn a_command_can_be_run_inside(p: &Program) {
     assert!(archive.status.success());
     p.kubectl(&["cp", "file", "web:/tmp/in/file"]);
     assert_eq!(p.kubectl(&["exec", "web", "--", "cat", "/tmp/in/file"]), "copied");
+    p.kubectl(&["cp", "web:/tmp/in/file", "back"]);
+    assert_eq!(std::fs::read_to_string(p.scratch().join("back")).expect("the file"), "copied");
+}
+
+/// Clients speak SPDY, or WebSockets.
+fn old_and_new_clients_look_inside(p: &Program) {
+    let tick = "i=0; while :; do i=$((i+1)); echo tick $i; sleep 0.1; done";
+    p.apply(&pod("ticking", tick, "", ""));
+    p.until_value("pod/ticking", "{.status.phase}", "Running");
+    for websockets in ["true", "false"] {
+        let shell = |line: &str| {
+            let out = Command::new("sh")
+                .args(["-c", line])
+                .env("KUBECONFIG", p.kubeconfig())
+                .env("KUBECTL_REMOTE_COMMAND_WEBSOCKETS", websockets)
+                .env("KUBECTL_PORT_FORWARD_WEBSOCKETS", websockets)
+                .current_dir(p.scratch())
+                .output()
+                .expect("a shell runs");
+            String::from_utf8_lossy(&out.stdout).into_owned()
+        };
+        assert_eq!(
+            shell("kubectl exec web -- sh -c 'echo $ME'; kubectl exec web -- false || echo $?"),
+            "web\n1\n"
+        );
+        assert_eq!(shell("echo through | kubectl exec -i web -- cat"), "through\n");
+        let terminal = shell(
+            "script -qec \"kubectl exec -it web -- sh -c 'tty; exit 5'\" /dev/null </dev/null; echo $?",
+        );
+        assert!(terminal.contains("/dev/pts/0") && terminal.trim_end().ends_with('5'), "{terminal}");
+        let attached = shell("timeout 3 kubectl attach ticking");
+        assert!(attached.lines().count() > 3 && attached.starts_with("tick "), "{attached}");
+        let port = shell(
+            "kubectl port-forward pod/web :8080 >forward-$$ & pid=$!; \
+             for i in $(seq 100); do port=$(sed -n 's/.*127.0.0.1:\\([0-9]*\\) .*/\\1/p' forward-$$); [ -n \"$port\" ] && break; sleep 0.1; done; \
+             for i in 1 2 3; do curl -sS --max-time 10 http://127.0.0.1:$port/conf/greeting; done; kill $pid; rm forward-$$",
+        );
+        assert_eq!(port, "good morning".repeat(3), "websockets: {websockets}");
+    }
+    p.kubectl(&["delete", "pod", "ticking"]);
 }
 
 fn hooks_run_and_leave_messages(p: &Program) {

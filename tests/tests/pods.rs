@@ -245,8 +245,10 @@ fn pods_of_a_directory_run_and_are_mirrored() {
     };
     program.until("the mirror shows it", running, |phase| phase == "Running");
     program.kubectl(&["delete", "pod", "own-node-a", "-n", "kube-system", "--now"]);
-    // Its status comes with the next change of the pod.
-    program.until("the mirror is back", running, |phase| !phase.is_empty());
+    program.until("the mirror is back with its status", running, |phase| phase == "Running");
+    let reasons = "jsonpath={.status.conditions[?(@.status=='True')].reason}";
+    let reasons = program.kubectl(&["get", "pod", "own-node-a", "-n", "kube-system", "-o", reasons]);
+    assert_eq!(reasons, "", "what is true needs no reason");
     std::fs::remove_file(file).expect("a manifest to remove");
     program.until("the mirror goes with the manifest", running, |phase| phase.is_empty());
 }

@@ -34,12 +34,44 @@ const RETRY: Duration = Duration::from_secs(10);
 pub trait Place: Send + Sync + 'static {
     /// Does `work`, which makes a socket, in that place; not at all when it cannot be entered.
     fn enter(&self, work: &mut (dyn FnMut() + Send));
+
+    /// Makes the system of that place send what is meant for each redirection's address to the proxy's own
+    /// socket, and nothing else. Then the proxy takes no port that a program there may want to listen on.
+    /// May block.
+    ///
+    /// # Errors
+    /// When that place has no such means.
+    fn redirect(&self, to: &[Redirection]) -> io::Result<()>;
+}
+
+/// An address of a Service and the socket that serves it in a [`Place`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Redirection {
+    /// TCP or UDP.
+    pub protocol: Protocol,
+    /// What clients use.
+    pub service: SocketAddr,
+    /// Where the proxy listens.
+    pub socket: SocketAddr,
 }
 
 /// Keeps a proxy for what runs in another place, until told to stop: it has the addresses of Services
 /// there, and passes connections on from here. The node's own ports are not among them.
 pub async fn run_in(view: View, node: String, place: Arc<dyn Place>, stop: CancellationToken) {
-    let mut proxy = Proxy { place: Some(place), ..Proxy::default() };
+    let (there, redirections) = (place.clone(), Vec::new());
+    let asked = tokio::task::spawn_blocking(move || there.redirect(&[])).await.map_err(io::Error::other);
+    let redirected = match asked.and_then(|outcome| outcome) {
+        Ok(()) => Some(redirections),
+        Err(error) => {
+            tracing::warn!(
+                %error,
+                "services are served in a pod's network namespace on their own ports, which its containers cannot \
+                 listen on; install nftables to free them"
+            );
+            None
+        }
+    };
+    let mut proxy = Proxy { place: Some(place), redirected, ..Proxy::default() };
     keep(view, node, &mut proxy, stop).await;
 }
 
@@ -69,6 +101,7 @@ async fn keep(view: View, node: String, proxy: &mut Proxy, stop: CancellationTok
                 table.retain(|listener, _| !is_nodes_own(listener.address.ip()));
             }
             proxy.set(table);
+            proxy.redirect().await;
         }
     }
 }
@@ -80,6 +113,8 @@ fn is_nodes_own(address: IpAddr) -> bool {
 /// The listeners of a node.
 pub struct Proxy {
     place: Option<Arc<dyn Place>>,
+    /// What the place sends to this proxy's sockets; `None` where these have the Services' own ports.
+    redirected: Option<Vec<Redirection>>,
     listeners: HashMap<Listener, Running>,
     /// Addresses that cannot be listened on, with the reason last said.
     refused: HashMap<Listener, io::ErrorKind>,
@@ -89,11 +124,12 @@ pub struct Proxy {
 impl Default for Proxy {
     fn default() -> Self {
         let permits = Arc::new(Semaphore::new(CONNECTIONS));
-        Self { place: None, listeners: HashMap::new(), refused: HashMap::new(), permits }
+        Self { place: None, redirected: None, listeners: HashMap::new(), refused: HashMap::new(), permits }
     }
 }
 
 struct Running {
+    socket: SocketAddr,
     balancer: Arc<Balancer>,
     stop: CancellationToken,
 }
@@ -129,22 +165,49 @@ impl Proxy {
         self.listeners.keys().map(|l| l.address).collect()
     }
 
+    /// Brings the place's redirections up to date; what fails is tried again with the next pass.
+    async fn redirect(&mut self) {
+        let (Some(known), Some(place)) = (&self.redirected, self.place.clone()) else { return };
+        let redirection = |(listener, running): (&Listener, &Running)| Redirection {
+            protocol: listener.protocol,
+            service: listener.address,
+            socket: running.socket,
+        };
+        let mut wanted: Vec<Redirection> = self.listeners.iter().map(redirection).collect();
+        wanted.sort_unstable();
+        if *known == wanted {
+            return;
+        }
+        let asked = wanted.clone();
+        let done = tokio::task::spawn_blocking(move || place.redirect(&asked)).await;
+        match done.map_err(io::Error::other).and_then(|outcome| outcome) {
+            Ok(()) => self.redirected = Some(wanted),
+            Err(error) => tracing::warn!(%error, "cannot redirect services in a network namespace"),
+        }
+    }
+
     fn open(&self, listener: Listener, backends: Backends) -> Result<Running, (String, io::Error)> {
         let stop = CancellationToken::new();
         let service = backends.service.clone();
         let balancer = Arc::new(Balancer::new(ArcSwap::from_pointee(backends)));
         let failed = |error| (service.clone(), error);
-        match listener.protocol {
+        let free = self.redirected.is_some();
+        let address = SocketAddr::new(listener.address.ip(), if free { 0 } else { listener.address.port() });
+        let socket = match listener.protocol {
             Protocol::Tcp => {
-                let socket = self.bind(|| crate::bind::tcp(listener.address, true)).map_err(failed)?;
+                let socket = self.bind(|| crate::bind::tcp(address, !free)).map_err(failed)?;
+                let local = socket.local_addr().map_err(failed)?;
                 tokio::spawn(tcp::serve(socket, balancer.clone(), self.permits.clone(), stop.clone()));
+                local
             }
             Protocol::Udp => {
-                let socket = self.bind(|| crate::bind::udp(listener.address, true)).map_err(failed)?;
+                let socket = self.bind(|| crate::bind::udp(address, !free)).map_err(failed)?;
+                let local = socket.local_addr().map_err(failed)?;
                 tokio::spawn(udp::serve(socket, balancer.clone(), stop.clone()));
+                local
             }
-        }
-        Ok(Running { balancer, stop })
+        };
+        Ok(Running { socket, balancer, stop })
     }
 
     fn bind<S: Send>(&self, bind: impl Fn() -> io::Result<S> + Send + Sync) -> io::Result<S> {

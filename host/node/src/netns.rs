@@ -3,15 +3,17 @@
 
 use std::{
     fs::File,
-    io,
+    io::{self, Write},
     net::{Ipv4Addr, SocketAddr},
     path::Path,
+    process::{Command, Stdio},
     sync::Arc,
     time::Duration,
 };
 
 use nix::sched::{CloneFlags, setns};
 use tokio::net::{TcpSocket, TcpStream};
+use wasmk_net::{plan::Protocol, proxy::Redirection};
 
 /// A network namespace that stays usable while this is held. Clones are the same one.
 #[derive(Clone, Debug)]
@@ -78,6 +80,53 @@ impl wasmk_net::proxy::Place for Netns {
     fn enter(&self, work: &mut (dyn FnMut() + Send)) {
         self.make(work);
     }
+
+    fn redirect(&self, to: &[Redirection]) -> io::Result<()> {
+        let rules = rules(to);
+        // A process belongs to the namespace of the thread that starts it.
+        self.within(|| nft(&rules))
+    }
+}
+
+/// All of them in one transaction, which takes the place of earlier ones. The table is the namespace's
+/// own, so nothing else is in it.
+fn rules(to: &[Redirection]) -> String {
+    let elements = |protocol: Protocol| {
+        let of = to.iter().filter(|r| r.protocol == protocol && r.service.is_ipv4());
+        let one = |r: &Redirection| {
+            format!("{} . {} : {} . {}", r.service.ip(), r.service.port(), r.socket.ip(), r.socket.port())
+        };
+        let list: Vec<String> = of.map(one).collect();
+        if list.is_empty() { String::new() } else { format!("elements = {{ {} }}", list.join(", ")) }
+    };
+    let map = |name: &str, protocol| {
+        let kind = "type ipv4_addr . inet_service : ipv4_addr . inet_service";
+        format!("map {name} {{\n{kind};\n{}\n}}\n", elements(protocol))
+    };
+    format!(
+        "table ip wasmk {{}}\ndelete table ip wasmk\ntable ip wasmk {{\n{}{}chain services {{\n\
+         type nat hook output priority -100; policy accept;\n\
+         meta l4proto tcp dnat ip to ip daddr . tcp dport map @streams\n\
+         meta l4proto udp dnat ip to ip daddr . udp dport map @datagrams\n}}\n}}\n",
+        map("streams", Protocol::Tcp),
+        map("datagrams", Protocol::Udp)
+    )
+}
+
+fn nft(rules: &str) -> io::Result<()> {
+    let mut child = Command::new("nft")
+        .args(["-f", "-"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .map_err(|e| io::Error::new(e.kind(), format!("cannot run nft: {e}")))?;
+    let written = child.stdin.take().map_or(Ok(()), |mut pipe| pipe.write_all(rules.as_bytes()));
+    let out = child.wait_with_output()?;
+    if out.status.success() {
+        return written;
+    }
+    Err(io::Error::other(format!("nft: {}", String::from_utf8_lossy(&out.stderr).trim())))
 }
 
 #[cfg(test)]
@@ -87,6 +136,23 @@ mod tests {
     #[test]
     fn a_namespace_that_is_not_there_is_named() {
         assert_eq!(Netns::open(Path::new("/nonexistent/ns")).unwrap_err().kind(), io::ErrorKind::NotFound);
+    }
+
+    #[test]
+    fn redirections_are_one_transaction() {
+        let one = |protocol, service: &str, socket: &str| Redirection {
+            protocol,
+            service: service.parse().unwrap(),
+            socket: socket.parse().unwrap(),
+        };
+        let text = rules(&[
+            one(Protocol::Tcp, "127.43.0.1:443", "127.43.0.1:40001"),
+            one(Protocol::Tcp, "127.43.0.2:80", "127.43.0.2:40002"),
+        ]);
+        let elements =
+            "elements = { 127.43.0.1 . 443 : 127.43.0.1 . 40001, 127.43.0.2 . 80 : 127.43.0.2 . 40002 }";
+        assert_eq!(text.matches("elements").count(), 1, "{text}");
+        assert!(text.contains(elements) && text.contains("delete table ip wasmk\n"), "{text}");
     }
 
     #[tokio::test]

@@ -117,6 +117,14 @@ impl Pods {
         self.apply(pod);
     }
 
+    /// The mirror of a pod of the node's own was made anew, without a status.
+    pub(crate) fn mirrored(&self, pod: &Pod) {
+        let uid = pod.metadata.uid.as_deref().unwrap_or_default();
+        if let Some(entry) = self.inner.lock().get(uid) {
+            entry.handle.forgotten();
+        }
+    }
+
     /// Ends a pod of the node's own.
     pub(crate) fn end_static(&self, pod: &Pod) {
         let uid = pod.metadata.uid.as_deref().unwrap_or_default();

@@ -68,8 +68,10 @@ pub(crate) async fn run(cx: Arc<Context>, pods: Arc<Pods>, dir: PathBuf, stop: C
             if !running.iter().any(|p| p.metadata.uid == pod.metadata.uid) {
                 pods.run_static(pod.clone());
             }
-            if let Err(error) = mirror(&cx, pod).await {
-                tracing::debug!(%error, "cannot mirror a static pod");
+            match mirror(&cx, pod).await {
+                Ok(false) => {}
+                Ok(true) => pods.mirrored(pod),
+                Err(error) => tracing::debug!(%error, "cannot mirror a static pod"),
             }
         }
         tokio::select! {
@@ -136,8 +138,8 @@ fn parse(text: &str, file: &str, node: &str) -> Result<Pod, String> {
     Ok(pod)
 }
 
-/// Makes the mirror in the API what it should be.
-async fn mirror(cx: &Context, pod: &Pod) -> Result<(), kube::Error> {
+/// Makes the mirror in the API what it should be; whether it was made anew.
+async fn mirror(cx: &Context, pod: &Pod) -> Result<bool, kube::Error> {
     let name = pod.metadata.name.clone().unwrap_or_default();
     let api: Api<Pod> =
         Api::namespaced(cx.client.clone(), pod.metadata.namespace.as_deref().unwrap_or("default"));
@@ -145,14 +147,14 @@ async fn mirror(cx: &Context, pod: &Pod) -> Result<(), kube::Error> {
     // Of its own pods a node may always ask; of one that is not there it may not.
     let own = ListParams::default().fields(&format!("spec.nodeName={},metadata.name={name}", cx.node));
     match api.list(&own).await?.items.into_iter().next() {
-        Some(found) if annotation(&found, MIRROR) == Some(&hash) && !is_deleting(&found) => return Ok(()),
+        Some(found) if annotation(&found, MIRROR) == Some(&hash) && !is_deleting(&found) => return Ok(false),
         Some(found) if is_mirror(&found) => {
             // Nothing runs under the mirror's name: it may go at once.
             let params = DeleteParams { grace_period_seconds: Some(0), ..DeleteParams::default() };
             api.delete(&name, &params).await?;
         }
         // A pod of somebody else has that name.
-        Some(_) => return Ok(()),
+        Some(_) => return Ok(false),
         None => {}
     }
     let nodes: Api<wasmk_api::k8s_openapi::api::core::v1::Node> = Api::all(cx.client.clone());
@@ -168,7 +170,7 @@ async fn mirror(cx: &Context, pod: &Pod) -> Result<(), kube::Error> {
         ..OwnerReference::default()
     }]);
     mirror.metadata.annotations.get_or_insert_default().insert(MIRROR.into(), hash);
-    api.create(&PostParams::default(), &mirror).await.map(drop)
+    api.create(&PostParams::default(), &mirror).await.map(|_| true)
 }
 
 fn is_deleting(pod: &Pod) -> bool {

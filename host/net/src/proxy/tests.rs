@@ -120,15 +120,36 @@ async fn datagrams_go_there_and_back() {
     }
 }
 
-/// Counts how often it was entered, and is this very place.
+/// Counts how often it was entered, keeps what it is to redirect, and is this very place.
 #[derive(Default)]
-struct Here(std::sync::atomic::AtomicUsize);
+struct Here(std::sync::atomic::AtomicUsize, parking_lot::Mutex<Vec<Redirection>>);
 
 impl Place for Here {
     fn enter(&self, work: &mut (dyn FnMut() + Send)) {
         self.0.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
         work();
     }
+
+    fn redirect(&self, to: &[Redirection]) -> io::Result<()> {
+        *self.1.lock() = to.to_vec();
+        Ok(())
+    }
+}
+
+#[tokio::test]
+async fn where_a_place_redirects_no_port_of_a_service_is_taken() {
+    let (here, address) = (Arc::new(Here::default()), free_port());
+    let mut proxy = Proxy { place: Some(here.clone()), redirected: Some(Vec::new()), ..Proxy::default() };
+    proxy.set(table(address, Protocol::Tcp, &[endpoint("a").await]));
+    proxy.redirect().await;
+    let redirected = here.1.lock().clone();
+    assert_eq!((redirected.len(), redirected[0].service), (1, address));
+    let own = TcpListener::bind(address).await.expect("the service's port is free for a program there");
+    assert_eq!(ask(redirected[0].socket).await.unwrap(), "a:hello");
+    drop(own);
+    proxy.set(Table::new());
+    proxy.redirect().await;
+    assert!(here.1.lock().is_empty());
 }
 
 #[tokio::test]

@@ -210,15 +210,18 @@ async fn session<S: AsyncRead + AsyncWrite + Unpin>(io: S, target: Target) -> io
                         // A port whose connection is over takes no more.
                         let _ = inbox.send(bytes).await;
                     }
+                    // Clients end the error stream's direction at once and keep the stream.
                     if last {
-                        streams.close(id);
+                        streams.inbox.remove(&id);
                     }
                 }
                 Event::Reset(id) => streams.close(id),
                 Event::Ping(id) => send(&out, spdy::pong(id)).await?,
                 Event::Leave => break,
             }
-            while tasks.try_join_next().is_some() {}
+            while let Some(over) = tasks.try_join_next() {
+                over.into_iter().flatten().for_each(|id| streams.close(id));
+            }
         }
         // Answers under way are still sent; the client closes when it has them.
         streams.inbox.clear();
@@ -249,7 +252,7 @@ fn open(
     headers: &HashMap<String, String>,
     target: &Target,
     out: &mpsc::Sender<Vec<u8>>,
-    tasks: &mut JoinSet<()>,
+    tasks: &mut JoinSet<[u32; 2]>,
 ) -> bool {
     let part = match headers.get("streamtype").map(String::as_str) {
         Some("data") => Part::Data,
@@ -272,7 +275,11 @@ fn open(
     };
     let (inbox, bytes) = mpsc::channel(QUEUE);
     streams.inbox.insert(data, inbox);
-    tasks.spawn(connection(target.clone(), port, data, error, bytes, out.clone()));
+    let connection = connection(target.clone(), port, data, error, bytes, out.clone());
+    tasks.spawn(async move {
+        connection.await;
+        [data, error]
+    });
     true
 }
 
@@ -365,6 +372,27 @@ mod tests {
         });
         let expect = [spdy::data(3, b"pong", false), spdy::data(3, &[], true), spdy::data(1, &[], true)];
         assert_eq!(exchange(port).await, expect);
+    }
+
+    #[tokio::test]
+    async fn an_error_stream_that_is_ended_at_once_still_belongs_to_its_connection() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port().to_string();
+        let target = Target { address: "127.0.0.1".parse().unwrap(), namespace: None };
+        let (mut near, far) = tokio::io::duplex(PIPE);
+        let session = tokio::spawn(session(far, target));
+        let headers = |kind| [("streamtype", kind), ("port", &*port), ("requestid", "0")];
+        let mut wire = spdy::open(1, &headers("error"), true);
+        wire.extend(spdy::data(1, &[], true));
+        wire.extend(spdy::open(3, &headers("data"), false));
+        wire.extend(spdy::data(3, b"ping", true));
+        near.write_all(&wire).await.unwrap();
+        let (mut stream, _) = listener.accept().await.unwrap();
+        let mut text = String::new();
+        stream.read_to_string(&mut text).await.unwrap();
+        assert_eq!(text, "ping");
+        drop((stream, near));
+        let _ = session.await.unwrap();
     }
 
     #[tokio::test]

@@ -193,7 +193,11 @@ May Jun Jul Aug Sept Oct Nov Dec 00:00:00 Mon, Tue, Wed, Thu, Fri, Sat, Sun, GMT
 image/jpg,image/gif,application/xml,application/xhtml+xml,text/plain,text/javascript,publicprivatemax-age=gzip,\
 deflate,sdchcharset=utf-8charset=iso-8859-1,utf-,*,enq=0.";
 
-/// Opens a stream with headers, which are stored, not compressed; `first` begins their stream.
+/// Ends a header block. Readers that decompress ahead take a block as ended only by this empty stored
+/// block, as a flush writes it; without it they wait for the next block's first bits, and fail.
+const FLUSH: [u8; 5] = [0, 0, 0, 0xff, 0xff];
+
+/// Opens a stream with headers; `first` begins the connection's one stream of compressed headers.
 pub(super) fn open(id: u32, headers: &[(&str, &str)], first: bool) -> Vec<u8> {
     let length = |n: usize| u32::try_from(n).unwrap_or(u32::MAX).to_be_bytes();
     let mut block = length(headers.len()).to_vec();
@@ -203,27 +207,28 @@ pub(super) fn open(id: u32, headers: &[(&str, &str)], first: bool) -> Vec<u8> {
     }
     let mut payload = id.to_be_bytes().to_vec();
     payload.extend_from_slice(&[0; 6]);
-    if first {
-        payload.extend_from_slice(&[0x78, 0x01]);
-    }
-    // Headers are far shorter than the longest stored block.
-    let size = u16::try_from(block.len()).unwrap_or(u16::MAX);
-    payload.push(0);
-    payload.extend_from_slice(&size.to_le_bytes());
-    payload.extend_from_slice(&(!size).to_le_bytes());
-    payload.extend_from_slice(&block);
+    payload.extend(stored(&block, first));
     control(1, &payload)
 }
 
-/// Accepts a stream; the headers are stored, not compressed, and `first` begins their stream.
+/// Accepts a stream, without headers; `first` as in [`open`].
 pub(super) fn reply(id: u32, first: bool) -> Vec<u8> {
     let mut payload = id.to_be_bytes().to_vec();
-    if first {
-        payload.extend_from_slice(&[0x78, 0x01]);
-    }
-    // A stored block of four bytes: no headers.
-    payload.extend_from_slice(&[0, 4, 0, 0xfb, 0xff, 0, 0, 0, 0]);
+    payload.extend(stored(&[0; 4], first));
     control(2, &payload)
+}
+
+/// A header block as a piece of the stream of compressed headers; it is stored, not compressed.
+fn stored(block: &[u8], first: bool) -> Vec<u8> {
+    let mut out = if first { vec![0x78, 0x01] } else { Vec::new() };
+    // Headers are far shorter than the longest stored block.
+    let size = u16::try_from(block.len()).unwrap_or(u16::MAX);
+    out.push(0);
+    out.extend_from_slice(&size.to_le_bytes());
+    out.extend_from_slice(&(!size).to_le_bytes());
+    out.extend_from_slice(block);
+    out.extend_from_slice(&FLUSH);
+    out
 }
 
 /// Gives a stream up.
@@ -313,6 +318,15 @@ mod tests {
         {
             let expect = expect.into_iter().map(|(k, v)| (k.to_string(), v.to_string())).collect();
             assert_eq!(reader.next().await.unwrap(), Some(Event::Open(id, expect)));
+        }
+    }
+
+    #[test]
+    fn every_header_block_is_flushed() {
+        for first in [true, false] {
+            for frame in [open(1, &[("streamtype", "error")], first), reply(1, first)] {
+                assert!(frame.ends_with(&[0, 0, 0, 0xff, 0xff]), "{frame:?}");
+            }
         }
     }
 

@@ -6,6 +6,7 @@ use std::{
     time::Duration,
 };
 
+use serde_json::{Value, json};
 use wasmk_api::{
     Quantity, Timestamp,
     k8s_openapi::{
@@ -53,6 +54,22 @@ pub fn build(pod: &Pod, state: &PodState, host: IpAddr, previous: &PodStatus, no
     }
     status.conditions = Some(conditions(pod, spec, state, phase, &status, previous, now));
     status
+}
+
+/// The status as a strategic merge patch: what is merged into what the API has, and may have been said
+/// before, is taken back by name.
+pub fn patch(status: &PodStatus) -> Value {
+    let mut patch = json!(status);
+    let absent = |of: &mut Value| {
+        for field in ["reason", "message"] {
+            if of.get(field).is_none() {
+                of[field] = Value::Null;
+            }
+        }
+    };
+    absent(&mut patch);
+    patch["conditions"].as_array_mut().into_iter().flatten().for_each(absent);
+    patch
 }
 
 /// The pod's address: the node's own for `hostNetwork`.
@@ -313,5 +330,22 @@ pub fn qos_class(spec: &PodSpec) -> &'static str {
         (true, true) => "Guaranteed",
         (true, false) => "Burstable",
         (false, _) => "BestEffort",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reasons_that_no_longer_hold_are_taken_back() {
+        let ready = PodCondition { type_: "Ready".into(), status: "True".into(), ..PodCondition::default() };
+        let gone = PodCondition { reason: Some("Why".into()), ..ready.clone() };
+        let status = PodStatus { conditions: Some(vec![ready, gone]), ..PodStatus::default() };
+        let patch = patch(&status);
+        assert_eq!((patch.get("reason"), patch.get("message")), (Some(&Value::Null), Some(&Value::Null)));
+        assert_eq!(patch["conditions"][0].get("reason"), Some(&Value::Null));
+        assert_eq!(patch["conditions"][1]["reason"], "Why");
+        assert_eq!(patch["conditions"][1].get("message"), Some(&Value::Null));
     }
 }

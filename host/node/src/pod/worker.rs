@@ -1,15 +1,12 @@
 //! The loop of one pod: look, plan, do, write down, wait for news. It alone changes the
 //! pod's state; runs, probes and writes report back to it.
 
+mod leave;
+
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
-use kube::{
-    Api,
-    api::{DeleteParams, Patch, PatchParams, Preconditions},
-};
-use serde_json::json;
 use tokio::{
-    sync::{mpsc, watch},
+    sync::{Notify, mpsc, watch},
     task::{AbortHandle, JoinSet},
 };
 use wasmk_api::{
@@ -24,7 +21,6 @@ use super::{
     probe::{Finding, Which},
     setup::{self, Placed, SetUp},
     state::{Phase, PodState, Setup, Verdict},
-    status,
     store::Record,
     volumes,
 };
@@ -59,6 +55,7 @@ pub(crate) enum Wish {
 /// A running loop.
 pub(crate) struct Handle {
     wish: watch::Sender<Wish>,
+    forgotten: Arc<Notify>,
     task: tokio::task::JoinHandle<()>,
 }
 
@@ -66,6 +63,11 @@ impl Handle {
     /// Tells the loop the newest wish; only the last one counts.
     pub(crate) fn tell(&self, wish: Wish) {
         self.wish.send_replace(wish);
+    }
+
+    /// Tells the loop that the API has lost the pod's status, so that it writes it again.
+    pub(crate) fn forgotten(&self) {
+        self.forgotten.notify_one();
     }
 
     /// Whether the loop is over.
@@ -97,6 +99,7 @@ pub(crate) fn spawn(cx: Arc<Context>, pod: Arc<Pod>, state: Option<PodState>) ->
         record: Record::new(&cx.pods_dir, &uid),
         written: pod.status.clone().unwrap_or_default(),
         synced: false,
+        stale: false,
         jobs: JoinSet::new(),
         busy: Busy::default(),
         retry_at: None,
@@ -108,7 +111,8 @@ pub(crate) fn spawn(cx: Arc<Context>, pod: Arc<Pod>, state: Option<PodState>) ->
         pod,
         cx,
     };
-    Handle { wish, task: tokio::spawn(worker.work(wishes, news)) }
+    let forgotten = Arc::new(Notify::new());
+    Handle { wish, forgotten: forgotten.clone(), task: tokio::spawn(worker.work(wishes, news, forgotten)) }
 }
 
 struct Worker {
@@ -120,6 +124,8 @@ struct Worker {
     written: PodStatus,
     /// This agent wrote `written` itself.
     synced: bool,
+    /// The write under way may go to an object that is no longer there.
+    stale: bool,
     jobs: JoinSet<Done>,
     busy: Busy,
     /// Writes to the API rest until then.
@@ -163,6 +169,7 @@ impl Worker {
         mut self,
         mut wishes: watch::Receiver<Wish>,
         mut news: mpsc::Receiver<(String, u64, Progress)>,
+        forgotten: Arc<Notify>,
     ) {
         let mut refresh = tokio::time::interval_at(tokio::time::Instant::now() + REFRESH, REFRESH);
         loop {
@@ -190,6 +197,7 @@ impl Worker {
                 changed = wishes.changed() => if changed.is_err() { return },
                 Some((container, number, progress)) = news.recv() => self.hear(&container, number, progress),
                 Some(done) = self.jobs.join_next() => self.finish(done),
+                () = forgotten.notified() => self.write_anew(),
                 () = sleep_until(wake) => {}
                 _ = refresh.tick() => self.refresh(),
             }
@@ -530,152 +538,6 @@ impl Worker {
             self.runs.remove(&name);
             self.state.container(&name).end(255, "Error", "the run broke inside the node agent", now);
         }
-    }
-
-    fn api(&self) -> Api<Pod> {
-        Api::namespaced(self.cx.client.clone(), self.pod.metadata.namespace.as_deref().unwrap_or("default"))
-    }
-
-    /// Writes the status when it differs from what the API has.
-    fn write_status(&mut self) {
-        if self.busy.writing || self.retry_at.is_some() || self.state.settled || self.released {
-            return;
-        }
-        let now = Timestamp::now();
-        let wanted = status::build(&self.pod, &self.state, self.cx.host_ip, &self.written, now);
-        if self.synced && wanted == self.written {
-            return;
-        }
-        self.busy.writing = true;
-        let (api, name) = (self.api(), self.pod.metadata.name.clone().unwrap_or_default());
-        // A pod of the node's own has another uid in the API than here.
-        let body = if static_pods::is_static(&self.pod) {
-            json!({"status": &wanted})
-        } else {
-            json!({"metadata": {"uid": self.uid()}, "status": &wanted})
-        };
-        self.jobs.spawn(async move {
-            let params = PatchParams::default();
-            let patch = Patch::Strategic(body);
-            let write = api.patch_status(&name, &params, &patch);
-            Done::Written(Box::new(wanted), limited(write).await.map(drop))
-        });
-    }
-
-    fn wrote(&mut self, status: PodStatus, outcome: Result<(), kube::Error>) {
-        match outcome {
-            Ok(()) => {
-                self.written = status;
-                self.synced = true;
-            }
-            // The watch will say so too; until then there is nobody to tell.
-            Err(error) if is_gone(&error) => {
-                self.retry_at = Some(tokio::time::Instant::now() + WRITE_RETRY * 5)
-            }
-            Err(error) => {
-                tracing::debug!(pod = %self.name(), %error, "cannot write the status of a pod");
-                self.retry_at = Some(tokio::time::Instant::now() + WRITE_RETRY);
-            }
-        }
-    }
-
-    /// Frees what the pod holds, writes its last status, then deletes it.
-    fn remove(&mut self) {
-        if self.busy.writing || self.busy.deleting || self.retry_at.is_some() {
-            return;
-        }
-        if !self.released && !self.state.settled {
-            let now = Timestamp::now();
-            let last = status::build(&self.pod, &self.state, self.cx.host_ip, &self.written, now);
-            if !self.synced || last != self.written {
-                return;
-            }
-        }
-        self.release();
-        self.busy.deleting = true;
-        let (api, name) = (self.api(), self.pod.metadata.name.clone().unwrap_or_default());
-        let uid = self.pod.metadata.uid.clone().filter(|_| !static_pods::is_static(&self.pod));
-        let preconditions = uid.map(|uid| Preconditions { uid: Some(uid), resource_version: None });
-        let params = DeleteParams { grace_period_seconds: Some(0), preconditions, ..DeleteParams::default() };
-        let sandbox = self.state.sandbox.clone();
-        let containers = self.cx.containers.clone();
-        self.jobs.spawn(async move {
-            if let (Some(sandbox), Some(containers)) = (sandbox, containers)
-                && let Err(error) = containers.discard(&sandbox.id).await
-            {
-                return Done::Deleted(Err(error.to_string()));
-            }
-            Done::Deleted(match limited(api.delete(&name, &params)).await {
-                Err(error) if !is_gone(&error) => Err(error.to_string()),
-                _ => Ok(()),
-            })
-        });
-    }
-
-    fn release(&mut self) {
-        if self.released {
-            return;
-        }
-        self.released = true;
-        for (_, live) in self.runs.drain() {
-            live.stop.kill();
-            live.task.abort();
-        }
-        // Nothing may write into the pod's directory once it is removed.
-        self.jobs.abort_all();
-        if let Some(pool) = &*self.cx.addresses.borrow() {
-            pool.give_back(self.uid());
-        }
-        self.cx.running.set_namespace(self.uid(), None);
-        if let Some(memory) = &self.cx.memory_dir {
-            // What was never there need not be removed.
-            let _ = std::fs::remove_dir_all(memory.join(self.uid()));
-        }
-        self.record.remove();
-        let part = |s: &Option<String>| s.clone().unwrap_or_default();
-        let meta = &self.pod.metadata;
-        self.cx.logs.remove(&part(&meta.namespace), &part(&meta.name), self.uid());
-    }
-
-    fn gone(mut self) {
-        for live in self.runs.values() {
-            live.stop.kill();
-        }
-        self.release();
-        if let (Some(sandbox), Some(containers)) = (self.state.sandbox.take(), self.cx.containers.clone()) {
-            // The API does not wait for it; what fails now is removed when the agent is next started.
-            tokio::spawn(async move {
-                if let Err(error) = containers.discard(&sandbox.id).await {
-                    tracing::warn!(sandbox = sandbox.id, %error, "cannot remove the sandbox of a pod that is gone");
-                }
-            });
-        }
-    }
-
-    /// The agent ends: stop what runs in it, leave what the container runtime runs, keep the record.
-    async fn quit(mut self) {
-        for (name, live) in &self.runs {
-            if self.state.containers.get(name).is_some_and(|c| c.foreign) {
-                live.task.abort();
-            } else {
-                live.stop.stop(Duration::ZERO);
-            }
-        }
-        while let Some(done) = self.jobs.join_next().await {
-            drop(done);
-        }
-    }
-}
-
-fn is_gone(error: &kube::Error) -> bool {
-    matches!(error, kube::Error::Api(status) if matches!(status.code, 404 | 409))
-}
-
-/// A write that does not hang for ever.
-async fn limited<T>(work: impl Future<Output = Result<T, kube::Error>>) -> Result<T, kube::Error> {
-    match tokio::time::timeout(WRITE_LIMIT, work).await {
-        Ok(outcome) => outcome,
-        Err(elapsed) => Err(kube::Error::Service(elapsed.into())),
     }
 }
 

@@ -1,0 +1,168 @@
+//! What a pod's loop writes to the API, and how the pod leaves this node.
+
+use std::time::Duration;
+
+use kube::{
+    Api,
+    api::{DeleteParams, Patch, PatchParams, Preconditions},
+};
+use serde_json::json;
+use wasmk_api::{
+    Timestamp,
+    k8s_openapi::api::core::v1::{Pod, PodStatus},
+};
+
+use super::{super::status, Done, WRITE_LIMIT, WRITE_RETRY, Worker};
+use crate::static_pods;
+
+impl Worker {
+    fn api(&self) -> Api<Pod> {
+        Api::namespaced(self.cx.client.clone(), self.pod.metadata.namespace.as_deref().unwrap_or("default"))
+    }
+
+    /// Writes the status when it differs from what the API has.
+    pub(super) fn write_status(&mut self) {
+        if self.busy.writing || self.retry_at.is_some() || self.state.settled || self.released {
+            return;
+        }
+        let now = Timestamp::now();
+        let wanted = status::build(&self.pod, &self.state, self.cx.host_ip, &self.written, now);
+        if self.synced && wanted == self.written {
+            return;
+        }
+        self.busy.writing = true;
+        let (api, name) = (self.api(), self.pod.metadata.name.clone().unwrap_or_default());
+        // A pod of the node's own has another uid in the API than here.
+        let mut body = json!({"status": status::patch(&wanted)});
+        if !static_pods::is_static(&self.pod) {
+            body["metadata"] = json!({"uid": self.uid()});
+        }
+        self.jobs.spawn(async move {
+            let params = PatchParams::default();
+            let patch = Patch::Strategic(body);
+            let write = api.patch_status(&name, &params, &patch);
+            Done::Written(Box::new(wanted), limited(write).await.map(drop))
+        });
+    }
+
+    /// The object in the API is another than the one written to: it gets the whole status.
+    pub(super) fn write_anew(&mut self) {
+        (self.synced, self.stale, self.retry_at) = (false, self.busy.writing, None);
+    }
+
+    pub(super) fn wrote(&mut self, status: PodStatus, outcome: Result<(), kube::Error>) {
+        match outcome {
+            Ok(()) => {
+                self.written = status;
+                self.synced = !std::mem::take(&mut self.stale);
+            }
+            // The watch will say so too; until then there is nobody to tell.
+            Err(error) if is_gone(&error) => {
+                self.retry_at = Some(tokio::time::Instant::now() + WRITE_RETRY * 5)
+            }
+            Err(error) => {
+                tracing::debug!(pod = %self.name(), %error, "cannot write the status of a pod");
+                self.retry_at = Some(tokio::time::Instant::now() + WRITE_RETRY);
+            }
+        }
+    }
+
+    /// Frees what the pod holds, writes its last status, then deletes it.
+    pub(super) fn remove(&mut self) {
+        if self.busy.writing || self.busy.deleting || self.retry_at.is_some() {
+            return;
+        }
+        if !self.released && !self.state.settled {
+            let now = Timestamp::now();
+            let last = status::build(&self.pod, &self.state, self.cx.host_ip, &self.written, now);
+            if !self.synced || last != self.written {
+                return;
+            }
+        }
+        self.release();
+        self.busy.deleting = true;
+        let (api, name) = (self.api(), self.pod.metadata.name.clone().unwrap_or_default());
+        let uid = self.pod.metadata.uid.clone().filter(|_| !static_pods::is_static(&self.pod));
+        let preconditions = uid.map(|uid| Preconditions { uid: Some(uid), resource_version: None });
+        let params = DeleteParams { grace_period_seconds: Some(0), preconditions, ..DeleteParams::default() };
+        let sandbox = self.state.sandbox.clone();
+        let containers = self.cx.containers.clone();
+        self.jobs.spawn(async move {
+            if let (Some(sandbox), Some(containers)) = (sandbox, containers)
+                && let Err(error) = containers.discard(&sandbox.id).await
+            {
+                return Done::Deleted(Err(error.to_string()));
+            }
+            Done::Deleted(match limited(api.delete(&name, &params)).await {
+                Err(error) if !is_gone(&error) => Err(error.to_string()),
+                _ => Ok(()),
+            })
+        });
+    }
+
+    fn release(&mut self) {
+        if self.released {
+            return;
+        }
+        self.released = true;
+        for (_, live) in self.runs.drain() {
+            live.stop.kill();
+            live.task.abort();
+        }
+        // Nothing may write into the pod's directory once it is removed.
+        self.jobs.abort_all();
+        if let Some(pool) = &*self.cx.addresses.borrow() {
+            pool.give_back(self.uid());
+        }
+        self.cx.running.set_namespace(self.uid(), None);
+        if let Some(memory) = &self.cx.memory_dir {
+            // What was never there need not be removed.
+            let _ = std::fs::remove_dir_all(memory.join(self.uid()));
+        }
+        self.record.remove();
+        let part = |s: &Option<String>| s.clone().unwrap_or_default();
+        let meta = &self.pod.metadata;
+        self.cx.logs.remove(&part(&meta.namespace), &part(&meta.name), self.uid());
+    }
+
+    pub(super) fn gone(mut self) {
+        for live in self.runs.values() {
+            live.stop.kill();
+        }
+        self.release();
+        if let (Some(sandbox), Some(containers)) = (self.state.sandbox.take(), self.cx.containers.clone()) {
+            // The API does not wait for it; what fails now is removed when the agent is next started.
+            tokio::spawn(async move {
+                if let Err(error) = containers.discard(&sandbox.id).await {
+                    tracing::warn!(sandbox = sandbox.id, %error, "cannot remove the sandbox of a pod that is gone");
+                }
+            });
+        }
+    }
+
+    /// The agent ends: stop what runs in it, leave what the container runtime runs, keep the record.
+    pub(super) async fn quit(mut self) {
+        for (name, live) in &self.runs {
+            if self.state.containers.get(name).is_some_and(|c| c.foreign) {
+                live.task.abort();
+            } else {
+                live.stop.stop(Duration::ZERO);
+            }
+        }
+        while let Some(done) = self.jobs.join_next().await {
+            drop(done);
+        }
+    }
+}
+
+fn is_gone(error: &kube::Error) -> bool {
+    matches!(error, kube::Error::Api(status) if matches!(status.code, 404 | 409))
+}
+
+/// A write that does not hang for ever.
+async fn limited<T>(work: impl Future<Output = Result<T, kube::Error>>) -> Result<T, kube::Error> {
+    match tokio::time::timeout(WRITE_LIMIT, work).await {
+        Ok(outcome) => outcome,
+        Err(elapsed) => Err(kube::Error::Service(elapsed.into())),
+    }
+}

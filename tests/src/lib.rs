@@ -5,5 +5,6 @@
 
 pub mod containerd;
 pub mod ledger;
+pub mod node;
 pub mod place;
 pub mod program;

@@ -12,16 +12,17 @@ use k8s_openapi::{
         policy::v1::{PodDisruptionBudget, PodDisruptionBudgetStatus},
     },
     apimachinery::pkg::{
-        apis::meta::v1::{Condition, Time},
+        apis::meta::v1::{Condition, OwnerReference, Time},
         util::intstr::IntOrString,
     },
 };
+use kube::{Api, api::DynamicObject};
 use wasmk_api::{LabelSelector, Timestamp};
 
 use crate::{
     base::{
-        Context, Error, Informer, Key, Next, Queue, Result, controller_of, is_deleting, is_finished,
-        is_ready, on_change, owner_key, time, time_of,
+        Context, Error, EventKind, Informer, Key, Next, Queue, Result, controller_of, is_deleting,
+        is_finished, is_ready, on_change, owner_key, time, time_of,
     },
     deployment::scaled,
 };
@@ -91,24 +92,61 @@ impl Keeper {
             !is_finished(p) && selector.as_ref().is_some_and(|s| s.matches(p.metadata.labels.as_ref()))
         });
         let now = self.cx.clock.now();
-        let expected = self.expected(&pods);
-        let (status, again) = plan(&budget, &pods, expected, now);
+        let expected = self.expected(&budget, &pods).await;
+        let (mut status, again) = plan(&budget, &pods, expected.as_ref().copied().unwrap_or(0), now);
+        if let Err(error) = &expected {
+            // What is not known might not bear a disruption.
+            self.cx.events.record(
+                NAME,
+                &*budget,
+                EventKind::Warning,
+                "CalculateExpectedPodCountFailed",
+                format!("Failed to calculate the number of expected pods: {}", error.message()),
+            );
+            refuse(&mut status, budget.status.as_ref(), &error.message(), now);
+        }
         if budget.status.as_ref() != Some(&status) {
             let mut next = (*budget).clone();
             next.status = Some(status);
             self.cx.replace_status(&next).await?;
         }
+        expected?;
         Ok(Next::after(again))
     }
 
-    /// How many pods the owners of these pods want; `None` when one has no known owner.
-    fn expected(&self, pods: &[Arc<Pod>]) -> Option<i32> {
+    /// How many pods the owners of these pods want. Pods that nobody controls do not count, which is told.
+    async fn expected(&self, budget: &PodDisruptionBudget, pods: &[Arc<Pod>]) -> Result<i32> {
+        let counted =
+            budget.spec.as_ref().is_some_and(|s| matches!(s.min_available, Some(IntOrString::Int(_))));
+        if counted {
+            return Ok(i32::try_from(pods.len()).unwrap_or(i32::MAX));
+        }
         let mut owners: BTreeMap<String, i32> = BTreeMap::new();
+        let mut unmanaged = Vec::new();
         for pod in pods {
-            let (uid, wanted) = self.workload(pod)?;
+            let Some(owner) = controller_of(&**pod) else {
+                unmanaged.push(pod.metadata.name.as_deref().unwrap_or(""));
+                continue;
+            };
+            if owners.contains_key(&owner.uid) {
+                continue;
+            }
+            let (uid, wanted) = match self.workload(pod) {
+                Some(found) => found,
+                None => (owner.uid.clone(), self.scale_of(pod, owner).await?),
+            };
             owners.insert(uid, wanted);
         }
-        Some(owners.values().sum())
+        if !unmanaged.is_empty() {
+            let message = format!(
+                "Pods selected by this PodDisruptionBudget were found to be unmanaged: {}. As a result, the \
+                 status of the PDB cannot be calculated correctly, which may result in undefined behavior. To \
+                 account for these pods please set \".spec.minAvailable\" field of the PDB to an integer value.",
+                unmanaged.join(", ")
+            );
+            self.cx.events.record(NAME, budget, EventKind::Warning, "UnmanagedPods", message);
+        }
+        Ok(owners.values().fold(0, |sum, n| sum.saturating_add(*n)))
     }
 
     /// The workload a pod belongs to in the end, and how many pods that wants. Two sets of one
@@ -128,18 +166,54 @@ impl Keeper {
         let controller = owner_key::<ReplicationController, Pod>(pod).and_then(|k| self.controllers.get(&k));
         Some((owner, controller?.spec.as_ref()?.replicas?))
     }
+
+    /// What an owner of any other kind wants, by its `scale` subresource.
+    async fn scale_of(&self, pod: &Pod, owner: &OwnerReference) -> Result<i32> {
+        let group = owner.api_version.split_once('/').map_or("", |(group, _)| group);
+        let resources = self.cx.discovery.resources().await?;
+        let served = resources.iter().find(|s| s.resource.group == group && s.resource.kind == owner.kind);
+        let key = Key::new(pod.metadata.namespace.clone().unwrap_or_default(), owner.name.clone());
+        let Some(served) = served else {
+            return Err(Error::Invalid(format!("{} {key} is of no kind that is served", owner.kind)));
+        };
+        let api: Api<DynamicObject> =
+            Api::namespaced_with(self.cx.client.clone(), &key.namespace, &served.resource);
+        let scale = api.get_scale(&owner.name).await;
+        let scale = scale.map_err(|e| Error::api("get the scale of", &owner.kind, key, e))?;
+        Ok(scale.spec.and_then(|s| s.replicas).unwrap_or(0))
+    }
+}
+
+/// A status that allows no disruption, because it could not be worked out.
+fn refuse(
+    status: &mut PodDisruptionBudgetStatus,
+    old: Option<&PodDisruptionBudgetStatus>,
+    message: &str,
+    now: Timestamp,
+) {
+    status.disruptions_allowed = Some(0);
+    let before = old.and_then(|o| {
+        let mut all = o.conditions.iter().flatten();
+        all.find(|c| c.type_ == "DisruptionAllowed" && c.status == "False").cloned()
+    });
+    for condition in status.conditions.iter_mut().flatten() {
+        condition.status = "False".into();
+        condition.reason = "SyncFailed".into();
+        condition.message = message.into();
+        condition.last_transition_time =
+            before.as_ref().map_or_else(|| time(now), |c| c.last_transition_time.clone());
+    }
 }
 
 /// The status, and when to look again though nothing changes.
 fn plan(
     budget: &PodDisruptionBudget,
     pods: &[Arc<Pod>],
-    by_owners: Option<i32>,
+    known: i32,
     now: Timestamp,
 ) -> (PodDisruptionBudgetStatus, Option<Duration>) {
     let spec = budget.spec.clone().unwrap_or_default();
     let count = i32::try_from(pods.len()).unwrap_or(i32::MAX);
-    let known = by_owners.unwrap_or(count);
     let (expected, desired) = match (&spec.max_unavailable, &spec.min_available) {
         (Some(most), _) => (known, (known - scaled(most, known, true)).max(0)),
         (None, Some(IntOrString::Int(least))) => (count, *least),
@@ -208,9 +282,10 @@ fn condition(
 mod tests {
     use super::*;
     use crate::replicas::tests::{NOW, pod};
+    use proptest::prelude::*;
     use serde_json::{Value, json};
 
-    fn check(spec: Value, disrupted: &[&str], pods: &[&str], owners: Option<i32>, expect: [i32; 4]) {
+    fn check(spec: Value, disrupted: &[&str], pods: &[&str], owners: i32, expect: [i32; 4]) {
         let at: BTreeMap<_, _> = disrupted.iter().map(|n| (*n, NOW)).collect();
         let status = json!({"currentHealthy": 0, "desiredHealthy": 0, "disruptionsAllowed": 0, "expectedPods": 0, "disruptedPods": at});
         let budget = serde_json::from_value(json!({"spec": spec, "status": status})).unwrap();
@@ -228,19 +303,56 @@ mod tests {
     #[test]
     fn budgets_as_numbers_and_shares() {
         let three = ["a ready 1m", "b ready 1m", "c ready 1m"];
-        check(json!({"minAvailable": 2}), &[], &three, None, [3, 2, 3, 1]);
-        check(json!({"minAvailable": "50%"}), &[], &three, Some(3), [3, 2, 3, 1]);
-        check(json!({"maxUnavailable": 1}), &[], &three, Some(3), [3, 2, 3, 1]);
+        check(json!({"minAvailable": 2}), &[], &three, 0, [3, 2, 3, 1]);
+        check(json!({"minAvailable": "50%"}), &[], &three, 3, [3, 2, 3, 1]);
+        check(json!({"maxUnavailable": 1}), &[], &three, 3, [3, 2, 3, 1]);
         check(
             json!({"maxUnavailable": 1}),
             &[],
             &["a ready 1m", "b unready 1m", "c ready 1m"],
-            Some(3),
+            3,
             [3, 2, 2, 0],
         );
-        check(json!({"maxUnavailable": "34%"}), &[], &three, Some(3), [3, 1, 3, 2]);
-        check(json!({"maxUnavailable": 1}), &["a"], &three, Some(3), [3, 2, 2, 0]);
-        check(json!({"maxUnavailable": 1}), &["z"], &three, Some(3), [3, 2, 3, 1]);
-        check(json!({"minAvailable": 0}), &[], &[], None, [0, 0, 0, 0]);
+        check(json!({"maxUnavailable": "34%"}), &[], &three, 3, [3, 1, 3, 2]);
+        check(json!({"maxUnavailable": 1}), &["a"], &three, 3, [3, 2, 2, 0]);
+        check(json!({"maxUnavailable": 1}), &["z"], &three, 3, [3, 2, 3, 1]);
+        check(json!({"minAvailable": 0}), &[], &[], 0, [0, 0, 0, 0]);
+    }
+
+    #[test]
+    fn a_budget_that_cannot_be_worked_out_allows_nothing() {
+        let budget = serde_json::from_value(json!({"spec": {"maxUnavailable": 1}})).unwrap();
+        let pods = [pod("a ready 1m"), pod("b ready 1m")];
+        let now: Timestamp = NOW.parse().unwrap();
+        let (mut status, _) = plan(&budget, &pods, 2, now);
+        assert_eq!(status.disruptions_allowed, Some(1));
+        refuse(&mut status, None, "no such kind", now);
+        let condition = &status.conditions.as_ref().unwrap()[0];
+        assert_eq!(status.disruptions_allowed, Some(0));
+        assert_eq!((condition.status.as_str(), condition.reason.as_str()), ("False", "SyncFailed"));
+        // Bare pods are nobody's, and a share of nobody's is nothing.
+        let (status, _) = plan(&budget, &pods, 0, now);
+        assert_eq!(status.disruptions_allowed, Some(0));
+    }
+
+    proptest! {
+        /// Evicting as many as are allowed leaves what the budget wants.
+        #[test]
+        fn what_is_allowed_keeps_the_budget(ready in 0..40usize, unready in 0..10usize, most in 0..50i32, share: bool, least: bool) {
+            let pods: Vec<_> = (0..ready).map(|i| pod(&format!("r{i} ready 1m")))
+                .chain((0..unready).map(|i| pod(&format!("u{i} unready 1m")))).collect();
+            let total = i32::try_from(pods.len()).unwrap();
+            let amount = if share { json!(format!("{most}%")) } else { json!(most) };
+            let spec = if least { json!({"minAvailable": amount}) } else { json!({"maxUnavailable": amount}) };
+            let budget = serde_json::from_value(json!({"spec": spec})).unwrap();
+            let (status, _) = plan(&budget, &pods, total, NOW.parse().unwrap());
+            let allowed = status.disruptions_allowed.unwrap();
+            let left = i32::try_from(ready).unwrap() - allowed;
+            prop_assert!(allowed >= 0 && allowed <= i32::try_from(ready).unwrap());
+            prop_assert!(allowed == 0 || left >= status.desired_healthy.unwrap());
+            if !share && !least {
+                prop_assert!(allowed == 0 || total - left <= most);
+            }
+        }
     }
 }

@@ -16,14 +16,18 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 mod account_token;
+mod attach_detach;
 mod autoscaler;
 pub mod base;
+mod bootstrap_signer;
 mod cronjob;
 mod csr;
 mod daemonset;
 mod deployment;
 mod disruption;
+pub mod election;
 mod endpoints;
+mod ephemeral_volume;
 mod gc;
 mod history;
 mod job;
@@ -45,6 +49,7 @@ mod taint_eviction;
 mod token_cleaner;
 mod ttl;
 mod volume_binder;
+mod volume_expander;
 mod volume_protection;
 
 pub use base::{
@@ -86,6 +91,10 @@ pub const CONTROLLERS: &[Entry] = entries![
     "persistentvolume-binder-controller" as "persistent-volume-binder", volume_binder::run, "Brings claims and volumes together.";
     "persistentvolumeclaim-protection-controller" as "pvc-protection-controller", volume_protection::run_claims, "Keeps claims that pods use.";
     "persistentvolume-protection-controller" as "pv-protection-controller", volume_protection::run_volumes, "Keeps volumes that claims use.";
+    "persistentvolume-expander-controller" as "expand-controller", volume_expander::run, "Grows volumes whose claim asks for more.";
+    "persistentvolume-attach-detach-controller" as "attachdetach-controller", attach_detach::run, "Asks drivers to attach volumes where pods use them.";
+    "ephemeral-volume-controller" as "ephemeral-volume-controller", ephemeral_volume::run, "Makes the claims of pods' ephemeral volumes.";
+    "bootstrap-signer-controller" as "bootstrap-signer", bootstrap_signer::run, "Signs the cluster's public information with bootstrap tokens.";
     "certificatesigningrequest-approving-controller" as "certificate-controller", csr::run_approver, "Approves certificate requests of nodes.";
     "certificatesigningrequest-signing-controller" as "certificate-controller", csr::run_signer, "Signs approved certificate requests.";
     "certificatesigningrequest-cleaner-controller" as "certificate-controller", csr::run_cleaner, "Deletes old certificate requests.";

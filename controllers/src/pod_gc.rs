@@ -96,7 +96,7 @@ fn plan(
     all
 }
 
-fn is_out_of_service(node: &Node) -> bool {
+pub(crate) fn is_out_of_service(node: &Node) -> bool {
     let unready = node.status.iter().flat_map(|s| s.conditions.iter().flatten());
     let unready = unready.into_iter().any(|c| c.type_ == "Ready" && c.status != "True");
     unready && node.spec.iter().flat_map(|s| s.taints.iter().flatten()).any(|t| t.key == OUT_OF_SERVICE)

@@ -10,7 +10,7 @@ use wasmk_api::Timestamp;
 
 use crate::base::{Context, Informer, Key, Next, Queue, Result, on_change};
 
-const TYPE: &str = "bootstrap.kubernetes.io/token";
+pub(crate) const TYPE: &str = "bootstrap.kubernetes.io/token";
 
 pub(crate) async fn run(cx: Context) {
     let queue = Arc::new(Queue::default());
@@ -35,7 +35,7 @@ async fn reconcile(cx: &Context, secrets: &Informer<Secret>, key: Key) -> Result
 }
 
 /// How long a token is still good; `None` for ever. An unreadable end has passed.
-fn left(secret: &Secret, now: Timestamp) -> Option<Duration> {
+pub(crate) fn left(secret: &Secret, now: Timestamp) -> Option<Duration> {
     if secret.type_.as_deref() != Some(TYPE) {
         return None;
     }

@@ -28,7 +28,7 @@ const NAME: &str = "persistentvolume-binder-controller";
 pub(crate) const PROVISIONER: &str = "wasmk.dev/local-path";
 const COMPLETED: &str = "pv.kubernetes.io/bind-completed";
 const BY_CONTROLLER: &str = "pv.kubernetes.io/bound-by-controller";
-const PROVISIONED_BY: &str = "pv.kubernetes.io/provisioned-by";
+pub(crate) const PROVISIONED_BY: &str = "pv.kubernetes.io/provisioned-by";
 
 struct Binder {
     cx: Context,
@@ -58,6 +58,12 @@ pub(crate) async fn run(cx: Context) {
             names.for_each(|v| sink.add(Key::of(&v.metadata)));
         }
     });
+    let (claims, sink) = (binder.claims.clone(), queue.clone());
+    binder.classes.subscribe(move |_, new| {
+        if new.is_some() {
+            claims.list().iter().filter(|c| !is_bound(c)).for_each(|c| sink.add(Key::of(&c.metadata)));
+        }
+    });
     binder.claims.ready().await;
     binder.volumes.ready().await;
     binder.classes.ready().await;
@@ -68,7 +74,7 @@ fn phase(volume: &PersistentVolume) -> &str {
     volume.status.as_ref().and_then(|s| s.phase.as_deref()).unwrap_or("")
 }
 
-fn is_bound(claim: &PersistentVolumeClaim) -> bool {
+pub(crate) fn is_bound(claim: &PersistentVolumeClaim) -> bool {
     claim.status.as_ref().and_then(|s| s.phase.as_deref()) == Some("Bound")
 }
 
@@ -76,7 +82,7 @@ fn claim_uid(volume: &PersistentVolume) -> Option<&str> {
     volume.spec.as_ref()?.claim_ref.as_ref()?.uid.as_deref()
 }
 
-fn class_of(claim: &PersistentVolumeClaim) -> &str {
+pub(crate) fn class_of(claim: &PersistentVolumeClaim) -> &str {
     let old = || claim.metadata.annotations.as_ref()?.get("volume.beta.kubernetes.io/storage-class");
     let named = claim.spec.as_ref().and_then(|s| s.storage_class_name.as_ref());
     named.or_else(old).map_or("", String::as_str)
@@ -109,6 +115,7 @@ impl Binder {
         if let Some(mine) = self.volumes.list().iter().find(|v| claim_uid(v) == Some(uid(&**claim))) {
             return self.bind(claim, mine).await;
         }
+        let claim = &self.with_class(claim).await?;
         let class = self.classes.get(&Key::new("", class_of(claim)));
         let node = claim.metadata.annotations.as_ref().and_then(|a| a.get(SELECTED_NODE)).cloned();
         let waits =
@@ -148,6 +155,20 @@ impl Binder {
                 self.set_phase(claim, "Pending").await
             }
         }
+    }
+
+    /// A claim that names no class, not even the empty one, gets the default class once there is one.
+    async fn with_class(&self, claim: &Arc<PersistentVolumeClaim>) -> Result<Arc<PersistentVolumeClaim>> {
+        let silent =
+            claim.spec.as_ref().is_none_or(|s| s.storage_class_name.is_none()) && class_of(claim).is_empty();
+        let Some(class) = default_class(&self.classes.list()).filter(|_| silent) else {
+            return Ok(claim.clone());
+        };
+        let patch = json!({
+            "metadata": {"resourceVersion": claim.metadata.resource_version},
+            "spec": {"storageClassName": class},
+        });
+        self.cx.patch(&**claim, patch).await
     }
 
     fn tell(&self, claim: &PersistentVolumeClaim, kind: EventKind, reason: &str, message: &str) {
@@ -278,8 +299,25 @@ impl Binder {
     }
 }
 
-fn size(list: Option<&BTreeMap<String, ApiQuantity>>) -> Quantity {
+pub(crate) fn size(list: Option<&BTreeMap<String, ApiQuantity>>) -> Quantity {
     list.and_then(|l| l.get("storage")).and_then(|q| q.0.parse().ok()).unwrap_or_default()
+}
+
+/// The class for claims that name none: the youngest that is marked so.
+fn default_class(classes: &[Arc<StorageClass>]) -> Option<String> {
+    let marked = |class: &&Arc<StorageClass>| {
+        let notes = class.metadata.annotations.as_ref();
+        ["storageclass.kubernetes.io/is-default-class", "storageclass.beta.kubernetes.io/is-default-class"]
+            .iter()
+            .any(|key| notes.and_then(|n| n.get(*key)).is_some_and(|v| v == "true"))
+    };
+    let age = |class: &&Arc<StorageClass>| {
+        (
+            class.metadata.creation_timestamp.as_ref().map(|t| t.0),
+            std::cmp::Reverse(class.metadata.name.clone()),
+        )
+    };
+    classes.iter().filter(marked).max_by_key(age)?.metadata.name.clone()
 }
 
 /// The smallest free volume that satisfies a claim; one reserved for it comes first.

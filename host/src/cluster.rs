@@ -13,7 +13,7 @@ use tokio::{
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use wasmk_apiserver::{ApiServer, Config, FrontProxy, RequestHeader, ServiceRange, Serving};
-use wasmk_controllers::{Accounts, Clock, Context as Controllers, LoadBalancer, scheduler};
+use wasmk_controllers::{Accounts, LoadBalancer};
 use wasmk_functions::{Admission, Executor, Functions, Live};
 use wasmk_node::Node;
 use wasmk_registry::Storage;
@@ -22,6 +22,7 @@ use wasmk_store::{Embedded, Store};
 use crate::{
     access::Access,
     agent, bootstrap, control,
+    controllers::Control,
     data_dir::{Claim, DataDir, Running},
     executor::{Elsewhere, InPlace},
     hook::Knative,
@@ -290,7 +291,9 @@ impl Cluster {
         let client = self.client("system:kube-controller-manager");
         let scheduler = self.client("system:kube-scheduler");
         let accounts: Accounts = Arc::new(self.api.accounts("kube-controller-manager"));
-        let controllers = control(client, (scheduler, accounts), wanted, signer, self.stop.clone());
+        let control = Control { client, scheduler, accounts, settings: wanted, signer };
+        let shared = settings.store.is_shared();
+        let controllers = control.run(shared, self.stop.clone());
         self.must_run("the controllers and the scheduler", controllers, failed);
     }
 
@@ -352,47 +355,6 @@ impl Cluster {
         let client = self.client("system:serviceaccount:knative-serving:controller");
         let wanted = wasmk_functions::Settings { live, executor };
         Some(Functions::start(client, listener, wanted))
-    }
-}
-
-/// Runs controllers and scheduler until `stop`, anew when the authority has changed that they sign by and publish.
-async fn control(
-    client: Client,
-    (scheduler, accounts): (Client, Accounts),
-    settings: wasmk_controllers::Settings,
-    mut signer: watch::Receiver<Authority>,
-    stop: CancellationToken,
-) -> wasmk_controllers::Result<()> {
-    loop {
-        let authority = signer.borrow_and_update().clone();
-        let settings = wasmk_controllers::Settings {
-            ca_pem: authority.trusted,
-            signer_pem: authority.signing.cert,
-            ca_key_pem: authority.signing.key,
-            token_key_pem: authority.tokens,
-            ..settings.clone()
-        };
-        let until = stop.child_token();
-        let cx = Controllers::new(client.clone(), settings, Clock::System, until.clone());
-        let cx = Controllers { accounts: Some(accounts.clone()), ..cx };
-        // The scheduler sees through the same caches and writes under a name of its own.
-        let scheduling = Controllers { client: scheduler.clone(), ..cx.clone() };
-        let run = async {
-            tokio::try_join!(wasmk_controllers::run_in(cx), scheduler::run_in(scheduling, Default::default()))
-        };
-        tokio::pin!(run);
-        let changed = async {
-            if signer.changed().await.is_err() {
-                // Nobody renews; the authority stays.
-                std::future::pending::<()>().await;
-            }
-        };
-        tokio::select! {
-            ended = &mut run => return ended.map(drop),
-            () = changed => {}
-        }
-        until.cancel();
-        run.await?;
     }
 }
 

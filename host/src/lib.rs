@@ -8,6 +8,7 @@ mod bootstrap;
 pub mod cli;
 pub mod cluster;
 mod control;
+mod controllers;
 pub mod data_dir;
 mod encryption;
 mod executor;

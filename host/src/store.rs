@@ -88,6 +88,11 @@ impl StoreSettings {
         Self { kind, etcd_ca: None, etcd_identity: None, encryption: None, snapshot: None }
     }
 
+    /// Whether other servers may keep their objects in the same place.
+    pub(crate) fn is_shared(&self) -> bool {
+        matches!(self.kind, StoreKind::Etcd(_))
+    }
+
     /// Opens the store; an embedded one is at `path`.
     ///
     /// # Errors

@@ -1,44 +1,36 @@
-//! Scales workloads with their pods' use of CPU and memory.
+//! Scales workloads with their pods' use of resources, and with any other measure.
 //!
-//! Reads autoscalers, pods, and pod metrics of `metrics.k8s.io`. Writes the `scale`
+//! Reads autoscalers, pods, and what the metrics APIs say ([`sources`]). Writes the `scale`
 //! subresource of the target and the autoscaler's status. Without metrics it changes
 //! nothing and says so.
 
-use std::{
-    collections::{BTreeMap, HashMap},
-    sync::Arc,
-    time::Duration,
-};
+use std::{collections::HashMap, sync::Arc, time::Duration};
 
-use k8s_openapi::{
-    api::{
-        autoscaling::{
-            v1::Scale,
-            v2::{
-                ContainerResourceMetricStatus, HorizontalPodAutoscaler, HorizontalPodAutoscalerCondition,
-                HorizontalPodAutoscalerStatus, MetricSpec, MetricStatus, MetricTarget, MetricValueStatus,
-                ResourceMetricSource, ResourceMetricStatus,
-            },
+use k8s_openapi::api::{
+    autoscaling::{
+        v1::Scale,
+        v2::{
+            HorizontalPodAutoscaler, HorizontalPodAutoscalerCondition, HorizontalPodAutoscalerStatus,
+            MetricSpec, MetricStatus, MetricTarget, ResourceMetricSource,
         },
-        core::v1::{Container, Pod},
     },
-    apimachinery::pkg::api::resource::Quantity as ApiQuantity,
+    core::v1::Pod,
 };
 use kube::{
     Api,
-    api::{ApiResource, DynamicObject, ListParams, Patch, PatchParams},
+    api::{ApiResource, DynamicObject, Patch, PatchParams},
 };
 use parking_lot::Mutex;
 use serde_json::json;
-use wasmk_api::{LabelSelector, Quantity, Timestamp};
+use wasmk_api::{LabelSelector, Timestamp};
 
-use crate::base::{
-    Context, Error, EventKind, Informer, Key, Next, PodView, Queue, Result, is_ready, time, uid,
-};
+use crate::base::{Context, Error, EventKind, Informer, Key, Next, PodView, Queue, Result, time, uid};
 
 mod plan;
+mod sources;
 
-use plan::{Limits, Memory, Proposal, Sample, Target};
+use plan::{Limits, Memory, Tolerance};
+use sources::Sources;
 
 const NAME: &str = "horizontal-pod-autoscaler";
 const PERIOD: Duration = Duration::from_secs(15);
@@ -229,22 +221,24 @@ impl Autoscaler {
             ..Default::default()
         }];
         let metrics = hpa.spec.metrics.clone().filter(|m| !m.is_empty()).unwrap_or(default);
-        let usage = self.usage(hpa.metadata.namespace.as_deref().unwrap_or(""), &selector).await;
         let pods = self.selected(hpa, &selector);
+        let mut sources = Sources {
+            cx: &self.cx,
+            namespace: hpa.metadata.namespace.as_deref().unwrap_or(""),
+            selector: &selector,
+            pods: &pods,
+            current,
+            tolerance: Tolerance::of(hpa.spec.behavior.as_ref()),
+            usage: None,
+        };
         let (mut best, mut failure) = (None, None);
         for metric in &metrics {
-            let outcome = match &usage {
-                Ok(usage) => one_metric(metric, current, &pods, usage),
-                Err(error) => {
-                    Err(format!("unable to fetch metrics from resource metrics API: {}", error.message()))
-                }
-            };
-            match outcome {
-                Ok((proposal, status)) => {
-                    best = best.max(Some(proposal.replicas));
+            match sources.read(metric).await {
+                Ok((replicas, status)) => {
+                    best = best.max(Some(replicas));
                     found.metrics.push(status);
                 }
-                Err(message) => failure = Some(message),
+                Err(why) => failure = failure.or(Some(why)),
             }
         }
         let safe = best.filter(|b| failure.is_none() || *b > current);
@@ -254,16 +248,11 @@ impl Autoscaler {
                 found.conditions.push(("ScalingActive", true, "ValidMetricFound", message.into()));
             }
             (None, failure) => {
-                let message = failure.unwrap_or_else(|| "no metric could be read".into());
-                self.cx.events.record(
-                    NAME,
-                    &**hpa,
-                    EventKind::Warning,
-                    "FailedGetResourceMetric",
-                    message.clone(),
-                );
+                let (reason, message) =
+                    failure.unwrap_or(("FailedGetResourceMetric", "no metric could be read".into()));
+                self.cx.events.record(NAME, &**hpa, EventKind::Warning, reason, message.clone());
                 let message = format!("the HPA was unable to compute the replica count: {message}");
-                found.conditions.push(("ScalingActive", false, "FailedGetResourceMetric", message));
+                found.conditions.push(("ScalingActive", false, reason, message));
             }
         }
         safe
@@ -274,33 +263,6 @@ impl Autoscaler {
         let mut pods = self.pods.in_namespace(hpa.metadata.namespace.as_deref().unwrap_or(""));
         pods.retain(|p| PodView(p).is_active() && selector.matches(p.metadata.labels.as_ref()));
         pods
-    }
-
-    /// What each container of each pod uses, by the metrics API.
-    async fn usage(&self, namespace: &str, selector: &str) -> Result<Usage> {
-        let resource = ApiResource {
-            group: "metrics.k8s.io".into(),
-            version: "v1beta1".into(),
-            api_version: "metrics.k8s.io/v1beta1".into(),
-            kind: "PodMetrics".into(),
-            plural: "pods".into(),
-        };
-        let api: Api<DynamicObject> = Api::namespaced_with(self.cx.client.clone(), namespace, &resource);
-        let list = api.list(&ListParams::default().labels(selector)).await;
-        let list = list.map_err(|e| Error::api("list", "PodMetrics", Key::new(namespace, ""), e))?;
-        let mut usage = Usage::new();
-        for pod in list {
-            let name = pod.metadata.name.clone().unwrap_or_default();
-            let containers =
-                pod.data.get("containers").and_then(|c| c.as_array()).cloned().unwrap_or_default();
-            let containers = containers.iter().filter_map(|c| {
-                let amounts: BTreeMap<String, ApiQuantity> =
-                    serde_json::from_value(c.get("usage")?.clone()).ok()?;
-                Some((c.get("name")?.as_str()?.to_owned(), amounts))
-            });
-            usage.insert(name, containers.collect());
-        }
-        Ok(usage)
     }
 
     async fn write_status(&self, hpa: &Arc<HorizontalPodAutoscaler>, found: Findings) -> Result<()> {
@@ -321,75 +283,6 @@ impl Autoscaler {
         next.status = Some(status);
         self.cx.replace_status(&next).await.map(drop)
     }
-}
-
-/// Amounts by pod and container.
-type Usage = HashMap<String, BTreeMap<String, BTreeMap<String, ApiQuantity>>>;
-
-fn one_metric(
-    metric: &MetricSpec,
-    current: i32,
-    pods: &[Arc<Pod>],
-    usage: &Usage,
-) -> Result<(Proposal, MetricStatus), String> {
-    let (name, container, target) = match (&metric.resource, &metric.container_resource) {
-        (Some(m), _) => (&m.name, None, &m.target),
-        (None, Some(m)) => (&m.name, Some(m.container.as_str()), &m.target),
-        (None, None) => {
-            return Err(format!("metrics of type {:?} are not offered by this cluster", metric.type_));
-        }
-    };
-    // CPU in thousandths, everything else in units.
-    let amount = |q: &ApiQuantity| {
-        let q: Quantity = q.0.parse().unwrap_or_default();
-        if name == "cpu" { q.milli_value() } else { q.value() }
-    };
-    let goal = match (target.average_utilization, &target.average_value) {
-        (Some(percent), _) => Target::Utilization(i64::from(percent)),
-        (None, Some(value)) => Target::Average(amount(value)),
-        (None, None) => {
-            return Err("the metric's target has neither averageUtilization nor averageValue".into());
-        }
-    };
-    let samples: Vec<Sample> = pods.iter().map(|pod| sample(pod, name, container, usage, &amount)).collect();
-    let proposal = plan::propose(current, &samples, goal)?;
-    let average =
-        if name == "cpu" { Quantity::millis(proposal.average) } else { Quantity::units(proposal.average) };
-    let measured = MetricValueStatus {
-        average_utilization: proposal.percent.and_then(|p| i32::try_from(p).ok()),
-        average_value: Some(ApiQuantity(average.to_string())),
-        value: None,
-    };
-    let mut status = MetricStatus { type_: metric.type_.clone(), ..Default::default() };
-    match container {
-        None => status.resource = Some(ResourceMetricStatus { name: name.clone(), current: measured }),
-        Some(c) => {
-            status.container_resource = Some(ContainerResourceMetricStatus {
-                name: name.clone(),
-                container: c.into(),
-                current: measured,
-            });
-        }
-    }
-    Ok((proposal, status))
-}
-
-fn sample(
-    pod: &Pod,
-    name: &str,
-    container: Option<&str>,
-    usage: &Usage,
-    amount: &impl Fn(&ApiQuantity) -> i64,
-) -> Sample {
-    let wanted = |c: &str| container.is_none_or(|w| w == c);
-    let spec = pod.spec.iter().flat_map(|s| s.containers.iter()).filter(|c| wanted(&c.name));
-    let request = |c: &Container| c.resources.as_ref()?.requests.as_ref()?.get(name).map(amount);
-    let measured = usage.get(pod.metadata.name.as_deref().unwrap_or(""));
-    let used = measured.map(|containers| {
-        let right = containers.iter().filter(|(c, _)| wanted(c));
-        right.filter_map(|(_, amounts)| amounts.get(name).map(amount)).sum()
-    });
-    Sample { usage: used, request: spec.filter_map(request).sum(), ready: is_ready(pod) }
 }
 
 fn conditions(

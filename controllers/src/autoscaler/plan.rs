@@ -4,9 +4,9 @@
 use std::time::Duration;
 
 use k8s_openapi::api::autoscaling::v2::{HPAScalingPolicy, HPAScalingRules, HorizontalPodAutoscalerBehavior};
-use wasmk_api::Timestamp;
+use wasmk_api::{Quantity, Timestamp};
 
-/// Ratios this close to one change nothing.
+/// Ratios this close to one change nothing, unless an autoscaler says otherwise.
 const TOLERANCE: f64 = 0.1;
 /// How long an earlier, higher recommendation holds scaling down back.
 const SETTLE_DOWN: Duration = Duration::from_secs(300);
@@ -33,6 +33,50 @@ pub(super) enum Target {
     Average(i64),
 }
 
+/// How far from its target a metric may be without a change.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) struct Tolerance {
+    up: f64,
+    down: f64,
+}
+
+impl Tolerance {
+    /// Of an autoscaler's rules.
+    pub(super) fn of(behavior: Option<&HorizontalPodAutoscalerBehavior>) -> Self {
+        let of = |rules: Option<&HPAScalingRules>| {
+            let text = rules.and_then(|r| r.tolerance.as_ref());
+            let amount = text.and_then(|q| q.0.parse::<Quantity>().ok());
+            amount.map_or(TOLERANCE, |q| q.milli_value() as f64 / 1000.0)
+        };
+        Self {
+            up: of(behavior.and_then(|b| b.scale_up.as_ref())),
+            down: of(behavior.and_then(|b| b.scale_down.as_ref())),
+        }
+    }
+
+    /// Whether a ratio of what is measured to what is aimed at changes nothing.
+    pub(super) fn covers(self, ratio: f64) -> bool {
+        (1.0 - self.down..=1.0 + self.up).contains(&ratio)
+    }
+}
+
+/// The replicas at which one measure of the whole would be at its target: the ready pods
+/// times how far it is above. A target that is at zero begins with the ratio itself.
+pub(super) fn whole(current: i32, ready: i32, measured: i64, target: i64, tolerance: Tolerance) -> i32 {
+    let ratio = measured as f64 / target.max(1) as f64;
+    if current == 0 {
+        return ratio.ceil() as i32;
+    }
+    if tolerance.covers(ratio) { current } else { (ratio * f64::from(ready)).ceil() as i32 }
+}
+
+/// The replicas over which one measure of the whole is shared out at the target's amount each.
+pub(super) fn shared(current: i32, measured: i64, each: i64, tolerance: Tolerance) -> i32 {
+    let wanted = measured as f64 / each.max(1) as f64;
+    let ratio = if current == 0 { f64::INFINITY } else { wanted / f64::from(current) };
+    if tolerance.covers(ratio) { current } else { wanted.ceil() as i32 }
+}
+
 /// A metric's proposal and what it measured: percent (for utilization), average per pod.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Proposal {
@@ -45,7 +89,12 @@ pub(super) struct Proposal {
 ///
 /// # Errors
 /// In words for the condition, when nothing was measured or requests are missing.
-pub(super) fn propose(current: i32, samples: &[Sample], target: Target) -> Result<Proposal, String> {
+pub(super) fn propose(
+    current: i32,
+    samples: &[Sample],
+    target: Target,
+    tolerance: Tolerance,
+) -> Result<Proposal, String> {
     let measured: Vec<(i64, i64)> =
         samples.iter().filter(|s| s.ready).filter_map(|s| Some((s.usage?, s.request))).collect();
     if measured.is_empty() {
@@ -70,7 +119,7 @@ pub(super) fn propose(current: i32, samples: &[Sample], target: Target) -> Resul
     let percent = matches!(target, Target::Utilization(_)).then(|| usage * 100 / request.max(1));
     let done = |replicas| Ok(Proposal { replicas, percent, average });
     let first = ratio(&measured);
-    if (first - 1.0).abs() <= TOLERANCE {
+    if tolerance.covers(first) {
         return done(current);
     }
     // Pods without a measure are taken to speak against the change.
@@ -83,7 +132,7 @@ pub(super) fn propose(current: i32, samples: &[Sample], target: Target) -> Resul
         }
     }
     let second = ratio(&all);
-    if (second - 1.0).abs() <= TOLERANCE || (first > 1.0) != (second > 1.0) {
+    if tolerance.covers(second) || (first > 1.0) != (second > 1.0) {
         return done(current);
     }
     let wanted = (second * all.len() as f64).ceil() as i32;
@@ -91,10 +140,10 @@ pub(super) fn propose(current: i32, samples: &[Sample], target: Target) -> Resul
     done(if backwards { current } else { wanted })
 }
 
-/// What a pod uses that is exactly at the target.
+/// What a pod is taken to use that is not measured while others have little to do.
 fn full(target: Target, sample: &Sample) -> i64 {
     match target {
-        Target::Utilization(_) => sample.request,
+        Target::Utilization(percent) => sample.request.saturating_mul(percent.max(100)) / 100,
         Target::Average(amount) => amount,
     }
 }
@@ -222,6 +271,7 @@ fn changed(memory: &Memory, policy: &HPAScalingPolicy, now: Timestamp, sign: i32
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
 
     /// Usages in percent of a request of 1000; `-` not measured, `!` not ready.
     fn samples(text: &str) -> Vec<Sample> {
@@ -236,7 +286,8 @@ mod tests {
     #[test]
     fn usage_over_target_times_pods_rounded_up() {
         let check = |current, usages: &str, target, expect| {
-            let proposal = propose(current, &samples(usages), Target::Utilization(target)).unwrap();
+            let proposal =
+                propose(current, &samples(usages), Target::Utilization(target), Tolerance::of(None)).unwrap();
             assert_eq!(proposal.replicas, expect, "{usages}");
         };
         check(2, "160 160", 80, 4);
@@ -247,10 +298,10 @@ mod tests {
         check(3, "10 10 -", 80, 2);
         check(3, "200 200 200!", 80, 5);
         check(1, "500", 50, 10);
-        assert!(propose(1, &samples("-"), Target::Utilization(80)).is_err());
+        assert!(propose(1, &samples("-"), Target::Utilization(80), Tolerance::of(None)).is_err());
         let bare = [Sample { usage: Some(5), request: 0, ready: true }];
-        assert!(propose(1, &bare, Target::Utilization(80)).is_err());
-        assert_eq!(propose(1, &bare, Target::Average(2)).unwrap().replicas, 3);
+        assert!(propose(1, &bare, Target::Utilization(80), Tolerance::of(None)).is_err());
+        assert_eq!(propose(1, &bare, Target::Average(2), Tolerance::of(None)).unwrap().replicas, 3);
     }
 
     fn at(seconds: u64) -> Timestamp {
@@ -272,5 +323,44 @@ mod tests {
         assert_eq!((replicas, why.unwrap().0), (2, "TooFewReplicas"));
         let (replicas, why) = smooth(19, 99, limits, None, &mut memory, at(1200));
         assert_eq!((replicas, why.unwrap().0), (20, "TooManyReplicas"));
+    }
+
+    #[test]
+    fn measures_of_the_whole() {
+        let usual = Tolerance::of(None);
+        assert_eq!(whole(4, 4, 150, 100, usual), 6);
+        assert_eq!(whole(4, 3, 200, 100, usual), 6, "only those that serve have carried it");
+        assert_eq!(whole(4, 4, 109, 100, usual), 4);
+        assert_eq!(whole(0, 0, 250, 100, usual), 3, "from nothing");
+        assert_eq!(shared(2, 1000, 100, usual), 10);
+        assert_eq!(shared(10, 1050, 100, usual), 10);
+        assert_eq!(shared(5, 0, 100, usual), 0);
+        let strict = serde_json::from_value(serde_json::json!({"scaleUp": {"tolerance": "20m"}})).unwrap();
+        assert_eq!(shared(10, 1050, 100, Tolerance::of(Some(&strict))), 11);
+        assert_eq!(shared(10, 950, 100, Tolerance::of(Some(&strict))), 10);
+    }
+
+    proptest! {
+        /// Whatever is recommended, the outcome stays in its limits and moves no faster than the
+        /// policies allow; the same recommendation for long enough is reached and then kept.
+        #[test]
+        fn paced_within_limits(start in 1..50i32, wanted in prop::collection::vec(0..60i32, 1..30), min in 1..10i32, span in 0..40i32) {
+            let limits = Limits { min, max: min + span };
+            let mut memory = Memory::default();
+            let mut current = start.clamp(limits.min, limits.max);
+            let mut seconds = 0;
+            let last = *wanted.last().unwrap();
+            for wanted in wanted.iter().copied().chain(std::iter::repeat_n(last, 60)) {
+                seconds += 15;
+                let (next, _) = smooth(current, wanted, limits, None, &mut memory, at(seconds));
+                prop_assert!((limits.min..=limits.max).contains(&next));
+                prop_assert!(next <= (current * 2).max(current + 4));
+                if next != current {
+                    memory.changes.push((at(seconds), next - current));
+                }
+                current = next;
+            }
+            prop_assert_eq!(current, last.clamp(limits.min, limits.max));
+        }
     }
 }

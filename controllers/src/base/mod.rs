@@ -29,7 +29,7 @@ pub use meta::{Key, controller_of, controller_ref, is_deleting, reference, time,
 pub use names::{Names, hash, number};
 pub use pods::{
     PodView, active, condition, container_restarts, is_available, is_finished, is_ready, pod_from_template,
-    ready_since,
+    ready_since, total_restarts,
 };
 pub use queue::Queue;
 pub use wake::{on_change, on_child, on_orphan, owner_key};

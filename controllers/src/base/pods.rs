@@ -47,6 +47,14 @@ pub fn container_restarts(pod: &Pod) -> i32 {
     statuses.map(|c| c.restart_count).max().unwrap_or(0)
 }
 
+/// All restarts of its containers, those that prepare it included.
+pub fn total_restarts(pod: &Pod) -> i32 {
+    let status = pod.status.iter();
+    let all = status.clone().flat_map(|s| s.init_container_statuses.iter().flatten());
+    let all = all.chain(status.flat_map(|s| s.container_statuses.iter().flatten()));
+    all.fold(0, |sum, c| sum.saturating_add(c.restart_count))
+}
+
 /// The parts of a pod that decide about keeping it.
 #[derive(Clone, Copy)]
 pub struct PodView<'a>(pub &'a Pod);

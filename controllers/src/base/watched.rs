@@ -19,7 +19,7 @@ use k8s_openapi::{
         policy::v1::PodDisruptionBudget,
         rbac::v1::ClusterRole,
         scheduling::v1::PriorityClass,
-        storage::v1::StorageClass,
+        storage::v1::{CSIDriver, StorageClass, VolumeAttachment},
     },
     apimachinery::pkg::apis::meta::v1::ObjectMeta,
 };
@@ -102,7 +102,9 @@ cluster!(
     RuntimeClass,
     ClusterRole,
     PriorityClass,
-    StorageClass
+    StorageClass,
+    CSIDriver,
+    VolumeAttachment
 );
 
 namespaced!(

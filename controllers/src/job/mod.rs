@@ -80,6 +80,8 @@ impl Runner {
     }
 
     async fn apply(&self, job: &Arc<Job>, pods: &[Arc<Pod>], plan: Plan) -> Result<Next> {
+        let withdrawn = join_all(plan.withdraw.iter().map(|pod| self.withdraw(job, pod))).await;
+        withdrawn.into_iter().collect::<Result<()>>()?;
         let deleted = join_all(plan.delete.iter().map(|pod| self.delete(job, pod))).await;
         let created = self.create(job, pods, &plan.create).await;
         // A refused create or delete leaves the status for the next pass.
@@ -162,6 +164,12 @@ impl Runner {
         let message = format!("Deleted pod: {}", pod.metadata.name.as_deref().unwrap_or(""));
         self.cx.events.record(NAME, &**job, EventKind::Normal, "SuccessfulDelete", message);
         Ok(())
+    }
+
+    /// Deletes a pod that is not to count: nobody waits for its end.
+    async fn withdraw(&self, job: &Arc<Job>, pod: &Arc<Pod>) -> Result<()> {
+        self.release(pod).await?;
+        self.delete(job, pod).await
     }
 
     /// Removes the tracking finalizer.

@@ -16,7 +16,7 @@ use k8s_openapi::api::{
 };
 use wasmk_api::Timestamp;
 
-use crate::base::{PodView, container_restarts, is_deleting, is_ready, time, time_of, uid};
+use crate::base::{PodView, is_deleting, is_ready, time, time_of, total_restarts, uid};
 
 use super::{
     indexes,
@@ -41,6 +41,8 @@ pub(super) struct Plan {
     /// New pods: their index, if the job has indexes, and how often that failed before.
     pub(super) create: Vec<(Option<i32>, i32)>,
     pub(super) delete: Vec<Arc<Pod>>,
+    /// Pods that are not wanted any more: let go first, so that they do not count as failed, then deleted.
+    pub(super) withdraw: Vec<Arc<Pod>>,
     pub(super) status: JobStatus,
     /// Finished pods that the status has taken in.
     pub(super) release: Vec<Arc<Pod>>,
@@ -177,9 +179,7 @@ impl<'a> Tally<'a> {
 
     fn take_failure(&mut self, pod: &Arc<Pod>, id: String) {
         self.release.push(pod.clone());
-        let suspended = self.spec.suspend == Some(true) && phase(pod) != "Failed";
         match policy::of_failure(self.job, pod) {
-            _ if suspended => return,
             Failure::Ignore => return,
             Failure::Count => {}
             Failure::FailIndex => drop(index_of(pod).map(|i| self.failed_indexes.insert(i))),
@@ -250,7 +250,7 @@ impl<'a> Tally<'a> {
             return false;
         }
         let running = self.pods.iter().filter(|p| matches!(phase(p), "Running" | "Pending"));
-        let restarts: i32 = running.map(|p| container_restarts(p)).sum();
+        let restarts: i32 = running.map(|p| total_restarts(p)).fold(0, i32::saturating_add);
         if limit == 0 { restarts > 0 } else { restarts >= limit }
     }
 
@@ -355,7 +355,8 @@ impl<'a> Tally<'a> {
 
     fn status(&self, old: &JobStatus, plan: &Plan) -> JobStatus {
         let some = |n: usize| i32::try_from(n).ok().filter(|n| *n > 0);
-        let active = self.active().len() + plan.create.len() - plan.delete.len();
+        let gone = plan.delete.len() + plan.withdraw.len();
+        let active = self.active().len() + plan.create.len() - gone;
         let ready = self.pods.iter().filter(|p| PodView(p).is_active() && is_ready(p)).count();
         let going = self.pods.iter().filter(|p| is_deleting(&***p) && !crate::base::is_finished(p)).count();
         let text = |set: &BTreeSet<i32>| (!set.is_empty()).then(|| indexes::print(set));
@@ -363,7 +364,7 @@ impl<'a> Tally<'a> {
         JobStatus {
             active: some(active),
             ready: Some(i32::try_from(ready).unwrap_or(i32::MAX)),
-            terminating: Some(i32::try_from(going + plan.delete.len()).unwrap_or(i32::MAX)),
+            terminating: Some(i32::try_from(going + gone).unwrap_or(i32::MAX)),
             succeeded: (succeeded > 0).then_some(succeeded),
             failed: (self.failed > 0).then_some(self.failed),
             completed_indexes: text(&self.done),
@@ -381,7 +382,7 @@ impl<'a> Tally<'a> {
     fn manage(&self, plan: &mut Plan) {
         let mut active = self.active();
         if self.spec.suspend == Some(true) {
-            plan.delete = active;
+            plan.withdraw = active;
             return;
         }
         let parallelism = self.spec.parallelism.unwrap_or(1).max(0);
@@ -395,8 +396,8 @@ impl<'a> Tally<'a> {
             active.sort_by_key(|p| {
                 (phase(p) == "Running", is_ready(p), std::cmp::Reverse(index_of(p)), uid(&**p).to_owned())
             });
-            plan.delete = active.into_iter().take(self.pods.len().saturating_sub(wanted)).collect();
-            plan.delete.truncate(self.active().len() - wanted);
+            let surplus = active.len() - wanted;
+            plan.withdraw = active.into_iter().take(surplus).collect();
             return;
         }
         let waits = self.spec.pod_replacement_policy.as_deref() == Some("Failed");
@@ -540,6 +541,7 @@ mod tests {
         }
         let name = |p: &Arc<Pod>| p.metadata.name.clone().unwrap();
         parts.extend(plan.delete.iter().map(|p| format!("delete {}", name(p))));
+        parts.extend(plan.withdraw.iter().map(|p| format!("withdraw {}", name(p))));
         parts.extend(plan.release.iter().map(|p| format!("release {}", name(p))));
         for c in plan.status.conditions.iter().flatten().filter(|c| c.status == "True") {
             parts.push(format!("{}({})", c.type_, c.reason.as_deref().unwrap()));
@@ -560,8 +562,8 @@ mod tests {
         check(json!({"completions": 10, "parallelism": 5}), &["a running"], "create 4");
         check(json!({"completions": 10, "parallelism": 5}), &["a running", "b ok"], "create 4, release b");
         check(json!({"completions": 2, "parallelism": 5}), &["a running", "b ok"], "release b");
-        check(json!({"parallelism": 1, "completions": 9}), &["a running", "b running"], "delete a");
-        check(json!({"suspend": true}), &["a running"], "delete a, Suspended(JobSuspended)");
+        check(json!({"parallelism": 1, "completions": 9}), &["a running", "b running"], "withdraw a");
+        check(json!({"suspend": true}), &["a running"], "withdraw a, Suspended(JobSuspended)");
         check(json!({"completions": null, "parallelism": 3}), &["a running", "b running"], "create 1");
         check(json!({"completions": null, "parallelism": 3}), &["a running", "b ok"], "release b");
     }
@@ -651,5 +653,122 @@ mod tests {
     fn pods_being_deleted_are_replaced_as_the_policy_says() {
         check(json!({}), &["a running going"], "create 1, release a");
         check(json!({"podReplacementPolicy": "Failed"}), &["a running going"], "");
+    }
+
+    /// A job that is played: its pods by number, and what the world has seen of them.
+    #[derive(Clone, Debug)]
+    struct World {
+        job: Job,
+        /// Number, state (`running`, `ok`, `failed`), whether tracked, whether being deleted.
+        pods: BTreeMap<usize, (&'static str, bool, bool)>,
+        made: usize,
+        ok: usize,
+    }
+
+    impl World {
+        fn plan(&self) -> Plan {
+            let pods: Vec<_> = self
+                .pods
+                .iter()
+                .map(|(n, (state, tracked, going))| {
+                    let mark = |on: bool, text: &'static str| if on { text } else { "" };
+                    let state =
+                        if *state == "running" { "running".to_owned() } else { format!("{state}@9999") };
+                    pod(&format!("p{n} {state} {} {}", mark(!tracked, "released"), mark(*going, "going")))
+                })
+                .collect();
+            plan(&self.job, &pods, NOW.parse().unwrap()).unwrap()
+        }
+
+        /// Does the first `steps` things of a plan, as a controller that is stopped then would have.
+        fn apply(&mut self, plan: &Plan, first_new: usize, mut steps: usize) {
+            let number = |p: &Arc<Pod>| p.metadata.name.as_ref().unwrap()[1..].parse::<usize>().unwrap();
+            let mut step = || {
+                steps = steps.saturating_sub(1);
+                steps > 0
+            };
+            for p in &plan.withdraw {
+                if !step() {
+                    return;
+                }
+                self.pods.remove(&number(p));
+            }
+            for p in &plan.delete {
+                if !step() {
+                    return;
+                }
+                let gone = self.pods.get_mut(&number(p)).map(|p| {
+                    p.2 = true;
+                    !p.1
+                });
+                if gone == Some(true) {
+                    self.pods.remove(&number(p));
+                }
+            }
+            for i in 0..plan.create.len() {
+                if !step() {
+                    return;
+                }
+                self.pods.entry(first_new + i).or_insert(("running", true, false));
+                self.made = self.made.max(first_new + i + 1);
+            }
+            if !step() {
+                return;
+            }
+            self.job.status = Some(plan.status.clone());
+            for p in &plan.release {
+                if !step() {
+                    return;
+                }
+                let n = number(p);
+                if let Some(pod) = self.pods.get_mut(&n) {
+                    pod.1 = false;
+                    if pod.2 {
+                        self.pods.remove(&n);
+                    }
+                }
+            }
+        }
+    }
+
+    use proptest::prelude::*;
+    proptest! {
+        /// Whatever happens to pods, wherever passes are cut short, and if two do the same pass: each
+        /// success counts once, there are never more pods than wanted, and the job ends.
+        #[test]
+        fn no_pod_is_lost_or_counted_twice(
+            completions in 1..8i32, parallelism in 1..5i32,
+            acts in prop::collection::vec((0..4u8, 0..20usize, 1..12usize, any::<bool>()), 0..40),
+        ) {
+            let spec = json!({"completions": completions, "parallelism": parallelism, "backoffLimit": 100_000});
+            let mut world = World { job: job(spec), pods: BTreeMap::new(), made: 0, ok: 0 };
+            let quiet = std::iter::repeat_n((0, 0, 10_000, false), 40);
+            for (act, which, steps, twice) in acts.into_iter().chain(quiet) {
+                let running: Vec<usize> =
+                    world.pods.iter().filter(|(_, p)| p.0 == "running" && !p.2).map(|(n, _)| *n).collect();
+                if !running.is_empty() {
+                    let chosen = running[which % running.len()];
+                    let pod = world.pods.get_mut(&chosen).unwrap();
+                    match act {
+                        0 => (pod.0, world.ok) = ("ok", world.ok + 1),
+                        1 => pod.0 = "failed",
+                        2 => pod.2 = true,
+                        _ => {}
+                    }
+                }
+                let (plan, first_new) = (world.plan(), world.made);
+                world.apply(&plan, first_new, steps + 1);
+                if twice {
+                    world.apply(&plan, first_new, steps + 1);
+                }
+                let active = world.pods.values().filter(|p| p.0 == "running" && !p.2).count();
+                prop_assert!(active <= usize::try_from(parallelism).unwrap(), "{:?}", world);
+                let status = world.job.status.clone().unwrap_or_default();
+                prop_assert!(usize::try_from(status.succeeded.unwrap_or(0)).unwrap() <= world.ok, "{:?}", world);
+            }
+            prop_assert!(is_over(&world.job), "{:?}", world);
+            let counted = world.job.status.as_ref().unwrap().succeeded.unwrap_or(0);
+            prop_assert_eq!(usize::try_from(counted).unwrap(), world.ok, "{:?}", world);
+        }
     }
 }

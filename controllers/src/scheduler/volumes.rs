@@ -9,7 +9,10 @@ use k8s_openapi::api::{
     storage::v1::StorageClass,
 };
 
-use crate::base::{Informer, Key, is_deleting};
+use crate::{
+    base::{Informer, Key, is_deleting},
+    ephemeral_volume::is_of,
+};
 
 /// Where a claim's volume is to be made; the scheduler's word to the provisioner.
 pub(crate) const SELECTED_NODE: &str = "volume.kubernetes.io/selected-node";
@@ -42,7 +45,13 @@ impl Caches {
         for name in claim_names(pod) {
             let key = Key::new(pod.metadata.namespace.clone().unwrap_or_default(), &*name);
             let claim = self.claims.get(&key).filter(|c| !is_deleting(&**c));
-            let claim = claim.ok_or_else(|| format!("persistentvolumeclaim {name:?} not found"))?;
+            let claim = claim.ok_or_else(|| missing(pod, &name))?;
+            if is_ephemeral(pod, &name) && !is_of(&claim, pod) {
+                return Err(format!(
+                    "PVC {key} was not created for pod {} (pod is not owner)",
+                    Key::of(&pod.metadata)
+                ));
+            }
             self.examine_claim(&claim, &mut all)?;
         }
         Ok(all)
@@ -73,6 +82,22 @@ impl Caches {
         }
         Ok(())
     }
+}
+
+/// Whether a claim of that name is made for one of the pod's own volumes.
+fn is_ephemeral(pod: &Pod, claim: &str) -> bool {
+    let volumes = pod.spec.iter().flat_map(|s| s.volumes.iter().flatten());
+    let pod_name = pod.metadata.name.as_deref().unwrap_or("");
+    volumes.filter(|v| v.ephemeral.is_some()).any(|v| format!("{pod_name}-{}", v.name) == claim)
+}
+
+fn missing(pod: &Pod, claim: &str) -> String {
+    if is_ephemeral(pod, claim) {
+        return format!(
+            "waiting for ephemeral volume controller to create the persistentvolumeclaim {claim:?}"
+        );
+    }
+    format!("persistentvolumeclaim {claim:?} not found")
 }
 
 fn only(node: &str) -> NodeSelector {

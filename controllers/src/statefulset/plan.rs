@@ -80,8 +80,9 @@ impl Steps<'_> {
         is_available(pod, self.spec.min_ready_seconds.unwrap_or(0), self.view.now)
     }
 
-    fn is_healthy(&self, pod: &Pod) -> bool {
-        !is_deleting(pod) && PodView(pod).phase() == "Running" && is_ready(pod)
+    /// Running, ready for long enough and not on its way out.
+    fn serves(&self, pod: &Pod) -> bool {
+        !is_deleting(pod) && PodView(pod).phase() == "Running" && self.available(pod)
     }
 
     fn partition(&self) -> i32 {
@@ -132,9 +133,11 @@ impl Steps<'_> {
         clear || self.parallel()
     }
 
-    /// Removes surplus pods from the highest number down, one after the other.
+    /// Removes surplus pods from the highest number down, one after the other. In order, an
+    /// unhealthy one is waited for as long as one with a lower number is unhealthy too.
     fn shrink(&self, wanted: &std::ops::Range<i32>, plan: &mut Plan) -> bool {
         let surplus: Vec<_> = self.by_number.iter().rev().filter(|(n, _)| !wanted.contains(n)).collect();
+        let lowest_unhealthy = surplus.iter().rev().find(|(_, p)| !self.serves(p)).map(|(n, _)| **n);
         for (number, pod) in &surplus {
             if is_deleting(&****pod) {
                 if self.parallel() {
@@ -142,13 +145,8 @@ impl Steps<'_> {
                 }
                 return false;
             }
-            // An unready pod further down goes first waiting: the order is kept.
-            let lower_unhealthy = wanted
-                .clone()
-                .chain(wanted.end..**number)
-                .filter_map(|n| self.by_number.get(&n))
-                .any(|p| !self.is_healthy(p) && !is_deleting(&***p));
-            if !self.parallel() && lower_unhealthy && self.is_healthy(pod) {
+            let waits = !self.serves(pod) && lowest_unhealthy != Some(**number);
+            if waits && !self.parallel() {
                 return false;
             }
             plan.delete.push((**pod).clone());
@@ -159,31 +157,37 @@ impl Steps<'_> {
         surplus.is_empty()
     }
 
-    /// Replaces pods of the old revision from the highest number down, each after the one
-    /// above it is healthy.
+    /// Replaces pods of the old revision from the highest number down, as many as may be missing. One
+    /// that does not serve is missing already: replacing it costs nothing.
     fn update(&self, wanted: std::ops::Range<i32>, plan: &mut Plan) {
         if self.on_delete() || !plan.create.is_empty() || !plan.delete.is_empty() {
             return;
         }
+        let there = || wanted.clone().rev().filter_map(|n| Some((n, *self.by_number.get(&n)?)));
+        let missing = there().filter(|(_, p)| !self.serves(p)).count();
+        let mut budget = self.max_unavailable(wanted.len()).saturating_sub(missing);
+        let first = self.start.saturating_add(self.partition());
+        for (_, pod) in there().filter(|(n, _)| *n >= first) {
+            if revision_of(pod) == self.view.update || is_deleting(&**pod) {
+                continue;
+            }
+            if self.serves(pod) {
+                if budget == 0 {
+                    continue;
+                }
+                budget -= 1;
+            }
+            plan.delete.push(pod.clone());
+        }
+    }
+
+    /// How many pods may be missing during an update: percentages are rounded down, at least one.
+    fn max_unavailable(&self, total: usize) -> usize {
         let strategy = self.spec.update_strategy.as_ref().and_then(|s| s.rolling_update.as_ref());
         let most = strategy.and_then(|r| r.max_unavailable.as_ref());
-        let total = i32::try_from(wanted.len()).unwrap_or(i32::MAX);
-        let most = most.map_or(1, |m| crate::deployment::scaled(m, total, true)).max(1);
-        let mut unavailable = 0;
-        let first = self.start + self.partition();
-        for (_, pod) in
-            wanted.rev().filter(|n| *n >= first).filter_map(|n| Some((n, self.by_number.get(&n)?)))
-        {
-            if unavailable >= most {
-                return;
-            }
-            if revision_of(pod) != self.view.update && !is_deleting(&***pod) {
-                plan.delete.push((*pod).clone());
-                unavailable += 1;
-            } else if !self.is_healthy(pod) || !self.available(pod) {
-                unavailable += 1;
-            }
-        }
+        let total = i32::try_from(total).unwrap_or(i32::MAX);
+        let most = most.map_or(1, |m| crate::deployment::scaled(m, total, false));
+        usize::try_from(most).unwrap_or(1).max(1)
     }
 }
 
@@ -224,6 +228,7 @@ fn status(
 mod tests {
     use super::*;
     use crate::replicas::tests::{NOW, pod};
+    use proptest::prelude::*;
     use serde_json::{Value, json};
 
     /// Pods as in `replicas`, with `new` for the new revision.
@@ -286,6 +291,11 @@ mod tests {
             &all,
             "delete db-2, delete db-1, delete db-0",
         );
+        // A healthy one goes though one below it is not; of two unhealthy ones the lower has to recover first.
+        check(json!({"replicas": 1}), &[all[0], "db-1 pending 1m new", all[2]], "delete db-2");
+        check(json!({"replicas": 1}), &[all[0], "db-1 pending 1m new", "db-2 pending 1m new"], "");
+        check(json!({"replicas": 1}), &[all[0], "db-1 pending 1m new"], "delete db-1");
+        check(json!({"replicas": 1}), &["db-0 pending 1m new", all[1], all[2]], "");
     }
 
     #[test]
@@ -305,6 +315,13 @@ mod tests {
             &old,
             "delete db-2, delete db-1",
         );
+        let share = |percent: &str| json!({"updateStrategy": {"rollingUpdate": {"maxUnavailable": percent}}});
+        check(share("67%"), &old, "delete db-2, delete db-1");
+        check(share("66%"), &old, "delete db-2");
+        check(share("1%"), &old, "delete db-2");
+        let parallel = json!({"podManagementPolicy": "Parallel"});
+        check(parallel.clone(), &["db-0 pending 1m new", old[1], old[2]], "");
+        check(parallel, &["db-0 pending 1m", old[1], old[2]], "delete db-0");
     }
 
     #[test]
@@ -315,5 +332,92 @@ mod tests {
             [of("db-0"), of("db-12"), of("db-01"), of("db-x"), of("db-+1"), of("web-1")],
             [Some(0), Some(12), None, None, None, None]
         );
+    }
+
+    /// A set that is played: what each number's pod is (revision new, serving), one step of the world at a time.
+    #[derive(Clone, Debug)]
+    struct World {
+        set: StatefulSet,
+        pods: BTreeMap<i32, (bool, bool)>,
+    }
+
+    impl World {
+        fn new(replicas: i32, partition: i32, most: i32, parallel: bool) -> Self {
+            let policy = if parallel { "Parallel" } else { "OrderedReady" };
+            let strategy = json!({"rollingUpdate": {"partition": partition, "maxUnavailable": most}});
+            let spec = json!({"selector": {}, "template": {}, "replicas": replicas,
+                "podManagementPolicy": policy, "updateStrategy": strategy});
+            let set = serde_json::from_value(json!({"metadata": {"name": "db"}, "spec": spec})).unwrap();
+            Self { set, pods: BTreeMap::new() }
+        }
+
+        fn plan(&self) -> Plan {
+            let pods: Vec<Arc<Pod>> = self
+                .pods
+                .iter()
+                .map(|(n, (new, serving))| {
+                    let mut pod =
+                        (*pod(&format!("db-{n} {} 1m", if *serving { "ready" } else { "unready" }))).clone();
+                    let revision = if *new { "r2" } else { "r1" };
+                    pod.metadata.labels =
+                        Some([(crate::history::HASH.to_owned(), revision.to_owned())].into());
+                    Arc::new(pod)
+                })
+                .collect();
+            let now = NOW.parse().unwrap();
+            plan(&View { set: &self.set, pods: &pods, current: "r1", update: "r2", now })
+        }
+
+        /// What the API and the node make of a plan.
+        fn apply(&mut self, plan: &Plan) {
+            for pod in &plan.delete {
+                self.pods.remove(&ordinal(&self.set, pod).unwrap());
+            }
+            for (number, revision) in &plan.create {
+                assert!(
+                    self.pods.insert(*number, (revision == "r2", false)).is_none(),
+                    "{number} made twice"
+                );
+            }
+        }
+    }
+
+    proptest! {
+        /// From any state, pods that serve are missing by no more than is allowed, the order is kept,
+        /// and it all ends with every number there and of the right revision.
+        #[test]
+        fn updates_converge_within_bounds(
+            replicas in 0..7i32, partition in 0..8i32, most in 1..4i32, parallel: bool,
+            pods in prop::collection::btree_map(0..9i32, (any::<bool>(), any::<bool>()), 0..9),
+        ) {
+            let mut world = World::new(replicas, partition, most, parallel);
+            world.pods = pods;
+            let mut steps = 0;
+            loop {
+                let plan = world.plan();
+                let serving = |w: &World| w.pods.range(0..replicas).filter(|(_, p)| p.1).count();
+                let (before, old) = (serving(&world), world.clone());
+                let same = world.plan();
+                prop_assert_eq!(&same.create, &plan.create, "a second look sees the same");
+                world.apply(&plan);
+                let lost = before - serving(&world);
+                prop_assert!(lost == 0 || serving(&world) >= (replicas - most).max(0) as usize, "{:?}", old);
+                if !parallel {
+                    prop_assert!(plan.create.len() <= 1, "{:?}", old);
+                    for (number, _) in &plan.create {
+                        prop_assert!((0..*number).all(|n| old.pods.get(&n).is_some_and(|p| p.1)), "{:?}", old);
+                    }
+                }
+                let idle = plan.create.is_empty() && plan.delete.is_empty();
+                if idle && world.pods.values().all(|p| p.1) {
+                    break;
+                }
+                world.pods.values_mut().for_each(|p| p.1 = true);
+                steps += 1;
+                prop_assert!(steps < 60, "no end: {:?}", world);
+            }
+            prop_assert_eq!(world.pods.keys().copied().collect::<Vec<_>>(), (0..replicas).collect::<Vec<_>>());
+            prop_assert!(world.pods.iter().all(|(n, p)| p.0 || *n < partition));
+        }
     }
 }

@@ -2,18 +2,18 @@
 //! hollow nodes that only say that pods run.
 #![allow(dead_code)]
 
-use std::{collections::BTreeMap, fmt::Debug, net::Ipv4Addr, sync::Arc, time::Duration};
+pub(crate) mod hollow;
 
-use futures::StreamExt;
+use std::{collections::BTreeMap, fmt::Debug, sync::Arc, time::Duration};
+
 use k8s_openapi::api::{
     coordination::v1::Lease,
     core::v1::{Node, Pod, ServiceAccount},
 };
 use kube::{
     Api, Client, ResourceExt,
-    api::{DeleteParams, ListParams, Patch, PatchParams, PostParams},
+    api::{ListParams, Patch, PatchParams, PostParams},
     core::{NamespaceResourceScope, Resource},
-    runtime::watcher,
 };
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::{Value, json};
@@ -63,7 +63,7 @@ impl Cluster {
         let client = server.client("admin", &["system:masters"]);
         let shutdown = CancellationToken::new();
         let clock = Clock::runtime();
-        tokio::spawn(shutdown.clone().run_until_cancelled_owned(hollow_kubelet(client.clone(), clock)));
+        tokio::spawn(hollow::run(Context::new(client.clone(), Settings::default(), clock, shutdown.clone())));
         Self { client, clock, shutdown, server, _folder: folder }
     }
 
@@ -200,76 +200,4 @@ pub(crate) fn images(pods: &[Pod]) -> BTreeMap<String, usize> {
         *counts.entry(pod.spec.as_ref().unwrap().containers[0].image.clone().unwrap()).or_insert(0) += 1;
     }
     counts
-}
-
-/// Plays all nodes: pods become Running and ready, those of image `bad` never do, those of
-/// `ok` and `fail` end so; pods being deleted go at once; nodes not labelled `dead` renew
-/// their leases.
-async fn hollow_kubelet(client: Client, clock: Clock) {
-    let watching = async {
-        let pods: Api<Pod> = Api::all(client.clone());
-        let mut events = std::pin::pin!(watcher(pods, watcher::Config::default()));
-        while let Some(event) = events.next().await {
-            if let Ok(watcher::Event::Apply(pod) | watcher::Event::InitApply(pod)) = event {
-                // Anything that fails here has been overtaken by a newer state of the pod.
-                let _ = play(&client, clock, pod).await;
-            }
-        }
-    };
-    let renewing = async {
-        loop {
-            let nodes: Api<Node> = Api::all(client.clone());
-            let leases: Api<Lease> = Api::namespaced(client.clone(), "kube-node-lease");
-            for node in nodes.list(&ListParams::default()).await.unwrap() {
-                if !node.labels().contains_key("dead") {
-                    let time = format!("{:.6}", clock.now().0);
-                    let patch = Patch::Merge(json!({"spec": {"renewTime": time}}));
-                    let _ = leases.patch(&node.name_any(), &PatchParams::default(), &patch).await;
-                }
-            }
-            tokio::time::sleep(Duration::from_secs(10)).await;
-        }
-    };
-    tokio::join!(watching, renewing);
-}
-
-async fn play(client: &Client, clock: Clock, pod: Pod) -> kube::Result<()> {
-    let api: Api<Pod> = Api::namespaced(client.clone(), &pod.namespace().unwrap());
-    let spec = pod.spec.as_ref().unwrap();
-    let Some(node) = spec.node_name.as_ref() else { return Ok(()) };
-    let nodes: Api<Node> = Api::all(client.clone());
-    if nodes.get_opt(node).await?.is_none_or(|n| n.labels().contains_key("dead")) {
-        return Ok(());
-    }
-    if is_going(&pod) {
-        let params = DeleteParams::default().grace_period(0);
-        api.delete(&pod.name_any(), &params).await?;
-        return Ok(());
-    }
-    let phase = pod.status.as_ref().and_then(|s| s.phase.as_deref()).unwrap_or("Pending");
-    if phase != "Pending" {
-        return Ok(());
-    }
-    let at = now(clock);
-    let (phase, ready) = match spec.containers[0].image.as_deref().unwrap_or("") {
-        "bad" => return Ok(()),
-        "ok" => ("Succeeded", "False"),
-        "fail" => ("Failed", "False"),
-        _ => ("Running", "True"),
-    };
-    let digest = pod.uid().unwrap().bytes().fold(7_u32, |h, b| h.wrapping_mul(31).wrapping_add(u32::from(b)));
-    let ip = Ipv4Addr::from(0x0a00_0000 | (digest & 0xff_ffff)).to_string();
-    let mut status = json!({
-        "phase": phase, "podIP": ip, "podIPs": [{"ip": ip}], "startTime": at,
-        "conditions": [{"type": "Ready", "status": ready, "lastTransitionTime": at},
-            {"type": "PodScheduled", "status": "True", "lastTransitionTime": at}],
-    });
-    if phase != "Running" {
-        let code = i32::from(phase == "Failed");
-        status["containerStatuses"] = json!([{"name": spec.containers[0].name, "image": "", "imageID": "",
-            "ready": false, "restartCount": 0, "state": {"terminated": {"exitCode": code, "finishedAt": at}}}]);
-    }
-    api.patch_status(&pod.name_any(), &PatchParams::default(), &Patch::Merge(json!({"status": status})))
-        .await?;
-    Ok(())
 }

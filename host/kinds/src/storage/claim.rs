@@ -145,6 +145,10 @@ fn forgive(new: &mut Value, old: &Value, bound: bool) {
             None => spec.shift_remove("volumeName"),
         };
     }
+    if or_null(old, "storageClassName").is_null() {
+        // A claim that named no class may be given the default one.
+        spec.shift_remove("storageClassName");
+    }
     if bound {
         if let Some(before) = old.get("resources") {
             spec.insert("resources".into(), before.clone());

@@ -5,8 +5,8 @@
 //! eviction controller does.
 //!
 //! Silence is measured on this process's clock, from when a heartbeat was last seen to
-//! change, so a node's clock does not matter. When every node is silent the fault is more
-//! likely here than there, and no node gets a NoExecute taint.
+//! change, so a node's clock does not matter. How fast nodes get the NoExecute taint when
+//! many are lost is decided by [`zones`].
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
@@ -21,6 +21,10 @@ use wasmk_api::Timestamp;
 use crate::base::{
     Context, EventKind, Informer, Key, Next, PodView, Queue, Result, condition, is_deleting, on_change, time,
 };
+
+mod zones;
+
+use zones::Zones;
 
 const NAME: &str = "node-lifecycle-controller";
 const NOT_READY: &str = "node.kubernetes.io/not-ready";
@@ -52,16 +56,23 @@ struct Monitor {
     leases: Arc<Informer<Lease>>,
     pods: Arc<Informer<Pod>>,
     beats: Mutex<HashMap<String, Heartbeat>>,
+    zones: Arc<Mutex<Zones>>,
 }
 
 pub(crate) async fn run(cx: Context) {
     let queue = Arc::new(Queue::default());
     let (nodes, leases, pods) = (cx.cache::<Node>(), cx.cache::<Lease>(), cx.cache::<Pod>());
     on_change(&nodes, &queue);
+    let zones = Arc::new(Mutex::new(Zones::default()));
+    let counts = zones.clone();
+    nodes.subscribe(move |old, new| {
+        let name = new.or(old).and_then(|n| n.metadata.name.as_deref()).unwrap_or("");
+        counts.lock().note(name, new.map(|n| &**n));
+    });
     nodes.ready().await;
     leases.ready().await;
     pods.ready().await;
-    let monitor = Monitor { cx: cx.clone(), nodes, leases, pods, beats: Mutex::default() };
+    let monitor = Monitor { cx: cx.clone(), nodes, leases, pods, beats: Mutex::default(), zones };
     cx.work(NAME, &queue, cx.settings.workers, |key| monitor.reconcile(key)).await;
 }
 
@@ -76,7 +87,8 @@ impl Monitor {
         if silence > self.cx.settings.node_monitor_grace {
             node = self.mark_silent(&node, now).await?;
         }
-        let evict = !self.all_unready();
+        // One kind of NoExecute taint replaces the other at once: the pods' time has begun.
+        let evict = is_lost(&node) && (is_given_up(&node) || self.zones.lock().may_give_up(&node, now));
         if let Some(taints) = plan_taints(&node, evict, now) {
             let patch = json!({
                 "metadata": {"resourceVersion": node.metadata.resource_version},
@@ -116,10 +128,6 @@ impl Monitor {
         self.cx.replace_status(&next).await
     }
 
-    fn all_unready(&self) -> bool {
-        self.nodes.list().iter().all(|n| ready(n).is_some_and(|c| c.status != "True"))
-    }
-
     /// Pods of a node that is not ready receive no more connections.
     async fn mark_pods(&self, node: &Node) -> Result<()> {
         for pod in self.pods.on_node(node.metadata.name.as_deref().unwrap_or("")) {
@@ -143,6 +151,23 @@ impl Monitor {
         }
         Ok(())
     }
+}
+
+/// Whether a node is not ready and lacks the NoExecute taint that goes with it.
+fn is_lost(node: &Node) -> bool {
+    let taint = match ready(node).map(|c| c.status.as_str()) {
+        Some("False") => NOT_READY,
+        Some("Unknown") => UNREACHABLE,
+        _ => return false,
+    };
+    let taints = node.spec.as_ref().and_then(|s| s.taints.as_deref()).unwrap_or(&[]);
+    !is_deleting(node) && !has(taints, taint, "NoExecute")
+}
+
+/// Whether a node has one of this controller's NoExecute taints.
+fn is_given_up(node: &Node) -> bool {
+    let taints = node.spec.as_ref().and_then(|s| s.taints.as_deref()).unwrap_or(&[]);
+    [NOT_READY, UNREACHABLE].iter().any(|taint| has(taints, taint, "NoExecute"))
 }
 
 fn ready(node: &Node) -> Option<&NodeCondition> {

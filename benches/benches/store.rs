@@ -285,7 +285,7 @@ async fn idle(path: &Path) -> std::io::Result<()> {
             key: "/registry/coordination.k8s.io/leases/kube-node-lease/node-a".into(),
             value: value.into(),
         };
-        store.txn(Txn { ops: vec![op], ..Txn::default() }.relaxed())
+        store.txn(Txn { ops: vec![op], ..Txn::default() }.held())
     };
     // The space laid out ahead is written once, with the first.
     beat(0).await.map_err(std::io::Error::other)?;

@@ -351,3 +351,45 @@ fn a_rolling_update_is_not_noticed() {
     let pods: std::collections::BTreeSet<_> = answers.lines().collect();
     assert!(pods.len() > 3 && pods.iter().all(|l| l.starts_with("hello app-")), "{pods:?}");
 }
+
+#[test]
+fn ports_are_forwarded_from_here() {
+    let place = Place::new(&CLUSTER, "forwarded");
+    started(&place, "web", 1);
+    place.sh("kubectl expose deploy/web --port 8888 --target-port http");
+    for target in ["svc/web :8888", "deploy/web :http", "$(kubectl get pods -o name) :8080"] {
+        // Several connections, one after the other, over one forwarding.
+        let answers = place.sh(&format!(
+            "wasmk port-forward {target} >out & forwarding=$!; trap 'kill $forwarding' EXIT; \
+             for i in $(seq 100); do port=$(sed -nE 's/^Forwarding from 127.0.0.1:([0-9]+) -> 8080$/\\1/p' out); \
+             [ -n \"$port\" ] && break; sleep 0.1; done; \
+             for i in 1 2 3; do curl -sS --max-time 5 http://127.0.0.1:$port/; done; grep -c Handling out"
+        ));
+        let lines: Vec<&str> = answers.lines().collect();
+        assert!(
+            matches!(lines[..], [a, b, c, "3"] if a.starts_with("hello web-") && a == b && b == c),
+            "{answers}"
+        );
+    }
+    let refused = place.fails("wasmk port-forward svc/web 1");
+    assert!(refused.contains("Service web does not have a service port 1"), "{refused}");
+}
+
+#[test]
+fn usage_is_shown_per_node_and_pod() {
+    let place = Place::new(&CLUSTER, "used");
+    started(&place, "web", 1);
+    place.until("wasmk top pods --no-headers | wc -l", "1");
+    let pods = place.sh("wasmk top pods --containers");
+    let lines: Vec<Vec<&str>> = pods.lines().map(|line| line.split_whitespace().collect()).collect();
+    assert_eq!(lines[0], ["POD", "NAME", "CPU(cores)", "MEMORY(bytes)"]);
+    assert!(lines[1][0].starts_with("web-") && lines[1][1] == "main", "{pods}");
+    assert!(lines[1][2].ends_with('m') && lines[1][3].ends_with("Mi"), "{pods}");
+    // In kubectl's form, with its figures at about the same time.
+    let shape = |text: String| -> Vec<String> {
+        text.lines().map(|line| line.split_whitespace().next().unwrap_or("").into()).collect()
+    };
+    assert_eq!(shape(place.sh("wasmk top nodes")), shape(place.sh("kubectl top nodes")));
+    let header = place.sh("wasmk top node | head -1 | xargs");
+    assert_eq!(header, "NAME CPU(cores) CPU(%) MEMORY(bytes) MEMORY(%)");
+}

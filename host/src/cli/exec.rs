@@ -4,7 +4,7 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context as _, Result, anyhow, bail};
 use futures::{SinkExt, channel::mpsc};
-use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::{api::core::v1::Pod, apimachinery::pkg::apis::meta::v1::Status};
 use kube::api::{AttachParams, AttachedProcess, TerminalSize};
 use tokio::{
     io::{AsyncWriteExt, copy},
@@ -37,7 +37,6 @@ pub(super) async fn run(args: Args, cx: &Context) -> Result<Exit> {
     let name = pods::text(&pod["metadata"]["name"]);
     let container =
         args.container.clone().unwrap_or_else(|| pods::text(&pod["spec"]["containers"][0]["name"]));
-    let in_terminal = args.tty && std::io::IsTerminal::is_terminal(&std::io::stdin());
     let parameters = AttachParams::default()
         .container(&container)
         .stdin(args.stdin)
@@ -51,8 +50,7 @@ pub(super) async fn run(args: Args, cx: &Context) -> Result<Exit> {
             return Err(refusal(&api, &name, &container, &args).await.unwrap_or_else(|| anyhow!(error)));
         }
     };
-    let _raw = in_terminal.then(Raw::enter).transpose()?;
-    converse(process, in_terminal).await
+    converse(process, args.tty).await
 }
 
 /// The server's own words: those of a refused upgrade get lost, so the same is asked without one.
@@ -63,7 +61,13 @@ async fn refusal(api: &Api, pod: &str, container: &str, args: &Args) -> Option<a
     api.text(&with_query(&path, &query)).await.err()
 }
 
-async fn converse(mut process: AttachedProcess, in_terminal: bool) -> Result<Exit> {
+/// Connects this process's input and output with a remote one's until that ends; answers its exit code.
+///
+/// # Errors
+/// When the terminal cannot be set up, or what runs remotely failed to start.
+pub(super) async fn converse(mut process: AttachedProcess, tty: bool) -> Result<Exit> {
+    let in_terminal = tty && std::io::IsTerminal::is_terminal(&std::io::stdin());
+    let _raw = in_terminal.then(Raw::enter).transpose()?;
     let status = process.take_status();
     let sizes = process.terminal_size().filter(|_| in_terminal).map(|to| tokio::spawn(resize(to)));
     let input = process.stdin().map(|mut to| {
@@ -92,6 +96,14 @@ async fn converse(mut process: AttachedProcess, in_terminal: bool) -> Result<Exi
         Some(status) => status.await,
         None => None,
     };
+    outcome(status)
+}
+
+/// What the status at the end of a remote process means; none counts as a good end.
+///
+/// # Errors
+/// When it failed to start or to go on.
+pub(super) fn outcome(status: Option<Status>) -> Result<Exit> {
     let Some(status) = status.filter(|s| s.status.as_deref() == Some("Failure")) else {
         return Ok(Exit::Done);
     };

@@ -13,10 +13,12 @@ mod agent;
 mod api;
 mod api_resources;
 mod apply;
+mod attach;
 mod auth;
 mod change;
 mod client;
 mod config;
+mod copy;
 mod create;
 mod delete;
 mod describe;
@@ -35,6 +37,7 @@ mod manifests;
 mod nodes;
 mod output;
 mod pods;
+mod port_forward;
 mod proxy;
 mod push;
 mod resources;
@@ -48,6 +51,7 @@ mod stern;
 mod store;
 mod table;
 mod token;
+mod top;
 mod up;
 mod version;
 mod wait;
@@ -137,6 +141,15 @@ enum Command {
     Stern(stern::Args),
     /// Run a command in a container
     Exec(exec::Args),
+    /// See and feed the process of a container that runs
+    Attach(attach::Args),
+    /// Copy files into a container or out of it
+    Cp(copy::Args),
+    /// Listen here for ports of a pod
+    PortForward(port_forward::Args),
+    /// Print what nodes or pods use
+    #[command(subcommand)]
+    Top(top::Command),
     /// Serve the API on this machine with one's credentials
     Proxy(proxy::Args),
     /// Close nodes for new pods
@@ -237,6 +250,10 @@ fn dispatch(cli: Cli) -> Result<Exit> {
             Command::Wait(args) => wait::run(args, &cx).await,
             Command::Stern(args) => stern::run(args, &cx).await,
             Command::Exec(args) => exec::run(args, &cx).await,
+            Command::Attach(args) => attach::run(args, &cx).await,
+            Command::Cp(args) => copy::run(args, &cx).await,
+            Command::PortForward(args) => port_forward::run(args, &cx).await,
+            Command::Top(command) => top::run(command, &cx).await,
             Command::Proxy(args) => proxy::run(args, &cx).await,
             Command::Cordon(args) => nodes::cordon(args, true, &cx).await,
             Command::Uncordon(args) => nodes::cordon(args, false, &cx).await,

@@ -6,7 +6,7 @@ use std::io::{self, IsTerminal, Write};
 use super::hint::Hint;
 
 /// Standard output of a command. A closed pipe (`| head`) ends the process quietly.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Copy, Default)]
 pub struct Output(());
 
 impl Output {

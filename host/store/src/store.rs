@@ -89,15 +89,19 @@ impl Op {
     }
 }
 
-/// When a transaction counts as done.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+/// When a transaction counts as done; what asks for more comes later.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Durability {
+    /// It survives an orderly end of the process; its death and a power failure only after the next write of
+    /// another kind or [`Settings::relaxed_delay`](crate::Settings::relaxed_delay), whichever is sooner. Costs no
+    /// write of its own. For heartbeats, the next of which makes up for a lost one.
+    Held,
+    /// It survives the death of the process, and a power failure after the next sync or
+    /// [`Settings::relaxed_delay`](crate::Settings::relaxed_delay), whichever is sooner. For events.
+    Relaxed,
     /// It survives a power failure.
     #[default]
     Synced,
-    /// It survives the death of the process, and a power failure after the next sync or
-    /// [`Settings::relaxed_delay`](crate::Settings::relaxed_delay), whichever is sooner. For heartbeats and events.
-    Relaxed,
 }
 
 /// Changes that happen together or not at all, if all conditions hold. A key may be changed once.
@@ -129,6 +133,12 @@ impl Txn {
     /// The same with [`Durability::Relaxed`].
     pub fn relaxed(mut self) -> Self {
         self.durability = Durability::Relaxed;
+        self
+    }
+
+    /// The same with [`Durability::Held`].
+    pub fn held(mut self) -> Self {
+        self.durability = Durability::Held;
         self
     }
 

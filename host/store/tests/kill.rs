@@ -122,6 +122,41 @@ async fn open_when_free(dir: &Path) -> (Embedded, Recovery) {
     panic!("the lock of a dead process is still held");
 }
 
+#[tokio::test]
+async fn held_writes_cost_no_write_and_survive_an_orderly_end() {
+    let dir = tempfile::tempdir().unwrap();
+    let (store, _) = Embedded::open(dir.path(), settings()).unwrap();
+    let beat = |number: u64, after| Txn::put("/lease", number.to_string(), after);
+    // The first one of its kind reserves revisions for the others, which is synced.
+    let mut last = committed(store.txn(beat(0, 0).held()).await);
+    let log = || {
+        let files = std::fs::read_dir(dir.path()).unwrap().map(|entry| entry.unwrap().path());
+        let logs = files.filter(|path| path.file_name().unwrap().to_string_lossy().starts_with("log-"));
+        logs.map(|path| std::fs::read(path).unwrap()).collect::<Vec<_>>()
+    };
+    let before = log();
+    for number in 1..100 {
+        last = committed(store.txn(beat(number, last).held()).await);
+    }
+    assert!(before == log(), "held writes reach the log with the next that has to");
+    committed(store.txn(Txn::put("/other", "x", 0).relaxed()).await);
+    assert!(before != log());
+    last = committed(store.txn(beat(100, last).held()).await);
+    store.close().await.unwrap();
+    let (store, recovery) = Embedded::open(dir.path(), settings()).unwrap();
+    assert!(recovery.clean);
+    let kv = store.get(b"/lease", None).await.unwrap().unwrap();
+    assert_eq!((number_of(&kv.value), kv.mod_revision), (100, last));
+    store.close().await.unwrap();
+}
+
+fn committed(outcome: Result<TxnOutcome, Error>) -> Revision {
+    match outcome.unwrap() {
+        TxnOutcome::Committed { revision } => revision,
+        TxnOutcome::Failed { .. } => panic!("the condition holds"),
+    }
+}
+
 /// The process that runs out of space: no file of its may grow beyond a limit.
 #[tokio::test]
 #[ignore = "the process that a_full_disk_refuses_writes_and_keeps_the_rest starts"]

@@ -31,16 +31,14 @@ pub(crate) enum Claim {
     Release(String),
 }
 
-/// Resources whose writes need not survive a power failure one by one: heartbeats and events.
-const RELAXED: [&str; 2] = ["coordination.k8s.io/leases", "core/events"];
-
-/// Stores an object if its key was last changed at `expected` (0: absent).
+/// Stores an object in place of `old` if its key was last changed at `expected` (0: absent).
 ///
 /// # Errors
 /// When the store fails.
 pub(crate) async fn put(
     work: &Work<'_>,
     object: &mut Object,
+    old: Option<&Object>,
     expected: u64,
     claims: Vec<Claim>,
 ) -> Result<Written, Status> {
@@ -50,7 +48,8 @@ pub(crate) async fn put(
         *object = work.resource.served(stored.clone());
     }
     let key = work.resource.store_key(object.namespace(), object.name());
-    let txn = Txn::put(key, encode(&stored), expected);
+    let mut txn = Txn::put(key, encode(&stored), expected);
+    txn.durability = durability(work.resource, object, old);
     let written = transact(work, txn, claims).await?;
     if let Written::Done(revision) = written {
         object.set_meta("resourceVersion", revision.to_string());
@@ -87,9 +86,6 @@ async fn transact(work: &Work<'_>, mut txn: Txn, claims: Vec<Claim>) -> Result<W
             Claim::Release(key) => txn.ops.push(Op::Delete { key: key.into() }),
         }
     }
-    if is_relaxed(work.resource) {
-        txn.durability = Durability::Relaxed;
-    }
     let expected = txn.compares.first().map_or(0, |c| c.mod_revision);
     match work.core.config.store.txn(txn).await.map_err(|e| unavailable(&e))? {
         TxnOutcome::Committed { revision } => {
@@ -106,6 +102,50 @@ async fn transact(work: &Work<'_>, mut txn: Txn, claims: Vec<Claim>) -> Result<W
     }
 }
 
-fn is_relaxed(resource: &Resource) -> bool {
-    RELAXED.contains(&&*resource.storage)
+/// Events need not survive a power failure one by one, renewals of Leases not even the death of the process: who holds
+/// it renews again. Who holds a Lease survives everything.
+fn durability(resource: &Resource, new: &Object, old: Option<&Object>) -> Durability {
+    match (&*resource.storage, old) {
+        ("core/events", _) => Durability::Relaxed,
+        ("coordination.k8s.io/leases", Some(old)) if only_renews(new, old) => Durability::Held,
+        _ => Durability::Synced,
+    }
+}
+
+/// Whether two states of a Lease differ in its time of renewal at most, and in who wrote what.
+fn only_renews(new: &Object, old: &Object) -> bool {
+    let rest = |lease: &Object| {
+        let mut value = lease.clone().into_value();
+        for (part, field) in
+            [("spec", "renewTime"), ("metadata", "managedFields"), ("metadata", "resourceVersion")]
+        {
+            if let Some(part) = value.get_mut(part).and_then(serde_json::Value::as_object_mut) {
+                part.remove(field);
+            }
+        }
+        value
+    };
+    rest(new) == rest(old)
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn a_renewal_is_told_from_an_acquisition() {
+        let lease = |holder: &str, at: &str, version: &str| {
+            let spec = json!({"holderIdentity": holder, "renewTime": at, "leaseDurationSeconds": 40});
+            Object::from_value(json!({"metadata": {"name": "n", "resourceVersion": version}, "spec": spec}))
+                .unwrap()
+        };
+        let old = lease("a", "2026-01-01T00:00:00.000000Z", "1");
+        assert!(only_renews(&lease("a", "2026-01-01T00:00:10.000000Z", "2"), &old));
+        assert!(!only_renews(&lease("b", "2026-01-01T00:00:10.000000Z", "2"), &old));
+        let mut labelled = lease("a", "2026-01-01T00:00:10.000000Z", "2");
+        labelled.set_meta("labels", json!({"a": "b"}));
+        assert!(!only_renews(&labelled, &old));
+    }
 }

@@ -48,7 +48,7 @@ pub(crate) async fn create_object(work: &Work<'_>, mut object: Object) -> Result
             admission::validate(work, &object, None, Mode::Main).await?;
         }
         let claims = alloc::claims(work, &mut object, None)?;
-        match put(work, &mut object, 0, claims).await? {
+        match put(work, &mut object, None, 0, claims).await? {
             Written::Done(_) => {
                 if work.dry_run {
                     object.set_meta("resourceVersion", Value::Null);

@@ -196,7 +196,7 @@ async fn attempt(
         // Who watches sees that there is nothing left to wait for before the object is gone.
         mark(work, &mut new, 0, true);
         if finalizers.is_empty() && new != old {
-            match put(work, &mut new, revision, Vec::new()).await? {
+            match put(work, &mut new, None, revision, Vec::new()).await? {
                 Written::Done(written) => revision = written,
                 _ => return Ok(None),
             }
@@ -233,7 +233,7 @@ async fn store(
     if new == *old {
         return Ok(Some((new, false)));
     }
-    Ok(match put(work, &mut new, revision, Vec::new()).await? {
+    Ok(match put(work, &mut new, None, revision, Vec::new()).await? {
         Written::Done(_) => Some((new, false)),
         _ => None,
     })

@@ -189,7 +189,7 @@ async fn finish(
         return Ok(Some(Done::Updated(old.clone())));
     }
     let claims = alloc::claims(work, new, Some(old))?;
-    Ok(match put(work, new, revision, claims).await? {
+    Ok(match put(work, new, Some(old), revision, claims).await? {
         Written::Done(_) => Some(Done::Updated(new.clone())),
         _ => None,
     })

@@ -195,7 +195,9 @@ pub(crate) struct Job {
 
 impl Job {
     /// Writes it and removes the segments no checkpoint needs any more.
-    pub(crate) fn run(self, disk: &Arc<dyn Disk>, shelf: &dyn Shelf) -> Result<Manifest, Error> {
+    pub(crate) fn run(mut self, disk: &Arc<dyn Disk>, shelf: &dyn Shelf) -> Result<Manifest, Error> {
+        // In order, neighbours land in the same page of the tree: fewer pages are written, and fewer times.
+        self.changes.sort_unstable_by(|a, b| a.0.cmp(&b.0));
         let slot = self.info.slot;
         // What the disk lists counts: an earlier attempt may have got no further than here.
         if Manifest::read(&**disk)?.revision(slot) != 0 {

@@ -50,7 +50,8 @@ struct Draft {
     commits: Vec<(Revision, Vec<Change>)>,
     outcomes: Vec<TxnOutcome>,
     ceiling: Revision,
-    sync: bool,
+    /// What the most demanding of the transactions asks for.
+    wanted: Durability,
 }
 
 impl Engine {
@@ -113,7 +114,7 @@ impl Engine {
             commits: Vec::with_capacity(txns.len()),
             outcomes: Vec::with_capacity(txns.len()),
             ceiling: self.ceiling,
-            sync: false,
+            wanted: Durability::Held,
         };
         let state = self.shared.state.read();
         let mut revision = state.revision();
@@ -142,15 +143,19 @@ impl Engine {
 
     /// Logs a draft, syncs it if need be, and makes it the state.
     fn write(&mut self, draft: Draft, now: Instant) -> Result<(Vec<TxnOutcome>, Vec<Arc<Committed>>), Error> {
-        let Draft { batch, commits, outcomes, ceiling, sync } = draft;
+        let Draft { batch, commits, outcomes, ceiling, wanted } = draft;
         if commits.is_empty() {
             return Ok((outcomes, Vec::new()));
         }
         let bytes = batch.bytes.len() as u64;
-        let logged = self.log.append(batch).and_then(|()| if sync { self.log.sync() } else { Ok(()) });
+        let logged = match wanted {
+            Durability::Held => self.log.hold(batch),
+            Durability::Relaxed => self.log.append(batch),
+            Durability::Synced => self.log.append(batch).and_then(|()| self.log.sync()),
+        };
         logged.map_err(|failure| self.fail(failure))?;
         self.ceiling = ceiling;
-        self.unsynced = if sync { None } else { self.unsynced.or(Some(now)) };
+        self.unsynced = if wanted == Durability::Synced { None } else { self.unsynced.or(Some(now)) };
         self.keeper.note(commits.iter().flat_map(|(_, changes)| changes), bytes);
         self.shared.log_bytes.store(self.keeper.log_bytes(), Ordering::Relaxed);
         let mut state = self.shared.state.write();
@@ -227,7 +232,7 @@ impl Engine {
     pub(crate) fn tick(&mut self, now: Instant) {
         let overdue = self.unsynced.is_some_and(|since| now >= since + self.settings.relaxed_delay);
         if overdue && self.broken.is_none() {
-            self.sync();
+            self.sync(now);
         }
         if self.untold && now >= self.told_all + PROGRESS_DELAY {
             self.tell_all(now);
@@ -242,10 +247,14 @@ impl Engine {
         }
     }
 
-    fn sync(&mut self) {
+    fn sync(&mut self, now: Instant) {
         match self.log.sync() {
             Ok(()) => self.unsynced = None,
-            Err(failure) => drop(self.fail(failure)),
+            Err(failure) => {
+                // Unless fatal, another try after as long again.
+                self.unsynced = Some(now);
+                self.fail(failure);
+            }
         }
     }
 
@@ -318,15 +327,13 @@ impl Draft {
         durability: Durability,
         before: impl Fn(&Bytes) -> Option<Bytes>,
     ) {
-        match durability {
-            Durability::Synced => self.sync = true,
-            Durability::Relaxed if revision > self.ceiling => {
-                self.ceiling = revision + RESERVE;
-                self.batch.number(Kind::Reserve, revision - 1, self.ceiling);
-                self.sync = true;
-            }
-            Durability::Relaxed => {}
+        let mut wanted = durability;
+        if durability != Durability::Synced && revision > self.ceiling {
+            self.ceiling = revision + RESERVE;
+            self.batch.number(Kind::Reserve, revision - 1, self.ceiling);
+            wanted = Durability::Synced;
         }
+        self.wanted = self.wanted.max(wanted);
         self.batch.txn(revision, changes, before);
     }
 }

@@ -11,6 +11,8 @@ use crate::{Error, Revision};
 /// Most space filled with zeros ahead of the end, so that a sync finds the file's size and blocks settled and has
 /// only data to write.
 const MAX_AHEAD: u64 = 1 << 20;
+/// Most bytes of records held back.
+const MAX_HELD: usize = 64 << 10;
 /// Largest buffer kept between groups.
 const KEEP_BUFFER: usize = 1 << 20;
 
@@ -34,6 +36,8 @@ pub(crate) struct Log {
     ahead: u64,
     chain: u32,
     buffer: Vec<u8>,
+    /// Records that follow the end of the file and are written with what comes next.
+    held: Vec<u8>,
     /// Number and base of every segment there is, oldest first; the last is the one being written.
     pub(crate) segments: Vec<(u64, Revision)>,
 }
@@ -101,6 +105,7 @@ impl Log {
             ahead,
             chain,
             buffer,
+            held: Vec::new(),
             segments,
         }
     }
@@ -112,14 +117,52 @@ impl Log {
         Batch::new(buffer, self.chain, self.header.salt, self.synced)
     }
 
-    /// Writes a batch at the end, all or nothing, without a sync.
+    /// Takes a batch that is written with the next one that has to be, or by [`sync`](Self::sync).
+    ///
+    /// # Errors
+    /// When so much is held that it is written at once, as [`append`](Self::append).
+    pub(crate) fn hold(&mut self, batch: Batch) -> Result<(), Failure> {
+        if self.held.len() + batch.bytes.len() > MAX_HELD {
+            return self.append(batch);
+        }
+        self.held.extend_from_slice(&batch.bytes);
+        self.adopt(batch);
+        Ok(())
+    }
+
+    /// Writes a batch at the end, all or nothing, without a sync. What is held goes before it; when that fails it is
+    /// held on.
     pub(crate) fn append(&mut self, batch: Batch) -> Result<(), Failure> {
-        let end = self.len + batch.bytes.len() as u64;
+        if self.held.is_empty() {
+            self.write(&batch.bytes)?;
+        } else {
+            let before = self.held.len();
+            let mut bytes = std::mem::take(&mut self.held);
+            bytes.extend_from_slice(&batch.bytes);
+            let written = self.write(&bytes);
+            bytes.truncate(if written.is_ok() { 0 } else { before });
+            self.held = bytes;
+            written?;
+        }
+        self.adopt(batch);
+        Ok(())
+    }
+
+    /// Goes on from the end of a batch that was written or is held.
+    fn adopt(&mut self, batch: Batch) {
+        self.chain = batch.chain;
+        if batch.bytes.capacity() <= KEEP_BUFFER {
+            self.buffer = batch.bytes;
+        }
+    }
+
+    fn write(&mut self, bytes: &[u8]) -> Result<(), Failure> {
+        let end = self.len + bytes.len() as u64;
         self.dirty = true;
         if end > self.allocated {
             self.allocate(end + self.ahead);
         }
-        if let Err(error) = self.file.write_at(self.len, &batch.bytes) {
+        if let Err(error) = self.file.write_at(self.len, bytes) {
             let error = Error::io("write to", &self.path(), error);
             let undone = self.file.set_len(self.len);
             self.allocated = self.len;
@@ -127,11 +170,20 @@ impl Log {
         }
         self.len = end;
         self.allocated = self.allocated.max(end);
-        self.chain = batch.chain;
-        if batch.bytes.capacity() <= KEEP_BUFFER {
-            self.buffer = batch.bytes;
-        }
         Ok(())
+    }
+
+    fn flush(&mut self) -> Result<(), Failure> {
+        if self.held.is_empty() {
+            return Ok(());
+        }
+        let mut bytes = std::mem::take(&mut self.held);
+        let written = self.write(&bytes);
+        if written.is_ok() {
+            bytes.clear();
+        }
+        self.held = bytes;
+        written
     }
 
     /// Fills space ahead with zeros; without room for that, writing goes on without.
@@ -144,8 +196,9 @@ impl Log {
         }
     }
 
-    /// Makes everything appended durable. After a failure nothing is known about what the disk holds.
+    /// Makes everything appended and held durable. After a fatal failure nothing is known about what the disk holds.
     pub(crate) fn sync(&mut self) -> Result<(), Failure> {
+        self.flush()?;
         if !self.dirty {
             return Ok(());
         }
@@ -186,8 +239,9 @@ impl Log {
         trimmed.map_err(|error| Failure { error: Error::io("trim", &self.path(), error), fatal: true })
     }
 
+    /// Where the log ends, in bytes of the segment, with what is held.
     pub(crate) fn len(&self) -> u64 {
-        self.len
+        self.len + self.held.len() as u64
     }
 
     pub(crate) fn number(&self) -> u64 {

@@ -449,7 +449,11 @@ impl Life<'_> {
                 txn.ops.push(Op::Put { key, value: value.into() });
             }
         }
-        if random.one_in(2) { txn.relaxed() } else { txn }
+        match random.below(4) {
+            0 => txn.relaxed(),
+            1 => txn.held(),
+            _ => txn,
+        }
     }
 
     fn group(&mut self) {

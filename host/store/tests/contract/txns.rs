@@ -129,7 +129,9 @@ pub(crate) async fn relaxed_writes_are_visible_when_answered(b: &Backend) {
     let store = Arc::clone(&b.store);
     let first = committed(store.txn(Txn::put("/lease", "1", 0).relaxed()).await);
     let second = committed(store.txn(Txn::put("/lease", "2", first).relaxed()).await);
-    assert!(second > first);
-    assert_eq!(b.get("/lease", None).await, Some("2".into()));
+    let third = committed(store.txn(Txn::put("/lease", "3", second).held()).await);
+    assert!(third > second && second > first);
+    assert_eq!(b.get("/lease", None).await, Some("3".into()));
+    assert_eq!(b.get("/lease", Some(second)).await, Some("2".into()));
     assert_eq!(b.get("/lease", Some(first)).await, Some("1".into()));
 }

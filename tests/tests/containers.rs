@@ -122,6 +122,32 @@ fn a_command_can_be_run_inside(p: &Program) {
     assert_eq!(p.kubectl(&["exec", "web", "--", "cat", "/tmp/in/file"]), "copied");
     p.kubectl(&["cp", "web:/tmp/in/file", "back"]);
     assert_eq!(std::fs::read_to_string(p.scratch().join("back")).expect("the file"), "copied");
+    wasmk_copies_and_attaches_too(p);
+}
+
+fn wasmk_copies_and_attaches_too(p: &Program) {
+    let here = |name: &str| p.scratch().join(name);
+    std::fs::create_dir_all(here("tree/sub")).expect("a directory");
+    std::fs::write(here("tree/sub/leaf"), "deep").expect("a file");
+    p.wasmk(&["cp", here("tree").to_str().expect("text"), "web:/tmp/tree"]);
+    assert_eq!(p.wasmk(&["exec", "web", "--", "cat", "/tmp/tree/sub/leaf"]), "deep");
+    // Into a directory that is there, under its own name.
+    p.wasmk(&["cp", here("file").to_str().expect("text"), "default/web:/tmp/tree"]);
+    p.wasmk(&["cp", "web:/tmp/tree", here("again").to_str().expect("text")]);
+    assert_eq!(std::fs::read_to_string(here("again/sub/leaf")).expect("the file"), "deep");
+    assert_eq!(std::fs::read_to_string(here("again/file")).expect("the file"), "copied");
+    let said = p.refused(&["cp", "web:/none", here("none").to_str().expect("text")]);
+    assert!(said.contains("can't open '/none'") || said.contains("No such file"), "{said}");
+    assert!(!here("none").exists());
+    p.apply(&pod(
+        "brief",
+        "for i in 1 2 3 4 5 6; do sleep 1; echo at $i; done",
+        "",
+        ", restartPolicy: Never",
+    ));
+    p.until_value("pod/brief", "{.status.phase}", "Running");
+    let attached = p.wasmk(&["attach", "brief"]);
+    assert!(attached.ends_with("at 6\n"), "{attached}");
 }
 
 /// Clients speak SPDY, or WebSockets.

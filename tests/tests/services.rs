@@ -360,10 +360,10 @@ fn ports_are_forwarded_from_here() {
     for target in ["svc/web :8888", "deploy/web :http", "$(kubectl get pods -o name) :8080"] {
         // Several connections, one after the other, over one forwarding.
         let answers = place.sh(&format!(
-            "wasmk port-forward {target} >out & forwarding=$!; trap 'kill $forwarding' EXIT; \
+            ": >out; wasmk port-forward {target} >>out & forwarding=$!; trap 'kill $forwarding' EXIT; \
              for i in $(seq 100); do port=$(sed -nE 's/^Forwarding from 127.0.0.1:([0-9]+) -> 8080$/\\1/p' out); \
              [ -n \"$port\" ] && break; sleep 0.1; done; \
-             for i in 1 2 3; do curl -sS --max-time 5 http://127.0.0.1:$port/; done; grep -c Handling out"
+             for i in 1 2 3; do curl -sS --max-time 5 http://127.0.0.1:$port/ 2>&1; done; grep -c Handling out"
         ));
         let lines: Vec<&str> = answers.lines().collect();
         assert!(

@@ -1,5 +1,6 @@
 //! port-forward to a pod's address: a client opens, for each of its connections, a stream for
-//! data and one for errors. The streams are SPDY's, bare or inside a WebSocket.
+//! data and one for errors. The streams are SPDY's, bare or inside a WebSocket; or they are the
+//! [`channels`] of a WebSocket.
 
 use std::{
     collections::HashMap,
@@ -25,6 +26,8 @@ use tokio_tungstenite::{
     WebSocketStream,
     tungstenite::{Message, handshake::derive_accept_key, protocol::Role},
 };
+
+mod channels;
 
 use super::{
     Shared,
@@ -69,23 +72,46 @@ pub(super) async fn forward(
         address,
         namespace: shared.cx.running.namespace(known.metadata.uid.as_deref().unwrap_or_default()),
     };
-    let Some((answer, websocket)) = handshake(request.headers()) else {
-        let text = format!("port forwarding needs an upgrade to {SPDY}, or to websocket with {TUNNELLED}");
+    let Some((answer, over)) = handshake(request.headers()) else {
+        let text = format!(
+            "port forwarding needs an upgrade to {SPDY}, or to websocket with {TUNNELLED} or {}",
+            channels::PROTOCOL
+        );
         return status(StatusCode::BAD_REQUEST, "BadRequest", &text);
+    };
+    let ports = match over {
+        Over::Channels => channels::ports(request.uri().query().unwrap_or_default()),
+        Over::Spdy | Over::Tunnel => Ok(Vec::new()),
+    };
+    let ports = match ports {
+        Ok(ports) => ports,
+        Err(text) => return status(StatusCode::BAD_REQUEST, "BadRequest", &text),
     };
     tokio::spawn(async move {
         let Ok(upgraded) = hyper::upgrade::on(request).await else { return };
         let io = TokioIo::new(upgraded);
-        let over = if websocket { unwrap(io, target).await } else { session(io, target).await };
-        if let Err(error) = over {
+        let ended = match over {
+            Over::Spdy => session(io, target).await,
+            Over::Tunnel => unwrap(io, target).await,
+            Over::Channels => channels::serve(io, target, ports).await,
+        };
+        if let Err(error) = ended {
             tracing::debug!(%error, "a port-forward broke off");
         }
     });
     answer
 }
 
-/// The answer to a request for an upgrade, and whether it is to a WebSocket.
-fn handshake(headers: &HeaderMap) -> Option<(Response, bool)> {
+/// What carries the streams.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Over {
+    Spdy,
+    Tunnel,
+    Channels,
+}
+
+/// The answer to a request for an upgrade, and what it is to.
+fn handshake(headers: &HeaderMap) -> Option<(Response, Over)> {
     let text = |name: &HeaderName| headers.get(name).and_then(|v| v.to_str().ok());
     let upgrade = text(&header::UPGRADE)?;
     let switch = |fields: Vec<(HeaderName, String)>| {
@@ -100,10 +126,13 @@ fn handshake(headers: &HeaderMap) -> Option<(Response, bool)> {
     let connection = (header::CONNECTION, "Upgrade".to_string());
     if upgrade.eq_ignore_ascii_case(SPDY) {
         let fields = vec![connection, (header::UPGRADE, SPDY.into()), (VERSION_HEADER, PROTOCOL.into())];
-        return Some((switch(fields), false));
+        return Some((switch(fields), Over::Spdy));
     }
-    let offered = text(&header::SEC_WEBSOCKET_PROTOCOL)?.split(',').any(|p| p.trim() == TUNNELLED);
-    if !upgrade.eq_ignore_ascii_case("websocket") || !offered {
+    let offered = text(&header::SEC_WEBSOCKET_PROTOCOL)?;
+    let is_offered = |(protocol, _): &(&str, Over)| offered.split(',').any(|p| p.trim() == *protocol);
+    let known = [(TUNNELLED, Over::Tunnel), (channels::PROTOCOL, Over::Channels)];
+    let (protocol, over) = known.into_iter().find(is_offered)?;
+    if !upgrade.eq_ignore_ascii_case("websocket") {
         return None;
     }
     let key = derive_accept_key(text(&header::SEC_WEBSOCKET_KEY)?.as_bytes());
@@ -111,9 +140,9 @@ fn handshake(headers: &HeaderMap) -> Option<(Response, bool)> {
         connection,
         (header::UPGRADE, "websocket".into()),
         (header::SEC_WEBSOCKET_ACCEPT, key),
-        (header::SEC_WEBSOCKET_PROTOCOL, TUNNELLED.into()),
+        (header::SEC_WEBSOCKET_PROTOCOL, protocol.into()),
     ];
-    Some((switch(fields), true))
+    Some((switch(fields), over))
 }
 
 /// A session whose bytes are the binary messages of a WebSocket.
@@ -325,16 +354,18 @@ mod tests {
 
     #[test]
     fn upgrades_are_told_apart() {
-        let check = |fields: &[(&str, &str)], expect: Option<bool>| {
+        let check = |fields: &[(&str, &str)], expect: Option<Over>| {
             let mut headers = HeaderMap::new();
             for (name, value) in fields {
                 headers.insert(HeaderName::from_bytes(name.as_bytes()).unwrap(), value.parse().unwrap());
             }
-            assert_eq!(handshake(&headers).map(|(_, websocket)| websocket), expect, "{fields:?}");
+            assert_eq!(handshake(&headers).map(|(_, over)| over), expect, "{fields:?}");
         };
         let key = ("sec-websocket-key", "dGhlIHNhbXBsZSBub25jZQ==");
-        check(&[("upgrade", "SPDY/3.1")], Some(false));
-        check(&[("upgrade", "websocket"), ("sec-websocket-protocol", TUNNELLED), key], Some(true));
+        check(&[("upgrade", "SPDY/3.1")], Some(Over::Spdy));
+        check(&[("upgrade", "websocket"), ("sec-websocket-protocol", TUNNELLED), key], Some(Over::Tunnel));
+        let library = "v5.channel.k8s.io, v4.channel.k8s.io";
+        check(&[("upgrade", "websocket"), ("sec-websocket-protocol", library), key], Some(Over::Channels));
         check(&[("upgrade", "websocket"), ("sec-websocket-protocol", "other"), key], None);
         check(&[], None);
     }

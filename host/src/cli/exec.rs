@@ -6,6 +6,7 @@ use anyhow::{Context as _, Result, anyhow, bail};
 use futures::{SinkExt, channel::mpsc};
 use k8s_openapi::{api::core::v1::Pod, apimachinery::pkg::apis::meta::v1::Status};
 use kube::api::{AttachParams, AttachedProcess, TerminalSize};
+use serde_json::Value;
 use tokio::{
     io::{AsyncWriteExt, copy},
     signal::unix::{SignalKind, signal},
@@ -13,8 +14,9 @@ use tokio::{
 
 use super::{Context, Exit, api::Api, pods, selection::with_query};
 
+/// A container, and how to talk with a process in it.
 #[derive(Debug, clap::Args)]
-pub(super) struct Args {
+pub(super) struct Target {
     /// POD, or TYPE/NAME of something that has pods
     pod: String,
     /// The container [default: the first]
@@ -22,42 +24,61 @@ pub(super) struct Args {
     container: Option<String>,
     /// Pass standard input on
     #[arg(short = 'i', long)]
-    stdin: bool,
+    pub(super) stdin: bool,
     /// In a terminal
     #[arg(short, long)]
-    tty: bool,
+    pub(super) tty: bool,
+}
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    #[command(flatten)]
+    target: Target,
     /// The command; `--` before it is optional
     #[arg(value_name = "COMMAND", required = true, trailing_var_arg = true, allow_hyphen_values = true)]
     command: Vec<String>,
 }
 
+impl Target {
+    /// The pod meant.
+    pub(super) async fn pod(&self, api: &Api) -> Result<Value> {
+        pods::one(api, &self.pod).await
+    }
+
+    /// The container of that pod, with the streams asked for.
+    pub(super) fn parameters(&self, pod: &Value) -> AttachParams {
+        let first = || pods::text(&pod["spec"]["containers"][0]["name"]);
+        AttachParams::default()
+            .container(self.container.clone().unwrap_or_else(first))
+            .stdin(self.stdin)
+            .stdout(true)
+            .stderr(!self.tty)
+            .tty(self.tty)
+    }
+}
+
 pub(super) async fn run(args: Args, cx: &Context) -> Result<Exit> {
     let api = Api::new(cx.client().await?);
-    let pod = pods::one(&api, &args.pod).await?;
+    let pod = args.target.pod(&api).await?;
     let name = pods::text(&pod["metadata"]["name"]);
-    let container =
-        args.container.clone().unwrap_or_else(|| pods::text(&pod["spec"]["containers"][0]["name"]));
-    let parameters = AttachParams::default()
-        .container(&container)
-        .stdin(args.stdin)
-        .stdout(true)
-        .stderr(!args.tty)
-        .tty(args.tty);
+    let parameters = args.target.parameters(&pod);
     let kube: kube::Api<Pod> = kube::Api::default_namespaced(api.client.clone());
     let process = match kube.exec(&name, args.command.clone(), &parameters).await {
         Ok(process) => process,
         Err(error) => {
-            return Err(refusal(&api, &name, &container, &args).await.unwrap_or_else(|| anyhow!(error)));
+            let container = parameters.container.unwrap_or_default();
+            let refusal = refusal(&api, &name, &container, &args.command).await;
+            return Err(refusal.unwrap_or_else(|| anyhow!(error)));
         }
     };
-    converse(process, args.tty).await
+    converse(process, args.target.tty).await
 }
 
 /// The server's own words: those of a refused upgrade get lost, so the same is asked without one.
-async fn refusal(api: &Api, pod: &str, container: &str, args: &Args) -> Option<anyhow::Error> {
+async fn refusal(api: &Api, pod: &str, container: &str, command: &[String]) -> Option<anyhow::Error> {
     let path = format!("/api/v1/namespaces/{}/pods/{pod}/exec", api.default_namespace());
     let mut query = vec![("container", container), ("stdout", "true")];
-    query.extend(args.command.iter().map(|word| ("command", word.as_str())));
+    query.extend(command.iter().map(|word| ("command", word.as_str())));
     api.text(&with_query(&path, &query)).await.err()
 }
 

@@ -11,8 +11,8 @@ use std::{
 
 use axum::{
     extract::{Path, Request, State},
-    http::{HeaderMap, HeaderName, StatusCode, header},
-    response::{IntoResponse, Response},
+    http::{HeaderMap, StatusCode},
+    response::Response,
 };
 use futures::{SinkExt, StreamExt};
 use hyper_util::rt::TokioIo;
@@ -24,7 +24,7 @@ use tokio::{
 };
 use tokio_tungstenite::{
     WebSocketStream,
-    tungstenite::{Message, handshake::derive_accept_key, protocol::Role},
+    tungstenite::{Message, protocol::Role},
 };
 
 mod channels;
@@ -33,17 +33,14 @@ use super::{
     Shared,
     exec::status,
     spdy::{self, Event, Reader},
+    upgrade::{self, SPDY},
 };
 use crate::netns::Netns;
 
 /// Protocol inside the streams.
 const PROTOCOL: &str = "portforward.k8s.io";
-/// The streams' protocol when it is alone.
-const SPDY: &str = "SPDY/3.1";
 /// The streams' protocol when it is inside a WebSocket.
 const TUNNELLED: &str = "SPDY/3.1+portforward.k8s.io";
-/// Names the protocol inside the streams.
-const VERSION_HEADER: HeaderName = HeaderName::from_static("x-stream-protocol-version");
 /// Streams of one client at a time.
 const STREAMS: usize = 512;
 /// Bytes read from a port at a time.
@@ -112,37 +109,11 @@ enum Over {
 
 /// The answer to a request for an upgrade, and what it is to.
 fn handshake(headers: &HeaderMap) -> Option<(Response, Over)> {
-    let text = |name: &HeaderName| headers.get(name).and_then(|v| v.to_str().ok());
-    let upgrade = text(&header::UPGRADE)?;
-    let switch = |fields: Vec<(HeaderName, String)>| {
-        let mut response = StatusCode::SWITCHING_PROTOCOLS.into_response();
-        for (name, value) in fields {
-            if let Ok(value) = value.parse() {
-                response.headers_mut().insert(name, value);
-            }
-        }
-        response
-    };
-    let connection = (header::CONNECTION, "Upgrade".to_string());
-    if upgrade.eq_ignore_ascii_case(SPDY) {
-        let fields = vec![connection, (header::UPGRADE, SPDY.into()), (VERSION_HEADER, PROTOCOL.into())];
-        return Some((switch(fields), Over::Spdy));
+    if upgrade::wants_spdy(headers) {
+        return Some((upgrade::to_spdy(PROTOCOL), Over::Spdy));
     }
-    let offered = text(&header::SEC_WEBSOCKET_PROTOCOL)?;
-    let is_offered = |(protocol, _): &(&str, Over)| offered.split(',').any(|p| p.trim() == *protocol);
-    let known = [(TUNNELLED, Over::Tunnel), (channels::PROTOCOL, Over::Channels)];
-    let (protocol, over) = known.into_iter().find(is_offered)?;
-    if !upgrade.eq_ignore_ascii_case("websocket") {
-        return None;
-    }
-    let key = derive_accept_key(text(&header::SEC_WEBSOCKET_KEY)?.as_bytes());
-    let fields = vec![
-        connection,
-        (header::UPGRADE, "websocket".into()),
-        (header::SEC_WEBSOCKET_ACCEPT, key),
-        (header::SEC_WEBSOCKET_PROTOCOL, protocol.into()),
-    ];
-    Some((switch(fields), over))
+    let (answer, place) = upgrade::to_websocket(headers, &[TUNNELLED, channels::PROTOCOL])?;
+    Some((answer, [Over::Tunnel, Over::Channels][place]))
 }
 
 /// A session whose bytes are the binary messages of a WebSocket.
@@ -357,7 +328,10 @@ mod tests {
         let check = |fields: &[(&str, &str)], expect: Option<Over>| {
             let mut headers = HeaderMap::new();
             for (name, value) in fields {
-                headers.insert(HeaderName::from_bytes(name.as_bytes()).unwrap(), value.parse().unwrap());
+                headers.insert(
+                    axum::http::HeaderName::from_bytes(name.as_bytes()).unwrap(),
+                    value.parse().unwrap(),
+                );
             }
             assert_eq!(handshake(&headers).map(|(_, over)| over), expect, "{fields:?}");
         };

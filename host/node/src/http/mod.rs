@@ -9,6 +9,7 @@ mod logs;
 mod observe;
 mod remote;
 mod spdy;
+mod upgrade;
 mod upstream;
 
 use std::sync::Arc;

@@ -4,8 +4,8 @@ use std::{collections::HashMap, io, pin::Pin, time::Duration};
 
 use axum::{
     extract::Request,
-    http::{HeaderMap, HeaderName, StatusCode, header},
-    response::{IntoResponse, Response},
+    http::{HeaderMap, StatusCode},
+    response::Response,
 };
 use bytes::Bytes;
 use futures::{SinkExt, StreamExt, stream::SplitSink};
@@ -19,7 +19,6 @@ use tokio_tungstenite::{
     WebSocketStream,
     tungstenite::{
         Message,
-        handshake::derive_accept_key,
         protocol::{CloseFrame, Role, frame::coding::CloseCode},
     },
 };
@@ -28,6 +27,7 @@ use super::{
     command::{self, Remote, Wants},
     exec::status,
     spdy::{self, Event, Reader},
+    upgrade::{self, SPDY, VERSION},
 };
 use crate::logs::Stream;
 
@@ -35,10 +35,6 @@ use crate::logs::Stream;
 const CHANNELS: [&str; 2] = ["v5.channel.k8s.io", "v4.channel.k8s.io"];
 /// Protocol inside the streams of SPDY.
 pub(super) const STREAMS: &str = "v4.channel.k8s.io";
-/// The streams' own protocol.
-pub(super) const SPDY: &str = "SPDY/3.1";
-/// Names the protocol inside the streams.
-pub(super) const VERSION: HeaderName = HeaderName::from_static("x-stream-protocol-version");
 /// Longest wait for a client to open its streams.
 const OPENING: Duration = Duration::from_secs(30);
 /// Longest wait for a client to leave after the end.
@@ -84,41 +80,10 @@ where
 
 /// The answer to a request for an upgrade, and whether it is to a WebSocket.
 fn handshake(headers: &HeaderMap) -> Option<(Response, bool)> {
-    let text = |name: &HeaderName| headers.get(name).and_then(|v| v.to_str().ok());
-    let upgrade = text(&header::UPGRADE)?;
-    let switch = |fields: Vec<(HeaderName, String)>| {
-        let mut response = StatusCode::SWITCHING_PROTOCOLS.into_response();
-        for (name, value) in fields {
-            if let Ok(value) = value.parse() {
-                response.headers_mut().insert(name, value);
-            }
-        }
-        response
-    };
-    let connection = (header::CONNECTION, "Upgrade".to_string());
-    let offered = |name: &HeaderName, wanted: &str| {
-        let values = headers.get_all(name).iter().filter_map(|v| v.to_str().ok());
-        values.flat_map(|v| v.split(',')).any(|p| p.trim() == wanted)
-    };
-    if upgrade.eq_ignore_ascii_case(SPDY) {
-        if !offered(&VERSION, STREAMS) {
-            return None;
-        }
-        let fields = vec![connection, (header::UPGRADE, SPDY.into()), (VERSION, STREAMS.into())];
-        return Some((switch(fields), false));
+    if upgrade::wants_spdy(headers) {
+        return upgrade::offers(headers, &VERSION, STREAMS).then(|| (upgrade::to_spdy(STREAMS), false));
     }
-    let protocol = CHANNELS.into_iter().find(|p| offered(&header::SEC_WEBSOCKET_PROTOCOL, p))?;
-    if !upgrade.eq_ignore_ascii_case("websocket") {
-        return None;
-    }
-    let key = derive_accept_key(text(&header::SEC_WEBSOCKET_KEY)?.as_bytes());
-    let fields = vec![
-        connection,
-        (header::UPGRADE, "websocket".into()),
-        (header::SEC_WEBSOCKET_ACCEPT, key),
-        (header::SEC_WEBSOCKET_PROTOCOL, protocol.into()),
-    ];
-    Some((switch(fields), true))
+    upgrade::to_websocket(headers, &CHANNELS).map(|(answer, _)| (answer, true))
 }
 
 async fn channels<S, F>(

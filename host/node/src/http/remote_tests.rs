@@ -1,3 +1,4 @@
+use axum::http::{HeaderName, header};
 use serde_json::json;
 use tokio::io::AsyncReadExt;
 

@@ -16,8 +16,9 @@ use tokio::{
 
 use super::{
     command::{Remote, Wants, broken},
-    remote::{SPDY, STREAMS, VERSION},
+    remote::STREAMS,
     spdy::{self, Event, Reader},
+    upgrade::{SPDY, VERSION},
 };
 use crate::logs::Stream;
 

@@ -93,8 +93,8 @@ impl Op {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Durability {
     /// It survives an orderly end of the process; its death and a power failure only after the next write of
-    /// another kind or [`Settings::relaxed_delay`](crate::Settings::relaxed_delay), whichever is sooner. Costs no
-    /// write of its own. For heartbeats, the next of which makes up for a lost one.
+    /// another kind or [`Settings::held_delay`](crate::Settings::held_delay), whichever is sooner. Costs no write of
+    /// its own. For heartbeats, the next of which makes up for a lost one.
     Held,
     /// It survives the death of the process, and a power failure after the next sync or
     /// [`Settings::relaxed_delay`](crate::Settings::relaxed_delay), whichever is sooner. For events.

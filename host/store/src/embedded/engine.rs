@@ -36,8 +36,8 @@ pub(crate) struct Engine {
     keeper: Keeper,
     /// Revisions up to this one may be given to changes that are not synced.
     ceiling: Revision,
-    /// Since when the log holds something that is not synced.
-    unsynced: Option<Instant>,
+    /// When the log is to be synced; none when nothing in it waits for that.
+    due: Option<Instant>,
     /// The disk error after which nothing is written any more; the shared state has a copy for others to see.
     broken: Option<Error>,
     told_all: Instant,
@@ -66,7 +66,7 @@ impl Engine {
             log,
             keeper,
             ceiling: 0,
-            unsynced: None,
+            due: None,
             broken: None,
             told_all: Instant::now(),
             untold: false,
@@ -155,7 +155,11 @@ impl Engine {
         };
         logged.map_err(|failure| self.fail(failure))?;
         self.ceiling = ceiling;
-        self.unsynced = if wanted == Durability::Synced { None } else { self.unsynced.or(Some(now)) };
+        match wanted {
+            Durability::Held => self.sync_within(self.settings.held_delay, now),
+            Durability::Relaxed => self.sync_within(self.settings.relaxed_delay, now),
+            Durability::Synced => self.due = None,
+        }
         self.keeper.note(commits.iter().flat_map(|(_, changes)| changes), bytes);
         self.shared.log_bytes.store(self.keeper.log_bytes(), Ordering::Relaxed);
         let mut state = self.shared.state.write();
@@ -211,14 +215,13 @@ impl Engine {
         let mut batch = self.log.batch();
         batch.number(Kind::Compact, current, revision);
         self.log.append(batch).map_err(|failure| self.fail(failure))?;
-        self.unsynced = self.unsynced.or(Some(now));
+        self.sync_within(self.settings.relaxed_delay, now);
         self.shared.state.write().compact(revision)
     }
 
     /// When [`tick`](Self::tick) has something to do, if nothing is committed before.
     pub(crate) fn deadline(&self) -> Option<Instant> {
-        let sync =
-            self.unsynced.filter(|_| self.broken.is_none()).map(|since| since + self.settings.relaxed_delay);
+        let sync = self.due.filter(|_| self.broken.is_none());
         let progress = self.untold.then(|| self.told_all + PROGRESS_DELAY);
         let age = self.settings.history.age;
         let state = self.shared.state.read();
@@ -230,8 +233,7 @@ impl Engine {
     /// Does what time asks for: the sync of relaxed writes, progress for watchers, the end of old history. Of what
     /// is to be forgotten one slice, so that a writer who came meanwhile does not wait for all of it.
     pub(crate) fn tick(&mut self, now: Instant) {
-        let overdue = self.unsynced.is_some_and(|since| now >= since + self.settings.relaxed_delay);
-        if overdue && self.broken.is_none() {
+        if self.due.is_some_and(|due| now >= due) && self.broken.is_none() {
             self.sync(now);
         }
         if self.untold && now >= self.told_all + PROGRESS_DELAY {
@@ -249,13 +251,18 @@ impl Engine {
 
     fn sync(&mut self, now: Instant) {
         match self.log.sync() {
-            Ok(()) => self.unsynced = None,
+            Ok(()) => self.due = None,
             Err(failure) => {
-                // Unless fatal, another try after as long again.
-                self.unsynced = Some(now);
+                // Unless fatal, another try follows.
+                self.due = Some(now + self.settings.relaxed_delay);
                 self.fail(failure);
             }
         }
+    }
+
+    fn sync_within(&mut self, delay: Duration, now: Instant) {
+        let due = now + delay;
+        self.due = Some(self.due.map_or(due, |earlier| earlier.min(due)));
     }
 
     fn rotate_if_large(&mut self) {
@@ -271,7 +278,7 @@ impl Engine {
             Ok(()) => {
                 // A reservation counts only in its own segment, so that old ones can be removed.
                 self.ceiling = 0;
-                self.unsynced = None;
+                self.due = None;
                 true
             }
             Err(failure) => {
@@ -312,7 +319,7 @@ impl Engine {
             return Err(error.clone());
         }
         self.log.finish().map_err(|failure| self.fail(failure))?;
-        self.unsynced = None;
+        self.due = None;
         let revision = self.shared.state.read().revision();
         Ok(Closed { revision, segment: self.log.number(), len: self.log.len() })
     }

@@ -52,9 +52,11 @@ pub struct Settings {
     /// How much of the past is kept.
     pub history: History,
     /// Longest time after which a relaxed write is made durable: what a power failure may cost of such writes. The
-    /// default is about as long as Linux itself leaves written data in memory, so that an idle store writes a
-    /// page twice a minute and no more.
+    /// default is about as long as Linux itself leaves written data in memory.
     pub relaxed_delay: Duration,
+    /// Longest time after which a held write is made durable: what the death of the process may cost of such writes.
+    /// By default an idle store writes a page or two a minute and no more.
+    pub held_delay: Duration,
     /// A log segment is ended when it is larger, in bytes.
     pub segment_bytes: u64,
     /// A checkpoint is written after so many bytes of log. The log takes up to about twice that, and a start reads
@@ -67,6 +69,7 @@ impl Default for Settings {
         Self {
             history: History::default(),
             relaxed_delay: Duration::from_secs(30),
+            held_delay: Duration::from_secs(60),
             segment_bytes: 16 << 20,
             checkpoint_bytes: 32 << 20,
         }

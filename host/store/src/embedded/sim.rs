@@ -543,6 +543,7 @@ fn run(seed: u64, tally: &mut Tally) {
     let settings = Settings {
         history: History { age: Duration::from_secs(60), bytes: 2000 + random.below(20_000) as usize },
         relaxed_delay: Duration::from_secs(5),
+        held_delay: Duration::from_secs(15),
         segment_bytes: 500 + random.below(8000),
         checkpoint_bytes: 1000 + random.below(20_000),
     };

@@ -28,7 +28,7 @@ struct Hello;
 
 #[async_trait]
 impl Handler for Hello {
-    async fn call(&self, _: Request<Body>) -> Response<Body> {
+    async fn call(&self, _: Request<Body>, _: Duration) -> Response<Body> {
         Response::new(full("hello\n"))
     }
 }

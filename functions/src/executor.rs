@@ -1,6 +1,6 @@
 //! What the gateway needs from a node that can answer requests in place.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -28,6 +28,8 @@ pub struct Function {
     pub revision: String,
     /// Its labels, which its pods have as well.
     pub labels: BTreeMap<String, String>,
+    /// Its annotations, which its pods have as well.
+    pub annotations: BTreeMap<String, String>,
     /// Its containers, environment included.
     pub pod: PodSpec,
     /// Seconds a request may take.
@@ -82,5 +84,6 @@ impl std::fmt::Debug for Prepared {
 #[async_trait]
 pub trait Handler: Send + Sync {
     /// Answers one request. A guest that traps or takes too long is an answer as well (500, 504).
-    async fn call(&self, request: Request<Body>) -> Response<Body>;
+    /// `routed` is how long finding the revision took, for whoever keeps figures.
+    async fn call(&self, request: Request<Body>, routed: Duration) -> Response<Body>;
 }

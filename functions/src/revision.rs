@@ -142,6 +142,7 @@ fn function(revision: &Revision, limits: &Limits) -> Function {
         namespace: revision.namespace().unwrap_or_default(),
         revision: revision.name_any(),
         labels: revision.metadata.labels.clone().unwrap_or_default(),
+        annotations: revision.metadata.annotations.clone().unwrap_or_default(),
         pod: spec.pod,
         timeout_seconds: u32::try_from(limits.timeout.as_secs()).unwrap_or(u32::MAX),
         concurrency: limits.concurrency,

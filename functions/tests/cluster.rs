@@ -65,7 +65,7 @@ impl Executor for StandIns {
 
 #[async_trait]
 impl Handler for StandIn {
-    async fn call(&self, request: Request<Body>) -> Response<Body> {
+    async fn call(&self, request: Request<Body>, _: Duration) -> Response<Body> {
         self.seen.lock().push(format!("{} {}", request.method(), request.uri().path()));
         let mut response = Response::new(full(self.says.clone()));
         if self.bad {

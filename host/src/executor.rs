@@ -20,6 +20,7 @@ impl Executor for InPlace {
             namespace: function.namespace.clone(),
             revision: function.revision.clone(),
             labels: function.labels.clone(),
+            annotations: function.annotations.clone(),
             pod: function.pod.clone(),
             timeout: Some(Duration::from_secs(function.timeout_seconds.into())),
             concurrency: usize::try_from(function.concurrency).ok().filter(|n| *n > 0),
@@ -54,8 +55,8 @@ struct Call(Arc<wasmk_node::Function>);
 
 #[async_trait]
 impl Handler for Call {
-    async fn call(&self, request: Request<Body>) -> Response<Body> {
-        self.0.call(request).await
+    async fn call(&self, request: Request<Body>, routed: Duration) -> Response<Body> {
+        self.0.call(request, routed).await
     }
 }
 

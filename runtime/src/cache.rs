@@ -17,12 +17,14 @@ use sha2::{Digest, Sha256};
 use wasmtime::{Engine, Precompiled};
 
 use crate::engine::fingerprint;
-use crate::prepare::Compiled;
+use crate::prepare::{Code, Compiled};
 
 const KEY_FILE: &str = "key";
 const CODE: &str = "cwasm";
 const SEAL: &str = "seal";
 const KEY_LEN: usize = 32;
+/// Of code and seals; files of another are not looked at and go when room is needed.
+const FORMAT: &[u8] = b"2";
 
 /// A directory of sealed compiled code.
 pub(crate) struct CodeCache {
@@ -71,28 +73,29 @@ impl CodeCache {
         let mut code = Vec::new();
         file.read_to_end(&mut code)?;
         let mut seal = fs::read(self.path(name, SEAL))?;
-        self.verify(name, &code, &mut seal)?;
+        let reuse = self.verify(name, &code, &mut seal)?;
         // For the eviction of the least recently used; a file system without times loses only that.
         let _ = file.set_modified(SystemTime::now());
         let kind = Engine::detect_precompiled(&code);
-        map(engine, kind, file)
+        Ok(Compiled { code: map(engine, kind, file)?, reuse })
     }
 
     /// Keeps `compiled` for later. What was there before is replaced.
     pub(crate) fn store(&self, digest: &str, compiled: &Compiled) -> io::Result<()> {
         let name = self.name(digest);
-        let code = compiled.serialize().map_err(|error| io::Error::other(format!("{error:#}")))?;
+        let code = compiled.code.serialize().map_err(|error| io::Error::other(format!("{error:#}")))?;
         if code.len() as u64 > self.max_bytes {
             return Ok(());
         }
         self.make_room(code.len() as u64)?;
-        let seal = self.seal(&name, &code)?;
+        let seal = self.seal(&name, &code, compiled.reuse)?;
         write_whole(&self.path(&name, CODE), &code)?;
         write_whole(&self.path(&name, SEAL), &seal)
     }
 
     fn name(&self, digest: &str) -> String {
         let mut hash = Sha256::new();
+        hash.update(FORMAT);
         hash.update(self.fingerprint);
         hash.update(digest);
         hex::encode(hash.finalize())
@@ -108,22 +111,26 @@ impl CodeCache {
         }
     }
 
-    fn seal(&self, name: &str, code: &[u8]) -> io::Result<Vec<u8>> {
+    /// Binds code to its name, and to what its program declared.
+    fn seal(&self, name: &str, code: &[u8], reuse: Option<u32>) -> io::Result<Vec<u8>> {
         let mut nonce = [0; NONCE_LEN];
         fill_random(&mut nonce)?;
-        let mut seal = name.as_bytes().to_vec();
+        let mut seal = reuse.unwrap_or(0).to_le_bytes().to_vec();
+        seal.extend_from_slice(name.as_bytes());
         self.key
             .seal_in_place_append_tag(Nonce::assume_unique_for_key(nonce), Aad::from(code), &mut seal)
             .map_err(|_| io::Error::other("cannot seal compiled code"))?;
         Ok([&nonce[..], &seal].concat())
     }
 
-    fn verify(&self, name: &str, code: &[u8], seal: &mut [u8]) -> io::Result<()> {
+    fn verify(&self, name: &str, code: &[u8], seal: &mut [u8]) -> io::Result<Option<u32>> {
         let bad = || io::Error::new(io::ErrorKind::InvalidData, "seal does not match");
         let (nonce, sealed) = seal.split_at_mut_checked(NONCE_LEN).ok_or_else(bad)?;
         let nonce = Nonce::try_assume_unique_for_key(nonce).map_err(|_| bad())?;
         let opened = self.key.open_in_place(nonce, Aad::from(code), sealed).map_err(|_| bad())?;
-        if opened == name.as_bytes() { Ok(()) } else { Err(bad()) }
+        let (reuse, sealed_name) = opened.split_first_chunk().ok_or_else(bad)?;
+        let reuse = u32::from_le_bytes(*reuse);
+        if sealed_name == name.as_bytes() { Ok((reuse > 0).then_some(reuse)) } else { Err(bad()) }
     }
 
     /// Removes the least recently used until `bytes` more fit.
@@ -153,21 +160,19 @@ impl CodeCache {
 }
 
 #[allow(unsafe_code)]
-fn map(engine: &Engine, kind: Option<Precompiled>, file: File) -> io::Result<Compiled> {
+fn map(engine: &Engine, kind: Option<Precompiled>, file: File) -> io::Result<Code> {
     let fail = |error: wasmtime::Error| io::Error::new(io::ErrorKind::InvalidData, format!("{error:#}"));
     match kind {
         Some(Precompiled::Module) => {
             // SAFETY: the caller has checked the seal over this open file's content, so the engine wrote
             // it; nobody but the owner can write in the directory. The engine checks its own version.
-            unsafe { wasmtime::Module::deserialize_open_file(engine, file) }
-                .map(Compiled::Module)
-                .map_err(fail)
+            unsafe { wasmtime::Module::deserialize_open_file(engine, file) }.map(Code::Module).map_err(fail)
         }
         Some(Precompiled::Component) => {
             let path = PathBuf::from(format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&file)));
             // SAFETY: as above; the path names the very file that was checked.
             unsafe { wasmtime::component::Component::deserialize_file(engine, path) }
-                .map(Compiled::Component)
+                .map(Code::Component)
                 .map_err(fail)
         }
         None => Err(io::Error::new(io::ErrorKind::InvalidData, "not compiled code")),
@@ -227,15 +232,18 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let engine = Engine::default();
         let module = compiled(&engine, "(module (func (export \"_start\")))");
-        let component = compiled(&engine, "(component)");
+        let component =
+            compiled(&engine, "(component (core module (@custom \"wasmk:instance-reuse\" \"7\")))");
         let cache = open(dir.path(), &engine, u64::MAX);
         assert!(matches!(cache.load(&engine, "sha256:a"), Found::Nothing));
 
         cache.store("sha256:a", &module).unwrap();
         cache.store("sha256:b", &component).unwrap();
         let again = open(dir.path(), &engine, u64::MAX);
-        assert!(matches!(again.load(&engine, "sha256:a"), Found::Code(Compiled::Module(_))));
-        assert!(matches!(again.load(&engine, "sha256:b"), Found::Code(Compiled::Component(_))));
+        let loaded = again.load(&engine, "sha256:a");
+        assert!(matches!(loaded, Found::Code(Compiled { code: Code::Module(_), reuse: None })));
+        let loaded = again.load(&engine, "sha256:b");
+        assert!(matches!(loaded, Found::Code(Compiled { code: Code::Component(_), reuse: Some(7) })));
 
         type Damage = fn(&mut Vec<u8>);
         let damage: [(&str, Damage); 5] = [
@@ -282,7 +290,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let engine = Engine::default();
         let module = compiled(&engine, "(module)");
-        let size = module.serialize().unwrap().len() as u64;
+        let size = module.code.serialize().unwrap().len() as u64;
         let cache = open(dir.path(), &engine, 2 * size);
         for (age, digest) in [(30, "sha256:a"), (20, "sha256:b")] {
             cache.store(digest, &module).unwrap();

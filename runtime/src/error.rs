@@ -207,6 +207,12 @@ pub enum CallError {
     /// The guest did not answer in time.
     #[error("guest did not answer within {0:?}")]
     TimedOut(Duration),
+    /// The guest used more processor time than one request may.
+    #[error("guest used more than {0:?} of processor time")]
+    OverCpu(Duration),
+    /// The response's body is longer than allowed.
+    #[error("guest answered with more than {0} bytes")]
+    ResponseTooLong(u64),
     /// The guest returned without setting a response.
     #[error("guest ended without a response")]
     NoResponse,
@@ -243,9 +249,11 @@ impl CallError {
             Self::Busy(_) | Self::Stopped => http::StatusCode::SERVICE_UNAVAILABLE,
             Self::BadRequest(_) => http::StatusCode::BAD_REQUEST,
             Self::TooLarge { .. } => http::StatusCode::PAYLOAD_TOO_LARGE,
-            Self::Trapped { .. } | Self::OutOfMemory | Self::Instantiate(_) => {
-                http::StatusCode::INTERNAL_SERVER_ERROR
-            }
+            Self::Trapped { .. }
+            | Self::OutOfMemory
+            | Self::OverCpu(_)
+            | Self::ResponseTooLong(_)
+            | Self::Instantiate(_) => http::StatusCode::INTERNAL_SERVER_ERROR,
             Self::NoResponse | Self::Guest(_) => http::StatusCode::BAD_GATEWAY,
         }
     }

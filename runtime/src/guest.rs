@@ -83,12 +83,17 @@ impl Guest {
         let guest = Self {
             wasi: context(spec)?.build(),
             http,
-            outgoing: Outgoing::new(Arc::clone(&spec.network), spec.http.max_outgoing),
+            outgoing: Outgoing::new(Arc::clone(&spec.network), &spec.http),
             table,
             network: Arc::clone(&spec.network),
-            limits: limits(shared, spec),
+            limits: limits(shared, spec).at_most(spec.http.max_memory.unwrap_or(u64::MAX)),
         };
         Ok(prepared(shared, guest))
+    }
+
+    /// Begins the count of what one request may send out.
+    pub(crate) fn begin_request(&mut self) {
+        self.outgoing.begin_request();
     }
 }
 
@@ -122,8 +127,8 @@ fn context(spec: &Spec) -> Result<WasiCtxBuilder, Error> {
         .stdout(Output(Arc::clone(&spec.stdout)))
         .stderr(Output(Arc::clone(&spec.stderr)))
         .max_random_size(MAX_RANDOM)
-        .allow_tcp(true)
-        .allow_udp(true)
+        .allow_tcp(spec.http.max_egress.is_none())
+        .allow_udp(spec.http.max_egress.is_none())
         // Names are resolved by the guest's network, never by the engine's own lookup.
         .allow_ip_name_lookup(false)
         .socket_addr_check(check(&spec.network));

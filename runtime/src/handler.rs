@@ -30,7 +30,7 @@ use crate::guest::Guest;
 use crate::live::{Answer, Fate, Idle, Live};
 use crate::network::HttpService;
 use crate::program::{Linked, Program};
-use crate::quota::{Metered, Quota};
+use crate::quota::{Metered, Quota, Rationed};
 use crate::spec::Spec;
 
 /// Serves HTTP requests. Clones are the same handler.
@@ -85,7 +85,7 @@ impl Handler {
     /// If there is no response: see [`CallError::status`] for what to tell the client.
     pub async fn call<B>(&self, request: Request<B>) -> Result<Response<Body>, CallError>
     where
-        B: HttpBody<Data = Bytes> + Send + 'static,
+        B: HttpBody<Data = Bytes> + Send + Unpin + 'static,
         B::Error: Into<BodyError>,
     {
         let inner = &self.0;
@@ -99,7 +99,8 @@ impl Handler {
         let fate = Arc::new(Fate::new());
         let guest = serve(Arc::clone(inner), request, sender, Arc::clone(&fate));
         let shared = &inner.program.shared;
-        let mut guest = Metered::new(shared, &inner.spec.usage, inner.quota.clone(), guest);
+        let guest = Metered::new(shared, &inner.spec.usage, inner.quota.clone(), guest);
+        let mut guest = Rationed::new(guest, inner.spec.http.max_cpu);
         let first = std::future::poll_fn(|cx| Poll::Ready(Pin::new(&mut guest).poll(cx))).await;
         match first {
             Poll::Ready(result) => {
@@ -197,11 +198,7 @@ async fn wait_turn(
 }
 
 /// The request as the guest gets it: within its limits, and with an authority.
-fn accept<B>(mut request: Request<B>, spec: &Spec) -> Result<Request<Body>, CallError>
-where
-    B: HttpBody<Data = Bytes> + Send + 'static,
-    B::Error: Into<BodyError>,
-{
+fn accept<B: HttpBody>(mut request: Request<B>, spec: &Spec) -> Result<Request<Limited<B>>, CallError> {
     let most = spec.http.max_header_bytes;
     if header_bytes(request.headers()) > most {
         return Err(CallError::TooLarge { what: "headers are", limit: most as u64 });
@@ -213,7 +210,7 @@ where
     if request.uri().authority().is_none() && !request.headers().contains_key(HOST) {
         request.headers_mut().insert(HOST, HeaderValue::from_static("localhost"));
     }
-    Ok(request.map(|body| body::boxed(Limited::new(body::boxed(body), limit))))
+    Ok(request.map(|body| Limited::new(body, limit)))
 }
 
 fn header_bytes(headers: &HeaderMap) -> usize {
@@ -221,12 +218,16 @@ fn header_bytes(headers: &HeaderMap) -> usize {
 }
 
 /// The life of one request's guest.
-async fn serve(
+async fn serve<B>(
     inner: Arc<Inner>,
-    request: Request<Body>,
+    request: Request<Limited<B>>,
     answer: oneshot::Sender<Answer>,
     fate: Arc<Fate>,
-) -> Result<(), CallError> {
+) -> Result<(), CallError>
+where
+    B: HttpBody<Data = Bytes> + Send + Unpin + 'static,
+    B::Error: Into<BodyError>,
+{
     let shared = &inner.program.shared;
     let mut live = match inner.idle.take() {
         Some(live) => live,
@@ -261,12 +262,12 @@ fn head(answer: Answer) -> Result<Response<HyperOutgoingBody>, CallError> {
 fn complete(mut receiver: oneshot::Receiver<Answer>, inner: &Inner) -> Result<Response<Body>, CallError> {
     let response = receiver.try_recv().map_err(|_| CallError::NoResponse)?;
     let (parts, body) = head(response)?.into_parts();
-    Ok(Response::from_parts(parts, gather(body, inner.spec.http.max_response_body)))
+    Ok(Response::from_parts(parts, gather(body, inner.spec.http.max_response_body)?))
 }
 
 /// Makes one piece of a body whose pieces are all there, so that it is sent with its length. What is not
 /// there yet (the executor makes even ready channels wait now and then) follows as a stream.
-fn gather(mut body: HyperOutgoingBody, limit: u64) -> Body {
+fn gather(mut body: HyperOutgoingBody, limit: u64) -> Result<Body, CallError> {
     let mut cx = Context::from_waker(std::task::Waker::noop());
     let mut pieces = VecDeque::new();
     let rest = loop {
@@ -281,11 +282,13 @@ fn gather(mut body: HyperOutgoingBody, limit: u64) -> Body {
         }
     };
     let length: usize = pieces.iter().map(Bytes::len).sum();
-    if rest.is_some() || length as u64 > limit {
-        let rest = rest.unwrap_or(Rest::Last(None));
-        return body::boxed(Limited::new(Pieces { pieces, rest }, limit));
+    if length as u64 > limit {
+        return Err(CallError::ResponseTooLong(limit));
     }
-    match pieces.len() {
+    if let Some(rest) = rest {
+        return Ok(body::boxed(Limited::new(Pieces { pieces, rest }, limit)));
+    }
+    Ok(match pieces.len() {
         0 => body::empty(),
         1 => body::full(pieces.pop_front().unwrap_or_default()),
         _ => {
@@ -293,7 +296,7 @@ fn gather(mut body: HyperOutgoingBody, limit: u64) -> Body {
             pieces.iter().for_each(|piece| whole.extend_from_slice(piece));
             body::full(whole)
         }
-    }
+    })
 }
 
 /// Pieces that are there, and then the rest.
@@ -330,7 +333,7 @@ impl HttpBody for Pieces {
 /// Lets the guest go on in the executor and waits for its response's head.
 async fn stream(
     inner: &Arc<Inner>,
-    guest: Metered<impl Future<Output = Result<(), CallError>> + Send + 'static>,
+    guest: Rationed<impl Future<Output = Result<(), CallError>> + Send + 'static>,
     ticket: Ticket,
     receiver: oneshot::Receiver<Answer>,
     fate: Arc<Fate>,
@@ -433,6 +436,7 @@ fn count(inner: &Inner, error: &CallError) {
         CallError::Trapped { .. } => counters.traps.add(1),
         CallError::OutOfMemory => counters.out_of_memory.add(1),
         CallError::TimedOut(_) => counters.timeouts.add(1),
+        CallError::OverCpu(_) => counters.over_cpu.add(1),
         _ => {}
     }
 }

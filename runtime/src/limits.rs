@@ -17,6 +17,8 @@ pub(crate) struct Limits {
     total: Arc<Usage>,
     limit: u64,
     budget: u64,
+    /// Most bytes of this instance alone.
+    most: u64,
     held: u64,
     last: u64,
     /// Size of a memory that was refused and that none has reached since.
@@ -24,6 +26,7 @@ pub(crate) struct Limits {
 }
 
 impl Limits {
+    /// `limit` is for all instances that share `usage`, `budget` for all that share `total`.
     pub(crate) fn new(usage: &Arc<Usage>, limit: u64, total: &Arc<Usage>, budget: u64) -> Self {
         usage.add_instance();
         total.add_instance();
@@ -32,10 +35,17 @@ impl Limits {
             total: Arc::clone(total),
             limit,
             budget,
+            most: u64::MAX,
             held: 0,
             last: 0,
             refused: None,
         }
+    }
+
+    /// Gives the instance a limit of its own besides, in bytes.
+    pub(crate) fn at_most(mut self, bytes: u64) -> Self {
+        self.most = bytes;
+        self
     }
 
     /// Whether the guest lacks memory it asked for. If it then fails, it fails for that.
@@ -44,7 +54,7 @@ impl Limits {
     }
 
     fn take(&mut self, bytes: u64) -> bool {
-        if !self.usage.try_add_memory(bytes, self.limit) {
+        if self.held.saturating_add(bytes) > self.most || !self.usage.try_add_memory(bytes, self.limit) {
             return false;
         }
         if !self.total.try_add_memory(bytes, self.budget) {
@@ -118,6 +128,17 @@ impl ResourceLimiter for Limits {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_instance_has_a_limit_of_its_own() {
+        let (usage, total) = (Arc::default(), Arc::default());
+        let mut first = Limits::new(&usage, 100, &total, 100).at_most(40);
+        let mut second = Limits::new(&usage, 100, &total, 100).at_most(40);
+        assert!(first.memory_growing(0, 40, None).unwrap());
+        assert!(!first.memory_growing(40, 41, None).unwrap() && first.refused());
+        assert!(second.memory_growing(0, 40, None).unwrap());
+        assert_eq!(usage.memory(), 80);
+    }
 
     #[test]
     fn limit_and_budget_both_count() {

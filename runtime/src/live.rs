@@ -4,7 +4,9 @@ use std::collections::VecDeque;
 use std::sync::{Arc, OnceLock, Weak};
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use http::{Request, Response};
+use http_body::Body as HttpBody;
 use http_body_util::BodyExt;
 use parking_lot::Mutex;
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
@@ -14,7 +16,7 @@ use wasmtime_wasi_http::p2::bindings::{Proxy, ProxyPre};
 use wasmtime_wasi_http::p2::body::HyperOutgoingBody;
 use wasmtime_wasi_http::{Error as HttpError, WasiHttpView};
 
-use crate::body::{Body, TooLong};
+use crate::body::{BodyError, Limited, TooLong};
 use crate::error::{CallError, Error};
 use crate::guest::{Guest, TICKS};
 use crate::shared::Shared;
@@ -47,23 +49,32 @@ impl Live {
             Error::Busy { waited, .. } => CallError::Busy(waited),
             other => CallError::Instantiate(other.to_string()),
         })?;
+        let started = Instant::now();
         let mut store =
             Guest::store(shared, spec).map_err(|error| CallError::Instantiate(error.to_string()))?;
         match linked.instantiate_async(&mut store).await {
-            Ok(proxy) => Ok(Self { store, proxy, served: 0, _slot: slot }),
+            Ok(proxy) => {
+                shared.phases.instantiate.record(started.elapsed());
+                Ok(Self { store, proxy, served: 0, _slot: slot })
+            }
             Err(_) if store.data().limits.refused() => Err(CallError::OutOfMemory),
             Err(error) => Err(CallError::Instantiate(format!("{error:#}"))),
         }
     }
 
     /// Hands the guest one request. `answer` gets the response's head as soon as the guest sets it.
-    pub(crate) async fn serve(
+    pub(crate) async fn serve<B>(
         &mut self,
-        request: Request<Body>,
+        request: Request<Limited<B>>,
         answer: oneshot::Sender<Answer>,
-    ) -> Result<(), CallError> {
+    ) -> Result<(), CallError>
+    where
+        B: HttpBody<Data = Bytes> + Send + Unpin + 'static,
+        B::Error: Into<BodyError>,
+    {
         self.served += 1;
         self.store.set_epoch_deadline(TICKS);
+        self.store.data_mut().begin_request();
         let mut http = self.store.data_mut().http();
         let bad = |error: wasmtime::Error| CallError::BadRequest(format!("{error:#}"));
         let request = http.new_incoming_request(Scheme::Http, request.map(incoming)).map_err(bad)?;
@@ -87,8 +98,12 @@ impl Live {
     }
 }
 
-fn incoming(body: Body) -> impl http_body::Body<Data = bytes::Bytes, Error = HttpError> + Send + 'static {
-    body.map_err(|error| match error.downcast_ref::<TooLong>() {
+fn incoming<B>(body: Limited<B>) -> impl HttpBody<Data = Bytes, Error = HttpError> + Send + 'static
+where
+    B: HttpBody<Data = Bytes> + Send + Unpin + 'static,
+    B::Error: Into<BodyError>,
+{
+    body.map_err(|error: BodyError| match error.downcast_ref::<TooLong>() {
         Some(too_long) => HttpError::HttpRequestBodySize(Some(too_long.limit)),
         None => HttpError::InternalError(Some(error.to_string())),
     })

@@ -2,6 +2,8 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use crate::histogram::Histogram;
+
 /// A counter that only rises.
 #[derive(Debug, Default)]
 pub(crate) struct Counter(AtomicU64);
@@ -28,6 +30,20 @@ pub(crate) struct Counters {
     pub(crate) traps: Counter,
     pub(crate) out_of_memory: Counter,
     pub(crate) timeouts: Counter,
+    pub(crate) over_cpu: Counter,
+}
+
+/// How long the steps from an image's name to an instance take.
+#[derive(Debug, Default)]
+pub struct Phases {
+    /// Fetching images that were not here.
+    pub pull: Histogram,
+    /// Compiling programs.
+    pub compile: Histogram,
+    /// Mapping code that was compiled before, and linking it.
+    pub load: Histogram,
+    /// Making instances that answer HTTP.
+    pub instantiate: Histogram,
 }
 
 /// The state of a runtime at one moment.
@@ -59,6 +75,8 @@ pub struct Metrics {
     pub out_of_memory: u64,
     /// Guests that ran out of time.
     pub timeouts: u64,
+    /// Guests that used more processor time than one request may.
+    pub over_cpu: u64,
     /// Linear memory of all guests now, in bytes.
     pub memory: u64,
 }

@@ -8,6 +8,7 @@ use wasmtime::{Engine, Module};
 use wasmtime_wasi::p2::bindings::CommandPre;
 use wasmtime_wasi_http::p2::bindings::ProxyPre;
 
+use crate::declared;
 use crate::engine::TABLES_PER_INSTANCE;
 use crate::error::PrepareError;
 use crate::program::{Linked, Program};
@@ -21,13 +22,20 @@ const START: &str = "_start";
 const COMMAND: &str = "wasi:cli/run@0.2.";
 const HTTP: &str = "wasi:http/incoming-handler@0.2.";
 
-/// Machine code of one program.
-pub(crate) enum Compiled {
+/// One program, compiled.
+pub(crate) struct Compiled {
+    pub(crate) code: Code,
+    /// The most requests of one instance, if the program declares that.
+    pub(crate) reuse: Option<u32>,
+}
+
+/// Machine code.
+pub(crate) enum Code {
     Module(Module),
     Component(Component),
 }
 
-impl Compiled {
+impl Code {
     pub(crate) fn serialize(&self) -> wasmtime::Result<Vec<u8>> {
         match self {
             Self::Module(module) => module.serialize(),
@@ -76,11 +84,12 @@ pub(crate) fn compile(engine: &Engine, bytes: &[u8]) -> Result<Compiled, Prepare
     }
     // Malformed bytes and proposals that are off are told by the validator inside.
     let fail = |error: wasmtime::Error| PrepareError::Compile(format!("{error:#}"));
-    if bytes[LAYER] == 0 {
-        Module::from_binary(engine, bytes).map(Compiled::Module).map_err(fail)
+    let code = if bytes[LAYER] == 0 {
+        Module::from_binary(engine, bytes).map(Code::Module)
     } else {
-        Component::from_binary(engine, bytes).map(Compiled::Component).map_err(fail)
-    }
+        Component::from_binary(engine, bytes).map(Code::Component)
+    };
+    Ok(Compiled { code: code.map_err(fail)?, reuse: declared::reuse(bytes)? })
 }
 
 /// Links `compiled` so that an instance of it costs no more lookups.
@@ -90,13 +99,13 @@ pub(crate) fn link(
     size: u64,
     compiled: &Compiled,
 ) -> Result<Program, PrepareError> {
-    let (imports, exports) = compiled.names(&shared.engine);
-    let linked = match compiled {
-        Compiled::Module(module) => {
+    let (imports, exports) = compiled.code.names(&shared.engine);
+    let linked = match &compiled.code {
+        Code::Module(module) => {
             let linked = shared.modules.instantiate_pre(module).map_err(|error| missing(&error, &imports))?;
             exports.iter().any(|name| name == START).then_some(Linked::Module(linked))
         }
-        Compiled::Component(component) => {
+        Code::Component(component) => {
             let linked =
                 shared.components.instantiate_pre(component).map_err(|error| missing(&error, &imports))?;
             let exports_one = |prefix: &str| exports.iter().any(|name| name.starts_with(prefix));
@@ -111,7 +120,15 @@ pub(crate) fn link(
         }
     };
     let linked = linked.ok_or(PrepareError::NoEntryPoint { exports })?;
-    Ok(Program::new(shared, digest, size, linked, imports, compiled.weight()))
+    Ok(Program {
+        digest,
+        size,
+        imports,
+        weight: compiled.code.weight(),
+        reuse: compiled.reuse,
+        linked,
+        shared: Arc::clone(shared),
+    })
 }
 
 /// Names the import that a linker's error is about.

@@ -32,10 +32,11 @@ impl ProgramKind {
 
 /// A compiled and linked program. Any number of instances run from it at the same time.
 pub struct Program {
-    digest: String,
-    size: u64,
-    imports: Vec<String>,
+    pub(crate) digest: String,
+    pub(crate) size: u64,
+    pub(crate) imports: Vec<String>,
     pub(crate) weight: u32,
+    pub(crate) reuse: Option<u32>,
     pub(crate) linked: Linked,
     pub(crate) shared: Arc<Shared>,
 }
@@ -47,17 +48,6 @@ pub(crate) enum Linked {
 }
 
 impl Program {
-    pub(crate) fn new(
-        shared: &Arc<Shared>,
-        digest: String,
-        size: u64,
-        linked: Linked,
-        imports: Vec<String>,
-        weight: u32,
-    ) -> Self {
-        Self { digest, size, imports, weight, linked, shared: Arc::clone(shared) }
-    }
-
     /// What it is made to do.
     pub fn kind(&self) -> ProgramKind {
         match self.linked {
@@ -75,6 +65,11 @@ impl Program {
     /// Length of its Wasm bytes; 0 if it was loaded from compiled code without them.
     pub fn size(&self) -> u64 {
         self.size
+    }
+
+    /// The most requests that one instance may serve, one after another, if the program declares that it can.
+    pub fn reuse(&self) -> Option<u32> {
+        self.reuse
     }
 
     /// Interfaces (or `module::name` of a core module) that it imports.

@@ -9,6 +9,7 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use tokio::time::{Instant, Sleep};
 
+use crate::error::CallError;
 use crate::shared::Shared;
 use crate::usage::Usage;
 
@@ -91,6 +92,48 @@ impl<F: Future> Future for Metered<F> {
         }
         polled
     }
+}
+
+/// Runs a request's guest as [`Metered`] does, and ends it when it has used more than one request may.
+pub(crate) struct Rationed<F> {
+    guest: Metered<F>,
+    most: Option<Duration>,
+    used: Duration,
+}
+
+impl<F: Future> Rationed<F> {
+    pub(crate) fn new(guest: Metered<F>, most: Option<Duration>) -> Self {
+        Self { guest, most, used: Duration::ZERO }
+    }
+}
+
+impl<F: Future<Output = Result<(), CallError>>> Future for Rationed<F> {
+    type Output = F::Output;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<F::Output> {
+        let Some(most) = self.most else {
+            return Pin::new(&mut self.guest).poll(cx);
+        };
+        // By the thread's own clock: time in which others had the processor does not count.
+        let start = thread_time();
+        let polled = Pin::new(&mut self.guest).poll(cx);
+        self.used += thread_time().saturating_sub(start);
+        // One that has ended has done its work.
+        if polled.is_pending() && self.used > most {
+            return Poll::Ready(Err(CallError::OverCpu(most)));
+        }
+        polled
+    }
+}
+
+/// Processor time that this thread has used.
+#[allow(unsafe_code)]
+fn thread_time() -> Duration {
+    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: the call writes to the live local it is given and keeps no pointer to it.
+    let result = unsafe { libc::clock_gettime(libc::CLOCK_THREAD_CPUTIME_ID, &mut time) };
+    debug_assert_eq!(result, 0, "every Linux has this clock");
+    Duration::new(time.tv_sec.try_into().unwrap_or(0), time.tv_nsec.try_into().unwrap_or(0))
 }
 
 #[cfg(test)]

@@ -13,7 +13,7 @@ use crate::cache::{CodeCache, Found};
 use crate::engine::Allocation;
 use crate::error::{Error, PrepareError};
 use crate::images::{Image, Images};
-use crate::metrics::Metrics;
+use crate::metrics::{Metrics, Phases};
 use crate::prepare::{compile, digest_of, link};
 use crate::program::Program;
 use crate::settings::Settings;
@@ -54,7 +54,7 @@ impl Runtime {
         let shared = Arc::new(Shared::new(&settings)?);
         let cache = CodeCache::open(dir.join("compiled"), &shared.engine, settings.max_compiled_bytes)
             .map_err(|source| Error::Directory { path: dir.join("compiled"), source })?;
-        let images = Images::open(&settings)
+        let images = Images::open(&settings, Arc::clone(&shared.phases))
             .map_err(|source| Error::Directory { path: dir.join("images"), source })?;
         let compiling = Semaphore::new(settings.compile_threads.max(1));
         Ok(Self(Arc::new(Inner { settings, shared, cache, images, programs: Mutex::default(), compiling })))
@@ -111,8 +111,14 @@ impl Runtime {
             traps: counters.traps.get(),
             out_of_memory: counters.out_of_memory.get(),
             timeouts: counters.timeouts.get(),
+            over_cpu: counters.over_cpu.get(),
             memory: shared.total.memory(),
         }
+    }
+
+    /// How long the steps to an instance took so far.
+    pub fn phases(&self) -> &Phases {
+        &self.0.shared.phases
     }
 
     /// Loads a program once, however many ask for it at the same time.
@@ -147,10 +153,13 @@ impl Runtime {
 
 impl Inner {
     fn load_compiled(&self, digest: &str) -> Result<Option<Arc<Program>>, PrepareError> {
+        let started = std::time::Instant::now();
         match self.cache.load(&self.shared.engine, digest) {
             Found::Code(compiled) => {
                 self.shared.counters.cache_hits.add(1);
-                link(&self.shared, digest.to_owned(), 0, &compiled).map(|program| Some(Arc::new(program)))
+                let program = link(&self.shared, digest.to_owned(), 0, &compiled)?;
+                self.shared.phases.load.record(started.elapsed());
+                Ok(Some(Arc::new(program)))
             }
             Found::Nothing => Ok(None),
             Found::Rejected => {
@@ -173,6 +182,7 @@ impl Inner {
         let compiled = compile(&self.shared.engine, &bytes)?;
         self.shared.counters.compiled.add(1);
         let program = link(&self.shared, digest.clone(), size, &compiled)?;
+        self.shared.phases.compile.record(started.elapsed());
         tracing::info!(%digest, size, took = ?started.elapsed(), "compiled {}", program.kind().as_str());
         if let Err(error) = self.cache.store(&digest, &compiled) {
             // The program runs all the same; it will be compiled again after a restart.

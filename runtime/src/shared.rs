@@ -10,7 +10,7 @@ use crate::engine::{self, Allocation};
 use crate::error::Error;
 use crate::guest::{Guest, ModuleGuest};
 use crate::linker;
-use crate::metrics::Counters;
+use crate::metrics::{Counters, Phases};
 use crate::settings::Settings;
 use crate::ticker::Ticker;
 use crate::usage::Usage;
@@ -23,6 +23,7 @@ pub(crate) struct Shared {
     pub(crate) components: wasmtime::component::Linker<Guest>,
     pub(crate) modules: wasmtime::Linker<ModuleGuest>,
     pub(crate) counters: Counters,
+    pub(crate) phases: Arc<Phases>,
     pub(crate) total: Arc<Usage>,
     pub(crate) memory_budget: u64,
     pub(crate) default_memory_limit: u64,
@@ -43,6 +44,7 @@ impl Shared {
             components: linker::components(&engine).map_err(fail)?,
             modules: linker::modules(&engine).map_err(fail)?,
             counters: Counters::default(),
+            phases: Arc::default(),
             total: Arc::default(),
             memory_budget: settings.memory_budget.unwrap_or(u64::MAX),
             default_memory_limit: settings.default_memory_limit,

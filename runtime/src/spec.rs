@@ -96,6 +96,13 @@ pub struct HttpLimits {
     pub max_concurrency: u32,
     /// Most outgoing HTTP requests one guest instance has in flight.
     pub max_outgoing: u32,
+    /// Most processor time of one request, told at the end of a turn of a few milliseconds. `None`: unlimited.
+    pub max_cpu: Option<Duration>,
+    /// Most linear memory of one instance, in bytes. `None`: only the guest's own limit counts.
+    pub max_memory: Option<u64>,
+    /// Most bytes that the outgoing HTTP requests of one request send, heads and bodies. A guest with such a
+    /// limit has no sockets, whose bytes would not be counted. `None`: unlimited.
+    pub max_egress: Option<u64>,
 }
 
 impl Default for HttpLimits {
@@ -107,6 +114,9 @@ impl Default for HttpLimits {
             max_header_bytes: 128 << 10,
             max_concurrency: 0,
             max_outgoing: 64,
+            max_cpu: None,
+            max_memory: None,
+            max_egress: None,
         }
     }
 }

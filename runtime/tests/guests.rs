@@ -164,7 +164,7 @@ async fn bodies_stream_both_ways() {
         receiver.recv().await.map(|piece| (piece, receiver))
     });
     let request =
-        Request::post("/").header("content-type", "text/plain").body(StreamBody::new(pieces)).unwrap();
+        Request::post("/").header("content-type", "text/plain").body(boxed(StreamBody::new(pieces))).unwrap();
     let call = tokio::spawn(async move { echo.call(request).await });
     let data = |text: &str| Ok(http_body::Frame::data(bytes::Bytes::from(text.to_owned())));
     sender.send(data("first")).await.unwrap();
@@ -202,6 +202,50 @@ async fn large_bodies_pass_and_too_large_ones_break_off() {
         Err(_) => true,
     };
     assert!(failed, "the guest must not see more than its limit");
+}
+
+#[tokio::test]
+async fn a_request_has_limits_of_its_own() {
+    let fixture = fixture();
+    let program = fixture.guest("misbehave-http").await;
+    let limited = |change: fn(&mut HttpLimits)| {
+        let mut http = HttpLimits::default();
+        change(&mut http);
+        program.handler(Spec { http, ..Spec::default() }).unwrap()
+    };
+    let call = async |handler: &wasmk_runtime::Handler, path: &str| {
+        let response = soon(handler.call(Request::get(path).body(empty()).unwrap())).await?;
+        Ok::<_, CallError>(text(response).await)
+    };
+    let handler = limited(|http| http.max_cpu = Some(Duration::from_millis(20)));
+    assert!(matches!(call(&handler, "/loop").await, Err(CallError::OverCpu(_))));
+    let used = handler.spec().usage.cpu();
+    assert!(used < Duration::from_secs(2), "ended after {used:?}");
+    assert_eq!(fixture.runtime.metrics().over_cpu, 1);
+    let handler = limited(|http| http.max_memory = Some(8 << 20));
+    assert!(matches!(call(&handler, "/memory").await, Err(CallError::OutOfMemory)));
+    assert!(handler.spec().usage.memory_peak() <= 8 << 20);
+    let handler = limited(|http| http.max_response_body = 10);
+    let error = call(&handler, "/").await.unwrap_err();
+    assert_eq!(
+        (error.status().as_u16(), error.to_string().as_str()),
+        (500, "guest answered with more than 10 bytes")
+    );
+    let handler = limited(|http| http.max_response_body = 1000);
+    assert!(call(&handler, "/").await.unwrap().contains("no such misbehaviour"));
+}
+
+#[tokio::test]
+async fn the_sdk_declares_reuse() {
+    let fixture = fixture();
+    assert_eq!(fixture.guest("hello").await.reuse(), Some(10_000));
+    assert_eq!(fixture.guest("hello-http").await.reuse(), None);
+    // What was declared is known without the program's bytes.
+    let other = wasmk_runtime::Runtime::new(common::settings(fixture.dir.path(), |_| {})).unwrap();
+    let bytes = std::fs::read(guest_path("hello")).unwrap();
+    let program = other.prepare_bytes(bytes.clone().into(), &common::digest(&bytes)).await.unwrap();
+    assert_eq!((program.reuse(), other.metrics().cache_hits), (Some(10_000), 1));
+    assert!(other.phases().load.count() == 1 && fixture.runtime.phases().compile.count() == 2);
 }
 
 #[tokio::test]

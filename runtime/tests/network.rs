@@ -13,7 +13,8 @@ use http_body_util::BodyExt;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream, UdpSocket};
 use wasmk_runtime::{
-    Body, Deny, HttpService, HttpTarget, Network, NetworkError, Protocol, Spec, StopSignal, empty, full,
+    Body, Deny, HttpLimits, HttpService, HttpTarget, Network, NetworkError, Protocol, Spec, StopSignal,
+    empty, full,
 };
 
 /// The guest's own address; all of 127.0.0.0/8 is local on Linux.
@@ -169,8 +170,17 @@ async fn names_are_the_networks() {
 }
 
 async fn fetch(fixture: &Fixture, request: Request<Body>, policy: Policy) -> (u16, String) {
+    fetch_within(fixture, request, policy, HttpLimits::default()).await
+}
+
+async fn fetch_within(
+    fixture: &Fixture,
+    request: Request<Body>,
+    policy: Policy,
+    http: HttpLimits,
+) -> (u16, String) {
     let program = fixture.guest("fetch-http").await;
-    let handler = program.handler(Spec { network: Arc::new(policy), ..Spec::default() }).unwrap();
+    let handler = program.handler(Spec { network: Arc::new(policy), http, ..Spec::default() }).unwrap();
     let response = soon(handler.call(request)).await.unwrap();
     let status = response.status().as_u16();
     let text = soon(response.into_body().collect()).await.unwrap().to_bytes();
@@ -220,6 +230,14 @@ async fn a_function_of_this_process_is_called_without_a_socket() {
     let spec = Spec { env: vec![("TARGET".into(), "neighbour".into())], ..Spec::default() };
     let local = Arc::new(hello.handler(spec).unwrap());
     let policy = Policy { local: Some(local), ..Policy::default() };
-    let request = Request::get("/?http://function.local/").body(empty()).unwrap();
-    assert_eq!(fetch(&fixture, request, policy).await, (200, "hello neighbour\n".into()));
+    let request = || Request::post("/?http://function.local/").body(full("1234567890")).unwrap();
+    assert_eq!(fetch(&fixture, request(), policy.clone()).await, (200, "hello neighbour\n".into()));
+
+    let within = async |bytes| {
+        let limits = HttpLimits { max_egress: Some(bytes), ..HttpLimits::default() };
+        fetch_within(&fixture, request(), policy.clone(), limits).await
+    };
+    assert_eq!(within(1000).await.0, 200);
+    let (status, text) = within(10).await;
+    assert_eq!(status, 502, "{text}");
 }

@@ -111,6 +111,53 @@ fn a_bad_guest_gets_its_own_error_and_leaves_neighbours_alone() {
 }
 
 #[test]
+fn a_request_is_held_to_its_limits() {
+    let flags = ["--max-cpu-millis", "250", "--max-memory", "16Mi", "--max-response", "100k"];
+    let host = deploy(&CLUSTER, "limited", "misbehave-http", &flags);
+    for (path, expected, text) in [
+        ("/loop", 500, "more than 250ms of processor time"),
+        ("/memory", 500, "ran out of its memory limit"),
+        ("/other", 404, "no such misbehaviour"),
+    ] {
+        let (code, body) = CLUSTER.call(&host, path);
+        assert!(code == expected && body.contains(text), "{path}: {code} {body}");
+    }
+    let file = guest("misbehave-http");
+    let file = file.to_str().unwrap();
+    let said = CLUSTER.refused(&["fn", "deploy", file, "--name", "wrong", "--max-memory", "much"]);
+    assert!(said.contains("functions.wasmk.dev/max-memory"), "{said}");
+}
+
+#[test]
+fn instances_are_used_again_only_where_the_program_declares_that() {
+    let host = deploy(&CLUSTER, "again", "hello", &["--reuse"]);
+    for _ in 0..3 {
+        assert_eq!(CLUSTER.call(&host, "/"), (200, "hello world\n".into()));
+    }
+    let file = guest("hello-http");
+    let file = file.to_str().unwrap();
+    CLUSTER.wasmk(&["fn", "deploy", file, "--name", "not-again", "--reuse", "--no-wait"]);
+    CLUSTER.until_value("ksvc/not-again", "{.status.conditions[?(@.type=='Ready')].status}", "False");
+    let why = CLUSTER.value("ksvc/not-again", "{.status.conditions[?(@.type=='Ready')].message}");
+    assert!(why.contains("does not declare"), "{why}");
+}
+
+#[test]
+fn every_step_to_the_first_byte_is_measured() {
+    let host = deploy(&CLUSTER, "measured", "hello-http", &[]);
+    assert_eq!(CLUSTER.call(&host, "/").0, 200);
+    let node = CLUSTER.kubectl(&["get", "nodes", "-o", "name"]).trim().replace("node/", "nodes/");
+    let metrics = CLUSTER.kubectl(&["get", "--raw", &format!("/api/v1/{node}/proxy/metrics")]);
+    for phase in ["pull", "compile", "instantiate", "route", "first-byte"] {
+        let name = format!("wasmk_function_phase_seconds_count{{phase=\"{phase}\"}} ");
+        let count = metrics.lines().find_map(|line| line.strip_prefix(name.as_str()));
+        assert!(count.is_some_and(|n| n.parse::<u64>().unwrap() > 0), "{phase} in\n{metrics}");
+    }
+    let cold = CLUSTER.wasmk(&["fn", "cold", "measured", "--calls", "3"]);
+    assert!(["prepare", "route", "first-byte"].iter().all(|phase| cold.contains(phase)), "{cold}");
+}
+
+#[test]
 fn what_cannot_run_says_why() {
     let file = CLUSTER.scratch().join("text.wasm");
     std::fs::write(&file, "not wasm").unwrap();

@@ -1,7 +1,7 @@
 //! Templates and the revisions made from them.
 
 use serde_json::Value;
-use wasmk_api::Object;
+use wasmk_api::{Object, PerRequest};
 
 use super::{
     autoscaling, metadata, pod,
@@ -27,6 +27,10 @@ pub(super) fn template(
     let at = format!("{base}.metadata.annotations");
     let annotations = &template["metadata"]["annotations"];
     autoscaling::check(annotations, &at, config, problems);
+    if let Err(wrong) = PerRequest::read(|key| annotations[key].as_str()) {
+        let why = format!("{} was expected", wrong.expected);
+        problems.detailed(format!("invalid value: {}", wrong.value), format!("{at}.{}", wrong.key), &why);
+    }
     let pairs = annotations.as_object().into_iter().flatten();
     let pairs = pairs.filter_map(|(key, value)| Some((key.as_str(), value.as_str()?)));
     metadata::seconds(pairs, &DEADLINE, "progress-deadline", &at, problems);

@@ -242,7 +242,7 @@ impl Gateway {
         let mut response = match self.proxy.way(member, deadline).await? {
             Way::InPlace(prepared) => {
                 held.turn = Some(self.turn(member, deadline).await?);
-                let called = prepared.handler.call(request);
+                let called = prepared.handler.call(request, routed);
                 let limit =
                     member.limits().response_start.map_or(deadline, |span| deadline.min(begun + span));
                 timeout_at(limit, called).await.map_err(|_| Refusal::TooSlow)?

@@ -16,7 +16,7 @@ struct Says(&'static str, AtomicUsize);
 
 #[async_trait]
 impl Handler for Says {
-    async fn call(&self, request: Request<Body>) -> Response<Body> {
+    async fn call(&self, request: Request<Body>, _: Duration) -> Response<Body> {
         self.1.fetch_add(1, SeqCst);
         let seen = request.headers().get("x-forwarded-for").and_then(|v| v.to_str().ok()).unwrap_or("");
         Response::new(full(format!("{} for {seen}", self.0)))

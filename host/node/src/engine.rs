@@ -110,6 +110,8 @@ pub struct Launch {
     pub timeout: Option<Duration>,
     /// Most requests answered at a time; `None` is the runtime's own limit.
     pub concurrency: Option<usize>,
+    /// Limits of each request, and whether instances may be used again.
+    pub per_request: wasmk_api::PerRequest,
     /// Where its output goes.
     pub log: Arc<dyn LogSink>,
     /// What it reads as standard input; `None` is nothing.

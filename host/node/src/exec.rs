@@ -158,6 +158,7 @@ mod tests {
             cpu_millis: None,
             timeout: None,
             concurrency: None,
+            per_request: Default::default(),
             log: Arc::new(Head::default()),
             stdin: None,
         };

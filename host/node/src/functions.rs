@@ -21,6 +21,7 @@ use wasmk_api::k8s_openapi::{
     apimachinery::pkg::apis::meta::v1::ObjectMeta,
 };
 use wasmk_net::View;
+use wasmk_runtime::Histogram;
 
 use crate::{
     engine::{Body, Engine, Failure, Handler, Kind, Launch, PullPolicy, Wanted},
@@ -29,6 +30,8 @@ use crate::{
     pod::env::{self, Place, Sources},
 };
 
+/// The family of figures about the way from an image's name to an answer's first byte.
+pub(crate) const PHASES: &str = "wasmk_function_phase_seconds";
 /// Functions known to one node at most.
 pub const MAX_FUNCTIONS: usize = 20_000;
 
@@ -41,6 +44,8 @@ pub struct FunctionSpec {
     pub revision: String,
     /// Labels its pods would have (`serving.knative.dev/…`), for downward fields.
     pub labels: std::collections::BTreeMap<String, String>,
+    /// Annotations its pods would have; those of [`wasmk_api::per_request`] count here.
+    pub annotations: std::collections::BTreeMap<String, String>,
     /// The revision's pod: image, environment, arguments and memory limit of its first container,
     /// service account and pull secrets.
     pub pod: PodSpec,
@@ -68,6 +73,7 @@ impl FunctionSpec {
             namespace: namespace.into(),
             revision: revision.into(),
             labels: Default::default(),
+            annotations: Default::default(),
             pod: PodSpec { containers: vec![container], ..PodSpec::default() },
             timeout: None,
             concurrency: None,
@@ -112,6 +118,7 @@ struct Inner {
     view: View,
     place: Place,
     known: RwLock<HashMap<String, HashMap<String, Slot>>>,
+    times: Arc<Times>,
 }
 
 #[derive(Clone)]
@@ -128,12 +135,21 @@ pub struct Function {
     handler: Arc<dyn Handler>,
     log: Arc<LogRing>,
     in_flight: AtomicUsize,
+    times: Arc<Times>,
+}
+
+/// How long the steps of requests took, of all functions together.
+#[derive(Default)]
+struct Times {
+    route: Histogram,
+    first_byte: Histogram,
 }
 
 impl Functions {
     /// None at first.
     pub fn new(engine: Arc<dyn Engine>, sources: Arc<dyn Sources>, view: View, place: Place) -> Self {
-        Self { inner: Arc::new(Inner { engine, sources, view, place, known: RwLock::default() }) }
+        let inner = Inner { engine, sources, view, place, known: RwLock::default(), times: Arc::default() };
+        Self { inner: Arc::new(inner) }
     }
 
     /// The function of a revision, made ready when it is not yet: image fetched and compiled,
@@ -178,6 +194,15 @@ impl Functions {
         self.inner.known.read().is_empty()
     }
 
+    /// How long routing took, and all until an answer's first byte: lines of the family
+    /// `wasmk_function_phase_seconds`.
+    pub(crate) fn metrics(&self, out: &mut String) {
+        let times = &self.inner.times;
+        for (phase, histogram) in [("route", &times.route), ("first-byte", &times.first_byte)] {
+            histogram.write(PHASES, &format!("phase=\"{phase}\""), out);
+        }
+    }
+
     fn slot(&self, namespace: &str, revision: &str) -> Result<Slot, FunctionError> {
         if let Some(slot) = self.inner.known.read().get(namespace).and_then(|m| m.get(revision)) {
             return Ok(slot.clone());
@@ -219,12 +244,14 @@ impl Functions {
             cpu_millis: crate::pod::cpu_limit(container),
             timeout: spec.timeout,
             concurrency: spec.concurrency,
+            per_request: crate::pod::per_request(&pod)?,
             log: log.clone(),
             stdin: None,
         };
         let handler = prepared.program.handler(launch)?;
         let image_id = prepared.image_id;
-        Ok(Arc::new(Function { spec, image_id, handler, log, in_flight: AtomicUsize::new(0) }))
+        let times = self.inner.times.clone();
+        Ok(Arc::new(Function { spec, image_id, handler, log, in_flight: AtomicUsize::new(0), times }))
     }
 }
 
@@ -235,6 +262,7 @@ fn stand_in(spec: &FunctionSpec) -> Pod {
             name: Some(spec.revision.clone()),
             namespace: Some(spec.namespace.clone()),
             labels: Some(spec.labels.clone()),
+            annotations: Some(spec.annotations.clone()),
             ..ObjectMeta::default()
         },
         spec: Some(spec.pod.clone()),
@@ -244,10 +272,15 @@ fn stand_in(spec: &FunctionSpec) -> Pod {
 
 impl Function {
     /// Answers one request in an instance of its own. A guest's fault becomes a 5xx response.
-    pub async fn call(&self, request: http::Request<Body>) -> http::Response<Body> {
+    /// `routed` is the time that went by before, for the figures.
+    pub async fn call(&self, request: http::Request<Body>, routed: Duration) -> http::Response<Body> {
         self.in_flight.fetch_add(1, Ordering::Relaxed);
         let _guard = Leave(&self.in_flight);
-        self.handler.handle(request).await
+        let began = std::time::Instant::now();
+        let response = self.handler.handle(request).await;
+        self.times.route.record(routed);
+        self.times.first_byte.record(routed + began.elapsed());
+        response
     }
 
     /// Requests being answered (up to the head of the response).
@@ -289,6 +322,6 @@ struct Adopted(Arc<Function>);
 #[async_trait]
 impl Handler for Adopted {
     async fn handle(&self, request: http::Request<Body>) -> http::Response<Body> {
-        self.0.call(request).await
+        self.0.call(request, Duration::ZERO).await
     }
 }

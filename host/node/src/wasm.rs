@@ -11,8 +11,8 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use parking_lot::Mutex;
 use wasmk_runtime::{
-    Auth, CallError, Exit, ExitReason, HttpLimits, Image, ProgramKind, PullError, Reference, Runtime, Spec,
-    StopSignal,
+    Auth, CallError, Exit, ExitReason, HttpLimits, Image, ProgramKind, PullError, REUSE_SECTION, Reference,
+    Reuse, Runtime, Spec, StopSignal,
 };
 
 use crate::{
@@ -26,6 +26,8 @@ use crate::{
 const VERSION: &str = "wasmtime://48.0.8";
 /// Longest time for finding out what kind of image a name stands for.
 const RECOGNIZE: Duration = Duration::from_secs(20);
+/// How long an instance that may be used again is kept without requests.
+const REUSE_IDLE: Duration = Duration::from_secs(30);
 /// Exit status of a run that was asked to stop, as a shell reports SIGTERM.
 const TERMINATED: i32 = 143;
 
@@ -116,6 +118,15 @@ impl Engine for WasmEngine {
     fn metrics(&self) -> String {
         let m = self.runtime.metrics();
         let mut out = String::new();
+        let phases = self.runtime.phases();
+        for (phase, histogram) in [
+            ("pull", &phases.pull),
+            ("compile", &phases.compile),
+            ("load", &phases.load),
+            ("instantiate", &phases.instantiate),
+        ] {
+            histogram.write(crate::functions::PHASES, &format!("phase=\"{phase}\""), &mut out);
+        }
         for (name, kind, value) in [
             ("compiled_total", "counter", m.compiled),
             ("cache_hits_total", "counter", m.cache_hits),
@@ -129,6 +140,7 @@ impl Engine for WasmEngine {
             ("traps_total", "counter", m.traps),
             ("out_of_memory_total", "counter", m.out_of_memory),
             ("timeouts_total", "counter", m.timeouts),
+            ("over_cpu_total", "counter", m.over_cpu),
             ("memory_bytes", "gauge", m.memory),
         ] {
             // Writing to a string cannot fail.
@@ -173,6 +185,22 @@ struct WasmProgram {
 }
 
 impl WasmProgram {
+    /// How instances that answer HTTP may be used.
+    fn reuse(&self, launch: &Launch) -> Result<Reuse, Failure> {
+        if !launch.per_request.reuse {
+            return Ok(Reuse::Never);
+        }
+        let most = self.program.reuse().ok_or_else(|| {
+            let key = wasmk_api::per_request::INSTANCE_REUSE;
+            let text = format!(
+                "annotation {key} is \"enabled\", but the program does not declare that an instance can serve more \
+                 than one request (it has no section {REUSE_SECTION})"
+            );
+            Failure::new("CreateContainerConfigError", text)
+        })?;
+        Ok(Reuse::Requests { most, idle: REUSE_IDLE })
+    }
+
     fn spec(&self, launch: &Launch) -> Spec {
         let none = wasmk_runtime::ImageConfig::default();
         let config = self.image.as_ref().map_or(&none, |image| image.config());
@@ -232,6 +260,12 @@ fn limits(launch: &Launch) -> HttpLimits {
     if let Some(most) = launch.concurrency {
         limits.max_concurrency = u32::try_from(most).unwrap_or(u32::MAX);
     }
+    if let Some(most) = launch.per_request.response {
+        limits.max_response_body = most;
+    }
+    limits.max_cpu = launch.per_request.cpu;
+    limits.max_memory = launch.per_request.memory;
+    limits.max_egress = launch.per_request.egress;
     limits
 }
 
@@ -256,7 +290,8 @@ impl Program for WasmProgram {
     }
 
     fn handler(&self, launch: Launch) -> Result<Arc<dyn Handler>, Failure> {
-        let handler = self.program.handler(self.spec(&launch));
+        let spec = Spec { reuse: self.reuse(&launch)?, ..self.spec(&launch) };
+        let handler = self.program.handler(spec);
         let handler = handler.map_err(|e| Failure::new("CreateContainerError", e))?;
         Ok(Arc::new(WasmHandler { handler, log: launch.log }))
     }

@@ -14,10 +14,12 @@ use tokio::net::{TcpSocket, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use wasmtime_wasi_http::{Error, ForbiddenHeaderFilter, RequestOptions, WasiBody, WasiHttpHooks};
 
+use super::egress::Egress;
 use super::tls;
 use crate::body::{self, Body};
 use crate::error::CallError;
 use crate::network::{HttpService, HttpTarget, Network, NetworkError, host_and_port};
+use crate::spec::HttpLimits;
 
 /// Longest wait for a connection if the guest names none.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(30);
@@ -35,11 +37,20 @@ type Sent = Result<(Response<WasiBody>, Done), Error>;
 pub(crate) struct Outgoing {
     network: Arc<dyn Network>,
     in_flight: Arc<Semaphore>,
+    egress: Option<Egress>,
 }
 
 impl Outgoing {
-    pub(crate) fn new(network: Arc<dyn Network>, most: u32) -> Self {
-        Self { network, in_flight: Arc::new(Semaphore::new(most as usize)) }
+    pub(crate) fn new(network: Arc<dyn Network>, limits: &HttpLimits) -> Self {
+        let in_flight = Arc::new(Semaphore::new(limits.max_outgoing as usize));
+        Self { network, in_flight, egress: limits.max_egress.map(Egress::new) }
+    }
+
+    /// A new request to the guest: what it may send out is counted anew.
+    pub(crate) fn begin_request(&mut self) {
+        if let Some(egress) = &mut self.egress {
+            *egress = Egress::new(egress.most);
+        }
     }
 }
 
@@ -56,8 +67,12 @@ impl WasiHttpHooks for Outgoing {
     ) -> Box<dyn Future<Output = Sent> + Send> {
         let network = Arc::clone(&self.network);
         let permit = Arc::clone(&self.in_flight).try_acquire_owned();
+        let request = match &self.egress {
+            Some(egress) => egress.counted(request),
+            None => Ok(request),
+        };
         Box::new(async move {
-            let permit = permit.map_err(|_| Error::ConnectionLimitReached)?;
+            let (request, permit) = (request?, permit.map_err(|_| Error::ConnectionLimitReached)?);
             send(network, request, options.unwrap_or_default(), permit).await
         })
     }

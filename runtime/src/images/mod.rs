@@ -19,6 +19,7 @@ use tokio::sync::OnceCell;
 pub use oci_client::Reference;
 
 use crate::error::PullError;
+use crate::metrics::Phases;
 use crate::settings::Settings;
 use registry::Registry;
 use store::Store;
@@ -130,6 +131,7 @@ struct Inner {
     store: Store,
     registry: Registry,
     pulls: Mutex<HashMap<PullKey, Weak<Pull>>>,
+    phases: Arc<Phases>,
 }
 
 type PullKey = (String, Option<Auth>);
@@ -151,9 +153,9 @@ pub async fn push(
 }
 
 impl Images {
-    pub(crate) fn open(settings: &Settings) -> io::Result<Self> {
+    pub(crate) fn open(settings: &Settings, phases: Arc<Phases>) -> io::Result<Self> {
         let store = Store::open(settings.data_dir.join("images"))?;
-        let inner = Inner { store, registry: Registry::new(settings), pulls: Mutex::default() };
+        let inner = Inner { store, registry: Registry::new(settings), pulls: Mutex::default(), phases };
         Ok(Self(Arc::new(inner)))
     }
 
@@ -179,8 +181,15 @@ impl Images {
         }
         let pull = self.pull_in_progress((reference.whole(), credentials.clone()));
         let inner = &self.0;
-        let result =
-            pull.get_or_init(|| inner.registry.pull(&inner.store, reference, credentials)).await.clone();
+        let fetch = async {
+            let started = std::time::Instant::now();
+            let result = inner.registry.pull(&inner.store, reference, credentials).await;
+            if result.is_ok() {
+                inner.phases.pull.record(started.elapsed());
+            }
+            result
+        };
+        let result = pull.get_or_init(|| fetch).await.clone();
         drop(pull);
         inner.pulls.lock().retain(|_, pull| pull.strong_count() > 0);
         result

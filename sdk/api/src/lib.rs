@@ -9,6 +9,7 @@
 
 pub mod knative;
 mod object;
+pub mod per_request;
 mod quantity;
 mod resource;
 mod selector;
@@ -17,6 +18,7 @@ mod time;
 
 pub use k8s_openapi;
 pub use object::Object;
+pub use per_request::PerRequest;
 pub use quantity::{Quantity, QuantityError};
 pub use resource::{GroupKind, GroupResource, GroupVersion, Gvk, Gvr};
 pub use selector::{FieldSelector, LabelSelector, Operator, Requirement, SelectorError};

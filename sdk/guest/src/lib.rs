@@ -87,3 +87,25 @@ macro_rules! serve {
         $crate::wasip2::http::proxy::export!(WasmkFunction with_types_in $crate::wasip2);
     };
 }
+
+/// Declares that an instance may serve that many requests, one after another: what one request leaves in
+/// statics, files or memory does no harm to the next. It takes effect for functions that ask for it
+/// (`wasmk fn deploy --reuse`); the number is written in plain digits.
+///
+/// ```
+/// wasmk_guest::reusable!(1000);
+/// ```
+#[macro_export]
+macro_rules! reusable {
+    ($most:literal) => {
+        const _: () = {
+            const TEXT: &[u8] = ::core::stringify!($most).as_bytes();
+            #[cfg_attr(target_family = "wasm", unsafe(link_section = "wasmk:instance-reuse"))]
+            #[used]
+            static DECLARED: [u8; TEXT.len()] = match TEXT.first_chunk() {
+                Some(text) => *text,
+                None => [0; TEXT.len()],
+            };
+        };
+    };
+}

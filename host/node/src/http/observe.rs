@@ -33,6 +33,13 @@ pub(super) async fn metrics(State(shared): State<Shared>) -> String {
         // Writing to a string cannot fail.
         let _ = write!(out, "# HELP {name} {help}\n# TYPE {name} gauge\n{name} {value}\n");
     }
+    // The engine's lines of the same family follow.
+    let family = crate::functions::PHASES;
+    let _ = write!(
+        out,
+        "# HELP {family} Time from an image's name to an answer's first byte, by step.\n# TYPE {family} histogram\n"
+    );
+    shared.cx.functions.metrics(&mut out);
     out.push_str(&shared.cx.engine.metrics());
     out
 }

@@ -9,7 +9,7 @@ use std::{
 
 use tokio::sync::mpsc;
 use wasmk_api::{
-    Quantity,
+    PerRequest, Quantity,
     k8s_openapi::api::core::v1::{Container, Pod},
 };
 use wasmk_runtime::StopSignal;
@@ -142,6 +142,7 @@ impl Run {
             cpu_millis: cpu_limit(&self.container),
             timeout: None,
             concurrency: None,
+            per_request: per_request(&self.pod)?,
             log: log.clone(),
             stdin: None,
         };
@@ -289,6 +290,13 @@ pub(crate) fn memory_limit(container: &Container) -> Option<u64> {
     let limit = container.resources.as_ref()?.limits.as_ref()?.get("memory")?;
     let bytes = limit.0.parse::<Quantity>().ok()?.value();
     u64::try_from(bytes).ok().filter(|b| *b > 0)
+}
+
+/// The limits of requests that the pod's annotations say.
+pub(crate) fn per_request(pod: &Pod) -> Result<PerRequest, Failure> {
+    let annotations = pod.metadata.annotations.as_ref();
+    let read = PerRequest::read(|key| annotations?.get(key).map(String::as_str));
+    read.map_err(|wrong| Failure::new(env::CONFIG_ERROR, wrong))
 }
 
 /// The container's processor limit in thousandths of a core.

@@ -18,7 +18,7 @@ mod store;
 pub mod volumes;
 pub(crate) mod worker;
 
-pub(crate) use container::{cpu_limit, memory_limit};
+pub(crate) use container::{cpu_limit, memory_limit, per_request};
 pub(crate) use images::logins;
 pub(crate) use store::{Known, load};
 pub(crate) use worker::{Handle, spawn};

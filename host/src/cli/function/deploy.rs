@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, Result, bail};
 use http::Method;
 use serde_json::{Map, Value, json};
+use wasmk_api::per_request;
 
 use super::{
     super::{Context, Exit, api::Api, selection::with_query},
@@ -30,12 +31,27 @@ pub(in super::super) struct Args {
     /// All of a Secret's or ConfigMap's keys as variables, for instance secret:keys; may be repeated
     #[arg(long, value_name = "secret:NAME|config-map:NAME")]
     env_from: Vec<String>,
-    /// Most memory an instance may use, for instance 64Mi
+    /// Most memory it may use, for instance 64Mi
     #[arg(long, value_name = "AMOUNT")]
     memory: Option<String>,
     /// Most CPU it may use, for instance 500m
     #[arg(long, value_name = "AMOUNT")]
     cpu: Option<String>,
+    /// Most processor time of one request, in milliseconds
+    #[arg(long, value_name = "MILLIS")]
+    max_cpu_millis: Option<u32>,
+    /// Most memory of one instance, for instance 16Mi; --memory is for all of them together
+    #[arg(long, value_name = "AMOUNT")]
+    max_memory: Option<String>,
+    /// Most bytes that one request sends out by HTTP, for instance 1Mi
+    #[arg(long, value_name = "AMOUNT")]
+    max_egress: Option<String>,
+    /// Most bytes of an answer, for instance 1Mi
+    #[arg(long, value_name = "AMOUNT")]
+    max_response: Option<String>,
+    /// Use instances again, as far as the component declares that they can be
+    #[arg(long)]
+    reuse: bool,
     /// The port its container listens on [default: 8080]; no matter to WebAssembly
     #[arg(long, value_name = "PORT")]
     port: Option<u16>,
@@ -292,6 +308,14 @@ fn annotations(args: &Args) -> Result<Map<String, Value>> {
         .into_iter()
         .filter_map(|(key, value)| Some((format!("autoscaling.knative.dev/{key}"), value?.into())))
         .collect();
+    let limits = [
+        (per_request::MAX_CPU, args.max_cpu_millis.map(|n| n.to_string())),
+        (per_request::MAX_MEMORY, args.max_memory.clone()),
+        (per_request::MAX_EGRESS, args.max_egress.clone()),
+        (per_request::MAX_RESPONSE, args.max_response.clone()),
+        (per_request::INSTANCE_REUSE, args.reuse.then(|| "enabled".into())),
+    ];
+    all.extend(limits.into_iter().filter_map(|(key, value)| Some((key.into(), value?.into()))));
     for text in &args.annotation {
         let (key, value) = pair("annotation", text)?;
         all.insert(key.into(), value.into());

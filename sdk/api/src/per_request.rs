@@ -1,0 +1,132 @@
+//! Limits of each request to a WebAssembly function, as annotations of its pods (or its template) say them.
+
+use std::time::Duration;
+
+use crate::Quantity;
+
+/// Annotation: most processor time of one request, in milliseconds.
+pub const MAX_CPU: &str = "functions.wasmk.dev/max-cpu-millis";
+/// Annotation: most memory of one instance, as a quantity.
+pub const MAX_MEMORY: &str = "functions.wasmk.dev/max-memory";
+/// Annotation: most bytes that one request sends out by HTTP, as a quantity.
+pub const MAX_EGRESS: &str = "functions.wasmk.dev/max-egress";
+/// Annotation: most bytes of an answer's body, as a quantity.
+pub const MAX_RESPONSE: &str = "functions.wasmk.dev/max-response";
+/// Annotation: `enabled` lets an instance serve several requests, one after another, as far as its program
+/// declares that it can; `disabled` is the default.
+pub const INSTANCE_REUSE: &str = "functions.wasmk.dev/instance-reuse";
+
+/// What the annotations of this module say.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PerRequest {
+    /// Most processor time.
+    pub cpu: Option<Duration>,
+    /// Most bytes of memory.
+    pub memory: Option<u64>,
+    /// Most bytes sent out.
+    pub egress: Option<u64>,
+    /// Most bytes of an answer.
+    pub response: Option<u64>,
+    /// Whether instances may be used again.
+    pub reuse: bool,
+}
+
+/// An annotation whose value is not what it takes.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("annotation {key} is {value:?}; {expected} was expected")]
+pub struct BadAnnotation {
+    /// Which.
+    pub key: &'static str,
+    /// Its value.
+    pub value: String,
+    /// What it takes.
+    pub expected: &'static str,
+}
+
+impl PerRequest {
+    /// Reads the annotations through `get`, which gives the value of a key.
+    ///
+    /// # Errors
+    /// The first that has a value it cannot have.
+    pub fn read<'a>(get: impl Fn(&str) -> Option<&'a str>) -> Result<Self, BadAnnotation> {
+        let bytes = |key| parsed(&get, key, "a positive quantity of bytes, such as 64Mi,", quantity);
+        let millis = parsed(&get, MAX_CPU, "a positive number of milliseconds", |text| {
+            text.parse().ok().filter(|millis: &u32| *millis > 0)
+        })?;
+        let reuse = parsed(&get, INSTANCE_REUSE, "enabled or disabled", |text| match text {
+            "enabled" => Some(true),
+            "disabled" => Some(false),
+            _ => None,
+        })?;
+        Ok(Self {
+            cpu: millis.map(|millis| Duration::from_millis(millis.into())),
+            memory: bytes(MAX_MEMORY)?,
+            egress: bytes(MAX_EGRESS)?,
+            response: bytes(MAX_RESPONSE)?,
+            reuse: reuse.unwrap_or(false),
+        })
+    }
+}
+
+fn quantity(text: &str) -> Option<u64> {
+    u64::try_from(text.parse::<Quantity>().ok()?.value()).ok().filter(|bytes| *bytes > 0)
+}
+
+fn parsed<'a, T>(
+    get: &impl Fn(&str) -> Option<&'a str>,
+    key: &'static str,
+    expected: &'static str,
+    parse: impl Fn(&str) -> Option<T>,
+) -> Result<Option<T>, BadAnnotation> {
+    let Some(value) = get(key) else { return Ok(None) };
+    match parse(value) {
+        Some(found) => Ok(Some(found)),
+        None => Err(BadAnnotation { key, value: value.to_owned(), expected }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(pairs: &[(&str, &str)]) -> Result<PerRequest, BadAnnotation> {
+        let pairs: std::collections::HashMap<&str, &str> = pairs.iter().copied().collect();
+        PerRequest::read(|key| pairs.get(key).copied())
+    }
+
+    #[test]
+    fn annotations_are_read_and_absent_ones_limit_nothing() {
+        assert_eq!(read(&[]), Ok(PerRequest::default()));
+        let all = [
+            (MAX_CPU, "50"),
+            (MAX_MEMORY, "64Mi"),
+            (MAX_EGRESS, "1k"),
+            (MAX_RESPONSE, "10"),
+            (INSTANCE_REUSE, "enabled"),
+        ];
+        let expect = PerRequest {
+            cpu: Some(Duration::from_millis(50)),
+            memory: Some(64 << 20),
+            egress: Some(1000),
+            response: Some(10),
+            reuse: true,
+        };
+        assert_eq!(read(&all), Ok(expect));
+        assert_eq!(read(&[(INSTANCE_REUSE, "disabled")]), Ok(PerRequest::default()));
+    }
+
+    #[test]
+    fn wrong_values_are_named() {
+        for (key, value) in [
+            (MAX_CPU, "0"),
+            (MAX_CPU, "1.5"),
+            (MAX_MEMORY, "-1"),
+            (MAX_EGRESS, "much"),
+            (MAX_RESPONSE, ""),
+            (INSTANCE_REUSE, "true"),
+        ] {
+            let error = read(&[(key, value)]).unwrap_err();
+            assert_eq!((error.key, error.value.as_str()), (key, value));
+        }
+    }
+}

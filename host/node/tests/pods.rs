@@ -152,7 +152,14 @@ async fn a_pod_adopts_the_function_that_answered_before_it() {
     let function = functions.prepare(spec).await.unwrap();
     let body = Empty::new().map_err(|never: std::convert::Infallible| match never {}).boxed_unsync();
     let request = http::Request::get("http://hello/early").body(body).unwrap();
-    let answer = function.call(request, Duration::ZERO).await.into_body().collect().await.unwrap().to_bytes();
+    let answer = function
+        .call(request, std::time::Duration::ZERO)
+        .await
+        .into_body()
+        .collect()
+        .await
+        .unwrap()
+        .to_bytes();
     assert_eq!(answer, "hi /early");
     assert_eq!(cluster.get("/functionLogs/default/hello-1").await, (200, "asked for /early\n".into()));
     let spec = json!({"nodeName": "n1", "containers": [{"name": "user-container", "image": "http:1"}]});

@@ -3,7 +3,14 @@
 //! [`Cluster::start`] reads as the program's story: keys, store, API, listeners, then the parts that
 //! are ordinary clients of the API. Each part gets a client of its own identity.
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
 use anyhow::{Context, Result, bail};
 use kube::Client;
@@ -12,7 +19,9 @@ use tokio::{
     sync::{mpsc, watch},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
-use wasmk_apiserver::{ApiServer, Config, FrontProxy, RequestHeader, ServiceRange, Serving};
+use wasmk_apiserver::{
+    ApiServer, Component, Config, FrontProxy, LogFile, RequestHeader, ServiceRange, Serving,
+};
 use wasmk_controllers::{Accounts, LoadBalancer};
 use wasmk_functions::{Admission, Executor, Functions, Live};
 use wasmk_node::Node;
@@ -146,6 +155,9 @@ impl Cluster {
         config.advertise_address = inside_address.unwrap_or(running.api).ip();
         config.advertise_port = running.api.port();
         settings.access.apply(&mut config);
+        let controlled = Arc::new(AtomicBool::new(false));
+        config.components = components(&controlled);
+        config.logs = logs(&settings.data, config.audit.as_ref());
         let api = ApiServer::start(config).await.context("the API cannot start")?;
 
         let stop = CancellationToken::new();
@@ -174,7 +186,7 @@ impl Cluster {
         bootstrap::write(&writer, &cluster.running, &trusted)
             .await
             .context("cannot write what every cluster has")?;
-        cluster.control(&settings, signer, failed);
+        cluster.control(&settings, signer, (controlled, failed));
         if let Ok(listener) = ingress_listener {
             cluster.start_ingress(listener);
         }
@@ -276,7 +288,12 @@ impl Cluster {
         Ok(())
     }
 
-    fn control(&self, settings: &Settings, signer: watch::Receiver<Authority>, failed: mpsc::Sender<String>) {
+    fn control(
+        &self,
+        settings: &Settings,
+        signer: watch::Receiver<Authority>,
+        (running, failed): (Arc<AtomicBool>, mpsc::Sender<String>),
+    ) {
         if settings.controllers.iter().any(|c| c == "-*") {
             return;
         }
@@ -294,6 +311,12 @@ impl Cluster {
         let control = Control { client, scheduler, accounts, settings: wanted, signer };
         let shared = settings.store.is_shared();
         let controllers = control.run(shared, self.stop.clone());
+        running.store(true, Ordering::Relaxed);
+        let controllers = async move {
+            let ended = controllers.await;
+            running.store(false, Ordering::Relaxed);
+            ended
+        };
         self.must_run("the controllers and the scheduler", controllers, failed);
     }
 
@@ -356,6 +379,25 @@ impl Cluster {
         let wanted = wasmk_functions::Settings { live, executor };
         Some(Functions::start(client, listener, wanted))
     }
+}
+
+/// What `componentstatuses` tells of beside the store: they run together, or not at all.
+fn components(running: &Arc<AtomicBool>) -> Vec<Component> {
+    let one = |name| {
+        let running = running.clone();
+        let problem =
+            move || (!running.load(Ordering::Relaxed)).then(|| "does not run in this process".into());
+        Component { name, problem: Arc::new(problem) }
+    };
+    ["controller-manager", "scheduler"].map(one).into()
+}
+
+/// What `/logs` serves, of it what is there: what a detached process prints, and what was asked of the API.
+fn logs(data: &DataDir, audit: Option<&wasmk_apiserver::audit::Settings>) -> Vec<LogFile> {
+    let mut all = vec![LogFile { name: "wasmk.log".into(), path: data.join("wasmk.log") }];
+    let file = audit.and_then(|settings| settings.file.as_ref()).map(|file| file.path.clone());
+    all.extend(file.map(|path| LogFile { name: "audit.log".into(), path }));
+    all
 }
 
 /// Length of the prefix of a node's part of the pods' range: room for 4,094 pods, or else a quarter.

@@ -120,3 +120,6 @@ impl Renewal {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -26,10 +26,13 @@ pub(crate) struct Call {
     /// How the answer is to be written.
     pub(crate) wanted: Wanted,
     warnings: Mutex<Vec<String>>,
+    annotations: Mutex<Vec<(String, String)>>,
 }
 
 /// Most warnings one answer carries.
 const MAX_WARNINGS: usize = 64;
+/// Most annotations handlers add to one request's audit events.
+const MAX_ANNOTATIONS: usize = 128;
 
 impl Call {
     /// From its parts.
@@ -41,7 +44,16 @@ impl Call {
         user: Arc<User>,
         wanted: Wanted,
     ) -> Self {
-        Self { info, method, query, headers, user, wanted, warnings: Mutex::default() }
+        Self {
+            info,
+            method,
+            query,
+            headers,
+            user,
+            wanted,
+            warnings: Mutex::default(),
+            annotations: Mutex::default(),
+        }
     }
 
     /// Adds a `Warning` header to the answer, once.
@@ -56,6 +68,20 @@ impl Call {
     /// Takes the warnings.
     pub(crate) fn warnings(&self) -> Vec<String> {
         std::mem::take(&mut self.warnings.lock())
+    }
+
+    /// Adds an annotation to the request's audit events; the first of a key stays.
+    pub(crate) fn annotate(&self, key: impl Into<String>, value: impl Into<String>) {
+        let key = key.into();
+        let mut annotations = self.annotations.lock();
+        if annotations.len() < MAX_ANNOTATIONS && annotations.iter().all(|(known, _)| *known != key) {
+            annotations.push((key, value.into()));
+        }
+    }
+
+    /// Takes the annotations.
+    pub(crate) fn annotations(&self) -> Vec<(String, String)> {
+        std::mem::take(&mut self.annotations.lock())
     }
 
     /// The name of the field manager: as given, or what comes before the slash in the user agent.

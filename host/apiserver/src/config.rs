@@ -2,6 +2,7 @@
 
 use std::{
     net::{IpAddr, Ipv4Addr},
+    path::PathBuf,
     sync::Arc,
 };
 
@@ -132,6 +133,24 @@ pub struct FrontProxy {
     pub ca: String,
 }
 
+/// Another part of the control plane, whose state `componentstatuses` tells.
+#[derive(Clone)]
+pub struct Component {
+    /// Its name there.
+    pub name: &'static str,
+    /// What is wrong with it at present, if anything.
+    pub problem: Arc<dyn Fn() -> Option<String> + Send + Sync>,
+}
+
+/// A file that is served below `/logs`.
+#[derive(Clone, Debug)]
+pub struct LogFile {
+    /// The last part of its URL.
+    pub name: String,
+    /// Where it is; one that is not there is not listed.
+    pub path: PathBuf,
+}
+
 /// The settings of an API server.
 #[derive(Clone)]
 pub struct Config {
@@ -169,6 +188,10 @@ pub struct Config {
     pub audit: Option<crate::audit::Settings>,
     /// Bearer tokens with the users they stand for.
     pub static_tokens: Vec<(String, crate::User)>,
+    /// The parts beside the store that `componentstatuses` tells of.
+    pub components: Vec<Component>,
+    /// What `/logs` lists.
+    pub logs: Vec<LogFile>,
     /// The present.
     pub clock: fn() -> Timestamp,
     /// Defaults and rules that other parts of the program bring.
@@ -196,6 +219,8 @@ impl Config {
             admission: AdmissionPlugins::default(),
             audit: None,
             static_tokens: Vec::new(),
+            components: Vec::new(),
+            logs: Vec::new(),
             clock: Timestamp::now,
             hooks: Vec::new(),
         }

@@ -16,7 +16,7 @@ use crate::{
     dispatch::not_found_page,
     health,
     http::{Answer, Wanted, negotiate::Format, respond},
-    openapi,
+    logs, openapi,
     server::Core,
     table::Table,
 };
@@ -79,13 +79,17 @@ pub(crate) async fn other(
             found(call, discovery::api_resource_list(&table.registry, group, version))
         }
         ["openapi", ..] => openapi::serve(core, call, &table, &parts[1..]),
+        ["logs", name @ ..] => logs::serve(core, name).await,
         _ => Ok(health::serve(core, call, &parts)),
     }
 }
 
 fn known(path: &str) -> bool {
     let first = path.split('/').nth(1).unwrap_or("");
-    matches!(first, "api" | "apis" | "openapi" | "version" | "healthz" | "livez" | "readyz" | "metrics" | "")
+    matches!(
+        first,
+        "api" | "apis" | "openapi" | "version" | "healthz" | "livez" | "readyz" | "metrics" | "logs" | ""
+    )
 }
 
 fn paths(table: &Table) -> Answer {

@@ -1,6 +1,9 @@
 //! The one way every request takes: authentication, limits, authorization, handler.
 
-use std::{sync::Arc, time::Instant};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use axum::{body::Body, extract::Request};
 use bytes::Bytes;
@@ -14,7 +17,7 @@ use crate::{
     auth::{Attributes, User, impersonation},
     authorize,
     call::Call,
-    discovery,
+    crd, discovery,
     http::{Answer, Query, RequestInfo, negotiate, respond},
     read,
     server::Core,
@@ -25,6 +28,9 @@ use crate::{
 
 /// The largest body of a request, in bytes.
 pub(crate) const MAX_BODY: usize = 3 << 20;
+
+/// Longest wait for the whole body of a request.
+const BODY: Duration = Duration::from_secs(60);
 
 /// Answers a request.
 pub(crate) async fn serve(core: Arc<Core>, request: Request) -> Answer {
@@ -118,6 +124,9 @@ async fn pass(
     let request = Request::from_parts(parts, body);
     let outcome = route(core, &call, request).await;
     let mut answer = outcome.unwrap_or_else(|status| respond::status_as(error_form(wanted), &status));
+    if let Some(trail) = trail.as_mut() {
+        call.annotations().into_iter().for_each(|(key, value)| trail.annotate(&key, value));
+    }
     for warning in call.warnings() {
         respond::warn(&mut answer, &warning);
     }
@@ -211,6 +220,7 @@ async fn route(core: &Arc<Core>, call: &Arc<Call>, request: Request) -> Result<A
     };
     let resource = resource.clone();
     drop(table);
+    crd::await_established(core, &resource).await;
     if resource.namespaced && info.namespace.is_empty() && !info.name.is_empty() {
         return Ok(not_found_page());
     }
@@ -279,10 +289,14 @@ async fn object_verb(
 /// The body of a request, up to [`MAX_BODY`].
 ///
 /// # Errors
-/// 413 when it is larger, 400 when it breaks off.
+/// 413 when it is larger, 504 when it takes too long, 400 when it breaks off.
 pub(crate) async fn body(request: Request) -> Result<Bytes, Status> {
     let body = http_body_util::Limited::new(request.into_body(), MAX_BODY);
-    match http_body_util::BodyExt::collect(body).await {
+    let read = tokio::time::timeout(BODY, http_body_util::BodyExt::collect(body)).await;
+    let Ok(read) = read else {
+        return Err(Status::new(Reason::Timeout, "the request's body did not arrive in time"));
+    };
+    match read {
         Ok(all) => Ok(all.to_bytes()),
         Err(error) if error.is::<http_body_util::LengthLimitError>() => Err(Status::new(
             Reason::RequestEntityTooLarge,

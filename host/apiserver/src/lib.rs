@@ -25,6 +25,7 @@ mod flow;
 mod health;
 mod http;
 mod jsonpath;
+mod logs;
 mod machine;
 mod metrics;
 mod openapi;
@@ -43,6 +44,9 @@ pub use auth::{
     abac::{Policy as AbacPolicy, PolicyError as AbacError},
     settings::{Accounts, Authentication, Authorization, Authorizer, Oidc, RequestHeader, Webhook},
 };
-pub use config::{Config, FrontProxy, KindHook, NoNodes, NodeDialer, NodeStream, ServiceRange, VersionInfo};
+pub use config::{
+    Component, Config, FrontProxy, KindHook, LogFile, NoNodes, NodeDialer, NodeStream, ServiceRange,
+    VersionInfo,
+};
 pub use server::{ApiServer, NodeIdentifier, StartError, Trust};
-pub use tls::{Serving, TlsError, serve_tls, tls_config, tls_config_for};
+pub use tls::{Patience, Serving, TlsError, serve_tls, serve_tls_with, tls_config, tls_config_for};

@@ -1,6 +1,6 @@
 //! The running server: what all requests share, and its life.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::HashSet, sync::Arc, time::Duration};
 
 use arc_swap::ArcSwap;
 use axum::{Router, extract::State, routing::any};
@@ -79,8 +79,9 @@ pub(crate) struct Core {
     pub(crate) aggregated: ArcSwap<Servers>,
     /// How often the table was made; wakes those who look at it.
     pub(crate) defined: watch::Sender<u64>,
-    /// Held while the table is made anew, so that no older one takes the place of a newer.
-    pub(crate) refreshing: parking_lot::Mutex<()>,
+    /// Definitions that are served already and will be established next. Held while the table is made anew, so that
+    /// no older one takes the place of a newer.
+    pub(crate) establishing: parking_lot::Mutex<HashSet<String>>,
     pub(crate) shutdown: CancellationToken,
     pub(crate) flow: Flow,
     pub(crate) long_running: Arc<Semaphore>,
@@ -145,7 +146,7 @@ impl ApiServer {
             remote: Remote::new(&config.front_proxy),
             aggregated: ArcSwap::default(),
             defined: watch::Sender::new(0),
-            refreshing: parking_lot::Mutex::default(),
+            establishing: parking_lot::Mutex::default(),
             shutdown,
             flow: Flow::default(),
             long_running: Arc::new(Semaphore::new(MAX_LONG_RUNNING)),

@@ -1,6 +1,6 @@
 //! The TLS listener: proves client certificates and hands requests to the router.
 
-use std::{sync::Arc, time::Duration};
+use std::{pin::Pin, sync::Arc, time::Duration};
 
 use arc_swap::ArcSwap;
 use axum::{Router, body::Body};
@@ -22,7 +22,11 @@ use rustls::{
 };
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, SubjectPublicKeyInfoDer, UnixTime, pem::PemObject};
 use thiserror::Error;
-use tokio::{net::TcpListener, sync::Semaphore, time::timeout};
+use tokio::{
+    net::TcpListener,
+    sync::{Semaphore, watch},
+    time::timeout,
+};
 use tokio_rustls::TlsAcceptor;
 use tower::ServiceExt;
 
@@ -30,10 +34,8 @@ use crate::auth::PeerCertificate;
 
 /// Connections at the same time.
 const MAX_CONNECTIONS: usize = 16_384;
-/// Longest TLS handshake.
-const HANDSHAKE: Duration = Duration::from_secs(10);
-/// Longest wait for a request's headers.
-const HEADERS: Duration = Duration::from_secs(30);
+/// How often a silent HTTP/2 client is asked whether it is there, and how long it may take to say so.
+const PING: (Duration, Duration) = (Duration::from_secs(30), Duration::from_secs(15));
 /// Largest headers of an HTTP/2 request, in bytes.
 const MAX_HEADER_BYTES: u32 = 64 << 10;
 /// Largest headers of an HTTP/1 request, in bytes.
@@ -44,6 +46,27 @@ const MAX_STREAMS: u32 = 1000;
 const DRAIN: Duration = Duration::from_secs(5);
 /// Pause after a failed accept, for instance when descriptors ran out.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+
+/// How long clients may take.
+#[derive(Clone, Copy, Debug)]
+pub struct Patience {
+    /// For the TLS handshake.
+    pub handshake: Duration,
+    /// For the headers of a request, on HTTP/1 also for the next request of a connection.
+    pub headers: Duration,
+    /// Between two requests of an HTTP/2 connection.
+    pub idle: Duration,
+}
+
+impl Default for Patience {
+    fn default() -> Self {
+        Self {
+            handshake: Duration::from_secs(10),
+            headers: Duration::from_secs(30),
+            idle: Duration::from_secs(90),
+        }
+    }
+}
 
 /// Why TLS cannot be served.
 #[derive(Debug, Error)]
@@ -226,6 +249,17 @@ pub async fn serve_tls(
     router: Router,
     shutdown: tokio_util::sync::CancellationToken,
 ) {
+    serve_tls_with(listener, tls, router, shutdown, Patience::default()).await;
+}
+
+/// The same with other bounds on how long clients may take.
+pub async fn serve_tls_with(
+    listener: TcpListener,
+    tls: Arc<rustls::ServerConfig>,
+    router: Router,
+    shutdown: tokio_util::sync::CancellationToken,
+    patience: Patience,
+) {
     let acceptor = TlsAcceptor::from(tls);
     let permits = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     let stop = tokio_util::sync::CancellationToken::new();
@@ -252,8 +286,8 @@ pub async fn serve_tls(
         let (acceptor, router, stop) = (acceptor.clone(), router.clone(), stop.clone());
         tokio::spawn(async move {
             let _permit = permit;
-            if let Ok(Ok(stream)) = timeout(HANDSHAKE, acceptor.accept(stream)).await {
-                connection(stream, Peer(peer.ip()), router, stop).await;
+            if let Ok(Ok(stream)) = timeout(patience.handshake, acceptor.accept(stream)).await {
+                connection(stream, Peer(peer.ip()), router, stop, patience).await;
             }
         });
     }
@@ -267,40 +301,110 @@ pub async fn serve_tls(
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Peer(pub(crate) std::net::IpAddr);
 
+/// A request whose answer is not sent yet.
+struct Open(watch::Sender<usize>);
+
+impl Open {
+    fn new(count: watch::Sender<usize>) -> Self {
+        count.send_modify(|open| *open += 1);
+        Self(count)
+    }
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        self.0.send_modify(|open| *open -= 1);
+    }
+}
+
+/// The body of an answer, which keeps its request open.
+struct Held {
+    body: Body,
+    _open: Open,
+}
+
+impl http_body::Body for Held {
+    type Data = bytes::Bytes;
+    type Error = axum::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut std::task::Context<'_>,
+    ) -> std::task::Poll<Option<Result<http_body::Frame<Self::Data>, Self::Error>>> {
+        Pin::new(&mut self.body).poll_frame(cx)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> http_body::SizeHint {
+        self.body.size_hint()
+    }
+}
+
+/// Waits until a connection should end: everything stops, or it was without a request for so long.
+async fn ended(stop: &tokio_util::sync::CancellationToken, open: &watch::Sender<usize>, idle: Duration) {
+    let mut open = open.subscribe();
+    loop {
+        let quiet = async {
+            // The sender is borrowed by the caller and stays.
+            let _ = open.wait_for(|open| *open == 0).await;
+            timeout(idle, open.changed()).await.is_err()
+        };
+        tokio::select! {
+            () = stop.cancelled() => return,
+            quiet = quiet => if quiet { return },
+        }
+    }
+}
+
 async fn connection(
     stream: tokio_rustls::server::TlsStream<tokio::net::TcpStream>,
     peer: Peer,
     router: Router,
     stop: tokio_util::sync::CancellationToken,
+    patience: Patience,
 ) {
     let certificate = stream
         .get_ref()
         .1
         .peer_certificates()
         .map(|chain| PeerCertificate(Arc::new(chain.iter().map(|c| c.clone().into_owned()).collect())));
+    let open = watch::Sender::new(0_usize);
+    let requests = open.clone();
     let service = hyper::service::service_fn(move |request: Request<Incoming>| {
         let (router, certificate) = (router.clone(), certificate.clone());
+        let held = Open::new(requests.clone());
         async move {
             let mut request = request.map(Body::new);
             request.extensions_mut().insert(peer);
             if let Some(certificate) = certificate {
                 request.extensions_mut().insert(certificate);
             }
-            router.oneshot(request).await
+            let answer = router.oneshot(request).await?;
+            // Open until its body is sent.
+            Ok::<_, std::convert::Infallible>(answer.map(|body| Held { body, _open: held }))
         }
     });
     let mut builder = auto::Builder::new(TokioExecutor::new());
-    builder.http1().timer(TokioTimer::new()).header_read_timeout(HEADERS).max_buf_size(MAX_HTTP1_BYTES);
+    builder
+        .http1()
+        .timer(TokioTimer::new())
+        .header_read_timeout(patience.headers)
+        .max_buf_size(MAX_HTTP1_BYTES);
     builder
         .http2()
         .timer(TokioTimer::new())
+        .keep_alive_interval(PING.0)
+        .keep_alive_timeout(PING.1)
         .max_header_list_size(MAX_HEADER_BYTES)
         .max_concurrent_streams(MAX_STREAMS);
     let served = builder.serve_connection_with_upgrades(TokioIo::new(stream), service);
     tokio::pin!(served);
     let outcome = tokio::select! {
         outcome = served.as_mut() => outcome,
-        () = stop.cancelled() => {
+        () = ended(&stop, &open, patience.idle) => {
             served.as_mut().graceful_shutdown();
             served.await
         }

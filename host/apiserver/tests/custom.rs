@@ -107,3 +107,63 @@ async fn a_bound_policy_refuses_what_its_expression_does() {
     assert!(refused.body["message"].as_str().unwrap().ends_with("denied request: not ok"), "{refused:?}");
     assert_eq!(server.post(maps, json!({"metadata": {"name": "ok-one"}})).await.code, 201);
 }
+
+/// Who sees that a definition is established finds its kind, at once and in every document.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_established_definition_is_served() {
+    let server = support::start().await;
+    for at in 0..30 {
+        let plural = format!("things{at}");
+        let mut wanted = definition();
+        wanted["metadata"]["name"] = format!("{plural}.example.com").into();
+        wanted["spec"]["names"] = json!({"plural": plural, "kind": format!("Thing{at}")});
+        assert_eq!(server.post(DEFINITIONS, wanted).await.code, 201);
+        let path = format!("{DEFINITIONS}/{plural}.example.com");
+        let established = async {
+            loop {
+                let found = server.get(&path).await.body;
+                let conditions = found["status"]["conditions"].as_array().cloned().unwrap_or_default();
+                if conditions.iter().any(|c| c["type"] == "Established" && c["status"] == "True") {
+                    return;
+                }
+            }
+        };
+        tokio::time::timeout(std::time::Duration::from_secs(20), established).await.expect("in time");
+        let things = format!("/apis/example.com/v1/namespaces/default/{plural}");
+        assert_eq!(server.post(&things, json!({"metadata": {"name": "a"}})).await.code, 201, "{plural}");
+        let served = server.get("/apis/example.com/v1").await.body;
+        let names: Vec<_> = served["resources"].as_array().unwrap().iter().map(|r| &r["name"]).collect();
+        assert!(names.contains(&&json!(plural)), "{names:?}");
+    }
+}
+
+/// Of two definitions with one kind, the second waits.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_kind_belongs_to_one_definition() {
+    let server = support::start().await;
+    let mut other = definition();
+    other["metadata"]["name"] = "others.example.com".into();
+    other["spec"]["names"] = json!({"plural": "others", "kind": "Thing"});
+    let (first, second) =
+        tokio::join!(server.post(DEFINITIONS, definition()), server.post(DEFINITIONS, other.clone()));
+    assert_eq!((first.code, second.code), (201, 201));
+    let told = async {
+        loop {
+            let mut said = Vec::new();
+            for name in ["things", "others"] {
+                let found = server.get(&format!("{DEFINITIONS}/{name}.example.com")).await.body;
+                for condition in found["status"]["conditions"].as_array().into_iter().flatten() {
+                    if condition["type"] == "NamesAccepted" {
+                        said.push(condition["status"].as_str().unwrap().to_owned());
+                    }
+                }
+            }
+            if said.len() == 2 {
+                said.sort();
+                return said;
+            }
+        }
+    };
+    let told = tokio::time::timeout(std::time::Duration::from_secs(20), told).await.expect("in time");
+    assert_eq!(told, ["False", "True"]);
+}

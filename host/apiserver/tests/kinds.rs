@@ -70,6 +70,22 @@ async fn services_get_addresses_and_ports_of_their_own_and_give_them_back() {
 }
 
 #[tokio::test]
+async fn an_address_stays_what_it_is() {
+    let server = support::start().await;
+    let made = server.post(SERVICES, service("a", json!({}))).await;
+    let path = format!("{SERVICES}/a");
+    let changed = server.merge(&path, json!({"spec": {"clusterIP": "127.43.9.9"}})).await;
+    let message = changed.body["message"].as_str().unwrap();
+    let expected = r#"spec.clusterIPs[0]: Invalid value: ["127.43.9.9"]: may not change once set"#;
+    assert!(changed.code == 422 && message.contains(expected), "{changed:?}");
+    assert_eq!(server.get(&path).await.body["spec"], made.body["spec"]);
+    let outside = server.merge(&path, json!({"spec": {"externalIPs": ["127.99.0.1"]}})).await;
+    assert_eq!((outside.code, &outside.body["spec"]["externalIPs"]), (200, &json!(["127.99.0.1"])));
+    let own = server.merge(&path, json!({"spec": {"externalIPs": ["127.0.0.1"]}})).await;
+    assert!(own.body["message"].as_str().unwrap().contains("may not be in the loopback range"), "{own:?}");
+}
+
+#[tokio::test]
 async fn many_services_at_once_never_share_an_address() {
     let server = support::start_with(|config| {
         config.service_range = wasmk_apiserver::ServiceRange::parse("127.43.0.0/26").unwrap();

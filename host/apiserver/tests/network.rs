@@ -2,7 +2,7 @@
 
 mod support;
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use hyper_util::rt::TokioIo;
@@ -12,7 +12,7 @@ use rcgen::{
 use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio_util::sync::CancellationToken;
-use wasmk_apiserver::{NodeDialer, NodeStream, serve_tls, tls_config};
+use wasmk_apiserver::{NodeDialer, NodeStream, Patience, serve_tls_with, tls_config};
 
 struct Authority {
     params: CertificateParams,
@@ -85,6 +85,10 @@ struct Listening {
 }
 
 async fn listen() -> Listening {
+    listen_with(Patience::default()).await
+}
+
+async fn listen_with(patience: Patience) -> Listening {
     let authority = Authority::new();
     let ca = authority.cert.pem();
     let server = support::start_with(|config| {
@@ -97,7 +101,7 @@ async fn listen() -> Listening {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let stop = CancellationToken::new();
-    let task = tokio::spawn(serve_tls(listener, tls, server.api.router(), stop.clone()));
+    let task = tokio::spawn(serve_tls_with(listener, tls, server.api.router(), stop.clone(), patience));
     Listening { server, authority, address, stop, task }
 }
 
@@ -195,4 +199,46 @@ async fn upgraded_connections_reach_through_to_the_node() {
     let mut back = [0; 16];
     stream.read_exact(&mut back).await.unwrap();
     assert_eq!(&back, b"through and back");
+}
+
+/// Waits until the other side ends the connection; fails after a while.
+async fn until_closed(stream: &mut (impl tokio::io::AsyncRead + Unpin)) -> Vec<u8> {
+    let mut rest = Vec::new();
+    let read = tokio::time::timeout(Duration::from_secs(20), stream.read_to_end(&mut rest)).await;
+    // Some peers end without a closing alert.
+    let _ = read.expect("the connection ends in time");
+    rest
+}
+
+#[tokio::test]
+async fn slow_clients_are_let_go() {
+    let short = Duration::from_millis(300);
+    let listening = listen_with(Patience { handshake: short, headers: short, idle: short }).await;
+    let mut silent = tokio::net::TcpStream::connect(listening.address).await.unwrap();
+    assert_eq!(until_closed(&mut silent).await, b"", "a handshake that is never begun");
+    let mut half = listening.connect(None).await;
+    half.write_all(b"GET /healthz HTTP/1.1\r\nhost: ").await.unwrap();
+    let said = String::from_utf8(until_closed(&mut half).await).unwrap();
+    assert!(!said.contains("200 OK"), "{said}");
+    let mut lingering = listening.connect(None).await;
+    lingering.write_all(b"GET /version HTTP/1.1\r\nhost: localhost\r\n\r\n").await.unwrap();
+    let said = String::from_utf8(until_closed(&mut lingering).await).unwrap();
+    assert!(said.starts_with("HTTP/1.1 200"), "{said}");
+}
+
+#[tokio::test]
+async fn a_watch_outlives_an_idle_connections_end() {
+    let short = Duration::from_millis(300);
+    let listening =
+        listen_with(Patience { handshake: Duration::from_secs(10), headers: short, idle: short }).await;
+    let masters = Some(("root", "system:masters"));
+    let path = "/api/v1/namespaces/default/configmaps?watch=true&timeoutSeconds=3";
+    let mut stream = listening.connect(masters).await;
+    let request = format!("GET {path} HTTP/1.1\r\nhost: localhost\r\n\r\n");
+    stream.write_all(request.as_bytes()).await.unwrap();
+    tokio::time::sleep(short * 3).await;
+    let made = json!({"metadata": {"name": "late"}});
+    assert_eq!(listening.server.post("/api/v1/namespaces/default/configmaps", made).await.code, 201);
+    let said = String::from_utf8(until_closed(&mut stream).await).unwrap();
+    assert!(said.contains("\"name\":\"late\""), "{said}");
 }

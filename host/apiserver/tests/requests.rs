@@ -4,6 +4,7 @@ mod support;
 
 use futures::StreamExt;
 use serde_json::{Value, json};
+use wasmk_apiserver::{Component, LogFile};
 
 const MAPS: &str = "/api/v1/namespaces/default/configmaps";
 
@@ -118,6 +119,55 @@ async fn removed_versions_name_their_successor() {
     let answer = server.get("/apis/policy/v1beta1/namespaces/default/poddisruptionbudgets").await;
     assert_eq!(answer.code, 404);
     assert!(answer.body["message"].as_str().unwrap().contains("use policy/v1"), "{answer:?}");
+}
+
+#[tokio::test]
+async fn parts_of_the_control_plane_say_how_they_are() {
+    let problem = std::sync::Arc::new(std::sync::Mutex::new(None));
+    let told = problem.clone();
+    let server = support::start_with(move |config| {
+        let problem = move || told.lock().unwrap().clone();
+        config.components.push(Component { name: "scheduler", problem: std::sync::Arc::new(problem) });
+    })
+    .await;
+    const PARTS: &str = "/api/v1/componentstatuses";
+    let list = server.get(PARTS).await;
+    assert_eq!(list.warnings.len(), 1, "{list:?}");
+    let names: Vec<_> =
+        list.body["items"].as_array().unwrap().iter().map(|i| &i["metadata"]["name"]).collect();
+    assert_eq!(names, ["etcd-0", "scheduler"]);
+    let of = |answer: support::Answer| answer.body["conditions"].clone();
+    let good = json!([{"type": "Healthy", "status": "True", "message": "ok"}]);
+    assert_eq!(of(server.get(&format!("{PARTS}/etcd-0")).await), good);
+    assert_eq!(of(server.get(&format!("{PARTS}/scheduler")).await), good);
+    *problem.lock().unwrap() = Some("out of breath".to_owned());
+    let bad = json!([{"type": "Healthy", "status": "False", "message": "out of breath"}]);
+    assert_eq!(of(server.get(&format!("{PARTS}/scheduler")).await), bad);
+    assert_eq!(server.get(&format!("{PARTS}/other")).await.code, 404);
+    let one = server.get(&format!("{PARTS}?fieldSelector=metadata.name%3Dscheduler")).await;
+    assert_eq!(one.body["items"].as_array().unwrap().len(), 1);
+    assert_eq!(server.post(PARTS, json!({"metadata": {"name": "x"}})).await.code, 405);
+}
+
+#[tokio::test]
+async fn log_files_are_for_those_who_may() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("wasmk.log");
+    std::fs::write(&path, "all is well\n").unwrap();
+    let files = [("wasmk.log", path), ("audit.log", dir.path().join("none"))];
+    let server = support::start_with(|config| {
+        config.logs.extend(files.map(|(name, path)| LogFile { name: name.into(), path }));
+    })
+    .await;
+    let list = server.get("/logs").await;
+    let text = list.body.as_str().unwrap();
+    assert!(text.contains(r#"<a href="/logs/wasmk.log">"#) && !text.contains("audit.log"), "{text}");
+    assert_eq!(server.get("/logs/wasmk.log").await.body, "all is well\n");
+    for path in ["/logs/audit.log", "/logs/..%2fetc%2fpasswd", "/logs/wasmk.log/x", "/logs/none"] {
+        assert_eq!(server.get(path).await.code, 404, "{path}");
+    }
+    let stranger = [("authorization", "")];
+    assert_eq!(server.send("GET", "/logs/wasmk.log", &stranger, "").await.code, 403);
 }
 
 /// Walks every served resource and verb: each answers, and none with a fault of the server.

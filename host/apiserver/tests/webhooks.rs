@@ -7,12 +7,14 @@ mod support;
 use std::{
     net::SocketAddr,
     sync::{Arc, Mutex},
+    time::Duration,
 };
 
 use base64::{Engine, engine::general_purpose::STANDARD};
 use remote::{Asked, Authority, serve};
 use serde_json::{Value, json};
 use support::{Server, start};
+use wasmk_apiserver::audit::{self, FileSettings, Policy};
 
 const MAPS: &str = "/api/v1/namespaces/default/configmaps";
 
@@ -68,13 +70,19 @@ const VALIDATING: &str = "ValidatingWebhookConfiguration";
 
 #[tokio::test]
 async fn hooks_change_objects_in_order_and_see_later_changes_once() {
-    let server = start().await;
+    let folder = tempfile::tempdir().unwrap();
+    let log = folder.path().join("audit.log");
+    let file = FileSettings { path: log.clone(), max_megabytes: 0, max_days: 0, max_backups: 0 };
+    let policy =
+        Policy::parse("{apiVersion: audit.k8s.io/v1, kind: Policy, rules: [{level: Metadata}]}").unwrap();
+    let audit = audit::Settings { policy, file: Some(file), service: None };
+    let server = support::start_with(|config| config.audit = Some(audit)).await;
     let authority = Authority::new("hooks");
     let seen = Arc::new(Mutex::new(Vec::new()));
-    let log = seen.clone();
+    let told = seen.clone();
     let address = serve(&authority, &["127.42.0.1"], None, move |asked| {
         let request = &asked.body["request"];
-        log.lock().unwrap().push(format!("{} {}", asked.target, request["object"]["data"]));
+        told.lock().unwrap().push(format!("{} {}", asked.target, request["object"]["data"]));
         assert_eq!(request["operation"], "CREATE");
         assert_eq!(request["userInfo"]["username"], "admin");
         assert_eq!(request["options"]["kind"], "CreateOptions");
@@ -84,10 +92,13 @@ async fn hooks_change_objects_in_order_and_see_later_changes_once() {
             }
             _ => json!([{ "op": "add", "path": "/data/second", "value": "2" }]),
         };
-        allow(&asked, json!({ "warnings": ["careful"] })).pipe(|(code, mut value)| {
-            value["response"].as_object_mut().unwrap().extend(patch(change).as_object().unwrap().clone());
-            (code, value)
-        })
+        let notes = json!({ "place": asked.target.split('?').next() });
+        allow(&asked, json!({ "warnings": ["careful"], "auditAnnotations": notes })).pipe(
+            |(code, mut value)| {
+                value["response"].as_object_mut().unwrap().extend(patch(change).as_object().unwrap().clone());
+                (code, value)
+            },
+        )
     })
     .await;
     let again = json!({ "reinvocationPolicy": "IfNeeded" });
@@ -108,10 +119,67 @@ async fn hooks_change_objects_in_order_and_see_later_changes_once() {
             r#"/first?timeout=10s {"own":"0","first":"1","second":"2"}"#,
         ]
     );
+    let notes = annotations(&log, "configmaps").await;
+    assert_eq!(notes["first.example.com/place"], "/first");
+    assert_eq!(notes["second.example.com/place"], "/second");
+    assert_eq!(
+        notes["mutation.webhook.admission.k8s.io/round_0_index_1"],
+        r#"{"configuration":"b","webhook":"second.example.com","mutated":true}"#
+    );
     // Without the label nobody is asked.
     let mut free = map("free", json!({}));
     free["metadata"]["labels"] = json!({});
     assert_eq!(server.post(MAPS, free).await.body.get("data"), None);
+}
+
+/// The annotations of the first write of such objects in the audit log.
+async fn annotations(log: &std::path::Path, resource: &str) -> Value {
+    let until = tokio::time::Instant::now() + Duration::from_secs(20);
+    loop {
+        let text = std::fs::read_to_string(log).unwrap_or_default();
+        let mut events = text.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+        let found = events.find(|e| {
+            e["objectRef"]["resource"] == resource && e["stage"] == "ResponseComplete" && e["verb"] != "list"
+        });
+        if let Some(event) = found {
+            return event["annotations"].clone();
+        }
+        assert!(tokio::time::Instant::now() < until, "{text}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+#[tokio::test]
+async fn hooks_change_scales() {
+    let server = start().await;
+    let authority = Authority::new("hooks");
+    let address = serve(&authority, &["127.42.0.1"], None, move |asked| {
+        let request = &asked.body["request"];
+        assert_eq!((&request["kind"]["kind"], &request["subResource"]), (&json!("Scale"), &json!("scale")));
+        assert_eq!(request["oldObject"]["spec"]["replicas"], 1);
+        let change = json!([{ "op": "replace", "path": "/spec/replicas", "value": 7 }]);
+        allow(&asked, patch(change))
+    })
+    .await;
+    let rules = json!([{
+        "apiGroups": ["apps"], "apiVersions": ["v1"], "operations": ["UPDATE"], "resources": ["deployments/scale"],
+    }]);
+    let more = json!({ "rules": rules, "objectSelector": {} });
+    register(&server, MUTATING, "scales", json!([hook("scales", address, &authority, more)])).await;
+    const DEPLOYMENTS: &str = "/apis/apps/v1/namespaces/default/deployments";
+    let labels = json!({ "app": "web" });
+    let deployment = json!({
+        "metadata": { "name": "web" },
+        "spec": {
+            "selector": { "matchLabels": labels },
+            "template": { "metadata": { "labels": labels }, "spec": { "containers": [{ "name": "c", "image": "i" }] } },
+        },
+    });
+    assert_eq!(server.post(DEPLOYMENTS, deployment).await.code, 201);
+    let scaled =
+        server.merge(&format!("{DEPLOYMENTS}/web/scale"), json!({ "spec": { "replicas": 3 } })).await;
+    assert_eq!((scaled.code, &scaled.body["spec"]["replicas"]), (200, &json!(7)), "{scaled:?}");
+    assert_eq!(server.get(&format!("{DEPLOYMENTS}/web")).await.body["spec"]["replicas"], 7);
 }
 
 trait Pipe: Sized {

@@ -83,16 +83,25 @@ pub(crate) fn strict_cidr(text: &str, at: &At<'_>, errors: &mut Errors) {
     }
 }
 
-/// Where pods have their addresses on a node without privileges: loopback to the system, but a pod's own.
-const POD_RANGE: Cidr = Cidr { address: IpAddr::V4(Ipv4Addr::new(127, 42, 0, 0)), prefix: 16 };
+/// The part of the loopback addresses that is this machine itself.
+///
+/// Without privileges the rest of 127.0.0.0/8 is the cluster's network: pods, services and external addresses are
+/// there, in ranges of the user's choice. They can be endpoints; the machine itself cannot.
+const OWN_RANGE: Cidr = Cidr { address: IpAddr::V4(Ipv4Addr::new(127, 0, 0, 0)), prefix: 16 };
+
+/// Whether that address stands for this machine alone.
+pub fn is_own(address: IpAddr) -> bool {
+    let host = |v4| OWN_RANGE.strictly_contains(Cidr { address: IpAddr::V4(v4), prefix: 32 });
+    address.is_loopback()
+        && match address {
+            IpAddr::V4(v4) => host(v4),
+            IpAddr::V6(_) => true,
+        }
+}
 
 /// Checks that an address can be one of another machine, or of a pod.
 pub(crate) fn not_special(text: &str, at: &At<'_>, errors: &mut Errors) {
     let Ok(address) = text.parse::<IpAddr>() else { return };
-    let width = if address.is_ipv4() { 32 } else { 128 };
-    if POD_RANGE.strictly_contains(Cidr { address, prefix: width }) {
-        return;
-    }
     let link_local = match address {
         IpAddr::V4(v4) => v4.is_link_local(),
         IpAddr::V6(v6) => v6.is_unicast_link_local(),
@@ -103,7 +112,7 @@ pub(crate) fn not_special(text: &str, at: &At<'_>, errors: &mut Errors) {
     };
     for (wrong, why) in [
         (address.is_unspecified(), format!("may not be unspecified ({address})")),
-        (address.is_loopback(), "may not be in the loopback range (127.0.0.0/8, ::1/128)".into()),
+        (is_own(address), "may not be in the loopback range (127.0.0.0/8, ::1/128)".into()),
         (link_local, "may not be in the link-local range (169.254.0.0/16, fe80::/10)".into()),
         (
             link_local_multicast,
@@ -127,8 +136,8 @@ mod tests {
             not_special(text, &At::new("ip"), &mut errors);
             errors.count() > 0
         };
-        assert!(!refused("127.42.0.7") && !refused("10.0.0.1"));
-        assert!(refused("127.0.0.1") && refused("127.43.0.1") && refused("::1"));
+        assert!(!refused("127.42.0.7") && !refused("127.99.0.7") && !refused("10.0.0.1"));
+        assert!(refused("127.0.0.1") && refused("127.0.43.1") && refused("::1"));
     }
 
     #[test]

@@ -55,7 +55,12 @@ impl Manifest {
                     self.source
                 )
             })
-            .hint(|| "ensure CRDs are installed first; `wasmk api-resources` lists what the server has".into())
+            .hint(|| match resources.served_as(version, kind) {
+                Some(now) => format!("{kind} is not served in that version: use apiVersion {now}"),
+                None => {
+                    "ensure CRDs are installed first; `wasmk api-resources` lists what the server has".into()
+                }
+            })
     }
 
     /// The object's own path.

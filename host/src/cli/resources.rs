@@ -64,6 +64,9 @@ impl Resource {
     }
 }
 
+/// The groups that have what was in `extensions`.
+const EXTENSIONS_NOW: [&str; 3] = ["apps", "networking.k8s.io", "policy"];
+
 /// Every resource of a server, in the order it gives them.
 #[derive(Clone, Debug)]
 pub(super) struct Resources(Vec<Resource>);
@@ -88,6 +91,17 @@ impl Resources {
     /// The resource of a kind in that `apiVersion`.
     pub(super) fn of_kind(&self, api_version: &str, kind: &str) -> Option<&Resource> {
         self.0.iter().find(|r| r.kind == kind && r.api_version() == api_version)
+    }
+
+    /// The `apiVersion` to use for a kind in place of one that is not served: of the same group, or where the kinds
+    /// of the former group `extensions` are now.
+    pub(super) fn served_as(&self, api_version: &str, kind: &str) -> Option<String> {
+        let group = api_version.split_once('/').map_or("", |(group, _)| group);
+        let near = |r: &&Resource| match group {
+            "extensions" => EXTENSIONS_NOW.contains(&&*r.group),
+            group => r.group == group,
+        };
+        self.0.iter().filter(|r| r.preferred && r.kind == kind).find(near).map(Resource::api_version)
     }
 
     /// What a user means by a word: plural, singular or short name, kind, each also with

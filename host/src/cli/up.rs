@@ -78,7 +78,7 @@ pub(super) struct Args {
     #[arg(long, value_name = "DOMAIN", default_value = "example.com")]
     domain: String,
     /// Where pods get their addresses from; two clusters on one machine need parts of the default
-    #[arg(long, value_name = "CIDR", default_value = "127.42.0.0/16")]
+    #[arg(long, value_name = "CIDR", default_value = "127.42.0.0/16", value_parser = pod_range)]
     pod_cidr: String,
     /// Where services get their addresses from; two clusters on one machine need parts of the default
     #[arg(long, alias = "service-cluster-ip-range", value_name = "CIDR", default_value = "127.43.0.0/16", value_parser = service_range)]
@@ -148,6 +148,18 @@ fn settings(args: Args) -> Result<Settings> {
         service_range: args.service_cidr,
         node_ports: args.service_node_port_range,
     })
+}
+
+/// A range of IPv4 addresses that pods can have: not where this machine itself is.
+fn pod_range(text: &str) -> Result<String, String> {
+    let range =
+        ServiceRange::parse(text).ok_or("expected a range of IPv4 addresses such as 127.42.0.0/16")?;
+    if range.base.octets()[0] == 127 && (range.base.octets()[1] == 0 || range.prefix < 16) {
+        return Err(
+            "pods cannot be in 127.0.0.0/16, which is this machine itself; 127.42.0.0/16 is free".into()
+        );
+    }
+    Ok(text.to_owned())
 }
 
 fn service_range(text: &str) -> Result<ServiceRange, String> {

@@ -34,9 +34,10 @@ impl Step {
         subresource: &str,
         object: Option<&mut Object>,
         old: Option<&Object>,
+        turn: (usize, usize),
     ) -> Result<bool, Status> {
         match (self, object) {
-            (Self::Hook(hook), object) => hook.mutate(work, subresource, object, old).await,
+            (Self::Hook(hook), object) => hook.mutate(work, subresource, object, old, turn).await,
             (Self::Policy(bound), Some(object)) => bound.mutate(work, subresource, object, old),
             // Nothing is left to change of what is deleted.
             (Self::Policy(_), None) => Ok(false),
@@ -84,7 +85,7 @@ pub(super) async fn mutate(
         }
     }
     for at in again.due {
-        steps[at].take(work, mode.subresource(), Some(&mut *object), old).await?;
+        steps[at].take(work, mode.subresource(), Some(&mut *object), old, (1, at)).await?;
     }
     // Who set which fields is the server's to say.
     object.set_meta("managedFields", owners.unwrap_or_default());
@@ -104,7 +105,7 @@ pub(super) async fn mutate_as(
     let steps = steps(work);
     let again = first_round(work, &steps, subresource, object.as_deref_mut(), old).await?;
     for at in again.due {
-        steps[at].take(work, subresource, object.as_deref_mut(), old).await?;
+        steps[at].take(work, subresource, object.as_deref_mut(), old, (1, at)).await?;
     }
     Ok(())
 }
@@ -129,7 +130,7 @@ async fn first_round(
     let mut again = Again::default();
     for (at, step) in steps.iter().enumerate() {
         let before = object.as_deref().cloned();
-        if !step.take(work, subresource, object.as_deref_mut(), old).await? {
+        if !step.take(work, subresource, object.as_deref_mut(), old, (0, at)).await? {
             continue;
         }
         if object.as_deref() != before.as_ref() {

@@ -109,9 +109,18 @@ pub(crate) async fn mutate(
     }
     own_steps(work, object, old, mode)?;
     if mode == Mode::Scale {
-        return Ok(());
+        return mutate_scale(work, object, old).await;
     }
     chain::mutate(work, Some(object), old, mode).await
+}
+
+/// Lets policies and webhooks change a scale: the number goes back into what is scaled.
+async fn mutate_scale(work: &Work<'_>, object: &mut Object, old: Option<&Object>) -> Result<(), Status> {
+    let old = old.and_then(|old| sub::scale_of(work.resource, old));
+    let Some(mut scale) = sub::scale_of(work.resource, object) else { return Ok(()) };
+    chain::mutate_as(work, Mode::Scale.subresource(), Some(&mut scale), old.as_ref()).await?;
+    sub::set_scale(work.resource, &scale, object);
+    Ok(())
 }
 
 fn own_steps(work: &Work<'_>, object: &mut Object, old: Option<&Object>, mode: Mode) -> Result<(), Status> {

@@ -5,7 +5,7 @@
 
 use std::sync::Arc;
 
-use serde_json::Value;
+use serde_json::{Value, json};
 use wasmk_api::{Cause, LabelSelector, Object, Reason, Status};
 use wasmk_machinery::cel;
 
@@ -33,6 +33,8 @@ pub(crate) struct Policy {
     conditions: Vec<(String, Program)>,
     variables: Vec<(String, Program)>,
     validations: Vec<Validation>,
+    /// What is noted in audit events, by key.
+    annotations: Vec<(String, Program)>,
     fails_open: bool,
 }
 
@@ -58,6 +60,9 @@ impl Policy {
             conditions: named(&spec, "matchConditions"),
             variables: named(&spec, "variables"),
             validations,
+            annotations: list(&spec, "auditAnnotations")
+                .map(|a| (text(a, "key").to_owned(), cel::compile(text(a, "valueExpression"))))
+                .collect(),
             fails_open: text(&spec, "failurePolicy") == "Ignore",
             spec,
         }
@@ -111,7 +116,7 @@ fn judge(
         Err(why) => return act(question, &actions, (name, binding), Reason::Invalid, &why),
     };
     for param in params {
-        let failed = evaluate(question, about, policy, param.as_ref());
+        let failed = evaluate(question, about, (name, policy), param.as_ref());
         for (reason, message) in failed {
             act(question, &actions, (name, binding), reason, &message)?;
         }
@@ -123,7 +128,7 @@ fn judge(
 fn evaluate(
     question: &Question<'_>,
     about: &Resource,
-    policy: &Policy,
+    (name, policy): (&str, &Policy),
     param: Option<&Object>,
 ) -> Vec<(Reason, String)> {
     let mut scope = question.scope(about, param);
@@ -134,6 +139,12 @@ fn evaluate(
         Conditions::Broken(why) => return broken(why),
     }
     scope.compute(&policy.variables);
+    for (key, program) in &policy.annotations {
+        // One that fails or is null is left out, as an empty one is.
+        if let Some(value) = scope.say(program) {
+            question.work.call.annotate(format!("{name}/{key}"), value);
+        }
+    }
     let mut failed = Vec::new();
     for validation in &policy.validations {
         match scope.holds(&validation.program) {
@@ -205,6 +216,15 @@ fn act(
     let who = format!("ValidatingAdmissionPolicy '{policy}' with binding '{binding}'");
     if actions.contains(&"Warn") {
         question.work.call.warn(format!("Validation failed for {who}: {message}"));
+    }
+    if actions.contains(&"Audit") {
+        let note = json!([{
+            "message": message, "policy": policy, "binding": binding, "validationActions": actions,
+        }]);
+        question
+            .work
+            .call
+            .annotate("validation.policy.admission.k8s.io/validation_failure", note.to_string());
     }
     if !actions.contains(&"Deny") {
         return Ok(());

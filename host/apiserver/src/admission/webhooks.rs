@@ -19,10 +19,14 @@ pub(super) const VALIDATING: &str = "admissionregistration.k8s.io/validatingwebh
 const MAX_PARALLEL: usize = 32;
 /// Longest warning that is passed on, in characters.
 const MAX_WARNING: usize = 256;
+/// Longest value of an audit annotation that is kept, in characters.
+const MAX_ANNOTATION: usize = 10 << 10;
 
 /// A registered hook.
 pub(crate) struct Hook {
     name: String,
+    /// The name of the configuration it is registered by.
+    configuration: String,
     spec: Value,
     conditions: Vec<(String, Program)>,
 }
@@ -35,6 +39,21 @@ enum Failure {
     Final(Status),
 }
 
+/// When a hook was asked, as audit annotations name it.
+#[derive(Clone, Copy)]
+struct Asked {
+    mutating: bool,
+    round: usize,
+    index: usize,
+}
+
+impl std::fmt::Display for Asked {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let sort = if self.mutating { "mutating" } else { "validating" };
+        write!(f, "{sort}.webhook.admission.k8s.io/round_{}_index_{}", self.round, self.index)
+    }
+}
+
 /// All hooks of one sort, in the order they are asked: by the name of their configuration, then as listed.
 pub(super) fn registered(core: &Core, sort: &str) -> Vec<Arc<Hook>> {
     let configurations = core.caches.of(sort);
@@ -44,7 +63,9 @@ pub(super) fn registered(core: &Core, sort: &str) -> Vec<Arc<Hook>> {
     let kept = if sort == MUTATING { &core.hooks.0 } else { &core.hooks.1 };
     let read = |entry: &crate::cache::Entry| {
         let object = entry.object();
-        list(&Value::Object(object.0), "webhooks").map(|spec| Arc::new(Hook::read(spec.clone()))).collect()
+        list(&Value::Object(object.0), "webhooks")
+            .map(|spec| Arc::new(Hook::read(&entry.name, spec.clone())))
+            .collect()
     };
     let all = configurations.list(&Filter::default());
     all.iter().flat_map(|entry| kept.get(entry, || read(entry)).to_vec()).collect()
@@ -58,8 +79,13 @@ pub(super) fn are_asked(work: &Work<'_>) -> bool {
 }
 
 impl Hook {
-    fn read(spec: Value) -> Self {
-        Self { name: text(&spec, "name").into(), conditions: named(&spec, "matchConditions"), spec }
+    fn read(configuration: &str, spec: Value) -> Self {
+        Self {
+            name: text(&spec, "name").into(),
+            configuration: configuration.into(),
+            conditions: named(&spec, "matchConditions"),
+            spec,
+        }
     }
 
     /// Whether it is asked again after others changed the object.
@@ -157,6 +183,11 @@ impl Hook {
         for warning in list(response, "warnings").filter_map(Value::as_str) {
             work.call.warn(warning.chars().take(MAX_WARNING).collect::<String>());
         }
+        for (key, value) in response.get("auditAnnotations").and_then(Value::as_object).into_iter().flatten()
+        {
+            let value: String = value.as_str().unwrap_or("").chars().take(MAX_ANNOTATION).collect();
+            work.call.annotate(format!("{}/{key}", self.name), value);
+        }
         if response.get("allowed") != Some(&Value::Bool(true)) {
             return Err(Failure::Final(self.refusal(response.get("status").unwrap_or(&Value::Null))));
         }
@@ -198,11 +229,12 @@ impl Hook {
     }
 
     /// What a failure comes to.
-    fn outcome(&self, failure: Failure) -> Result<(), Status> {
+    fn outcome(&self, work: &Work<'_>, failure: Failure, asked: Asked) -> Result<(), Status> {
         match failure {
             Failure::Final(status) => Err(status),
             Failure::Call(why) if self.fails_open() => {
                 tracing::warn!(webhook = self.name, why, "a webhook failed and is passed over");
+                work.call.annotate(format!("failed-open.{asked}"), self.name.as_str());
                 Ok(())
             }
             Failure::Call(why) => {
@@ -221,7 +253,9 @@ impl Hook {
         subresource: &str,
         object: Option<&mut Object>,
         old: Option<&Object>,
+        (round, index): (usize, usize),
     ) -> Result<bool, Status> {
+        let asked = Asked { mutating: true, round, index };
         let present = object.as_deref().cloned();
         let question = Question::new(work, subresource, present.as_ref(), old);
         let Some(resource) = self.about(&question)? else { return Ok(false) };
@@ -231,11 +265,16 @@ impl Hook {
         };
         let patch = match self.ask(&question, &resource, new.as_ref()).await {
             Ok(patch) => patch,
-            Err(failure) => return self.outcome(failure).map(|()| true),
+            Err(failure) => return self.outcome(work, failure, asked).map(|()| true),
         };
+        let mut mutated = false;
         if let (Some(patch), Some(new), Some(object)) = (patch, new, object) {
             *object = patched(work, &question, &resource, new, &patch).await?;
+            mutated = present.as_ref() != Some(object);
         }
+        let note = json!({ "configuration": self.configuration, "webhook": self.name, "mutated": mutated });
+        let key = format!("mutation.webhook.admission.k8s.io/round_{round}_index_{index}");
+        work.call.annotate(key, note.to_string());
         Ok(true)
     }
 }
@@ -313,11 +352,14 @@ pub(super) async fn validate(question: &Question<'_>) -> Result<(), Status> {
             asked.push((hook, resource));
         }
     }
-    for some in asked.chunks(MAX_PARALLEL) {
+    for (part, some) in asked.chunks(MAX_PARALLEL).enumerate() {
         let mut answers: FuturesUnordered<_> = some
             .iter()
             .enumerate()
-            .map(|(at, (hook, resource))| async move { (at, one(question, hook, resource).await) })
+            .map(|(at, (hook, resource))| async move {
+                let asked = Asked { mutating: false, round: 0, index: part * MAX_PARALLEL + at };
+                (at, one(question, hook, resource, asked).await)
+            })
             .collect();
         let mut refusals = Vec::new();
         while let Some((at, outcome)) = answers.next().await {
@@ -330,13 +372,13 @@ pub(super) async fn validate(question: &Question<'_>) -> Result<(), Status> {
     Ok(())
 }
 
-async fn one(question: &Question<'_>, hook: &Hook, resource: &Resource) -> Result<(), Status> {
+async fn one(question: &Question<'_>, hook: &Hook, resource: &Resource, asked: Asked) -> Result<(), Status> {
     let new = match question.new {
         Some(new) => Some(converted(question.work, question, new, resource).await?),
         None => None,
     };
     match hook.ask(question, resource, new.as_ref()).await {
         Ok(_) => Ok(()),
-        Err(failure) => hook.outcome(failure),
+        Err(failure) => hook.outcome(question.work, failure, asked),
     }
 }

@@ -1,14 +1,9 @@
 //! The objects every cluster starts with, apart from roles.
 
-use std::net::IpAddr;
-
 use serde_json::{Value, json};
 use wasmk_api::Object;
 
 use crate::config::Config;
-
-/// How the addresses begin that pods have on a machine without privileges.
-const POD_ADDRESSES: [u8; 2] = [127, 42];
 
 fn object(value: Value) -> Option<Object> {
     Object::from_value(value)
@@ -106,13 +101,8 @@ pub(crate) fn own_service(config: &Config) -> Vec<Object> {
         "endpoints": [{ "addresses": [address], "conditions": { "ready": true } }],
         "ports": port,
     });
-    // Loopback cannot be an endpoint of a validated object, but for the addresses that pods may have.
-    let has_endpoints = match config.advertise_address {
-        IpAddr::V4(v4) if v4.octets()[..2] == POD_ADDRESSES => true,
-        address => !address.is_loopback(),
-    };
     let mut all = vec![authentication(config), service];
-    if has_endpoints {
+    if !wasmk_kinds::is_own(config.advertise_address) {
         all.extend([endpoints, slice]);
     }
     all.into_iter().filter_map(object).collect()

@@ -6,7 +6,7 @@
 mod convert;
 mod version;
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use serde_json::{Value, json};
 use wasmk_api::{GroupVersion, Gvk, Object, Timestamp};
@@ -17,7 +17,7 @@ use crate::{
     call::Call,
     http::{Query, RequestInfo, Wanted},
     server::Core,
-    table::{Addition, Resource, Table},
+    table::{Addition, Nature, Resource, Table},
     write::{DeleteOptions, Mode, Work, delete_object, update_object},
 };
 
@@ -28,15 +28,20 @@ use version::text;
 const DEFINITIONS: &str = "apiextensions.k8s.io/customresourcedefinitions";
 /// What can be done with custom resources.
 const VERBS: [&str; 8] = ["delete", "deletecollection", "get", "list", "patch", "create", "update", "watch"];
+/// Longest wait of a request for the establishment of its kind.
+const ESTABLISHED_WITHIN: Duration = Duration::from_secs(5);
 /// The finalizer that keeps a definition until its objects are gone.
 pub(crate) const CLEANUP: &str = "customresourcecleanup.apiextensions.k8s.io";
 
-/// Makes the table anew from the built-in rows and the established definitions.
+/// Makes the table anew from the built-in rows and the definitions that are established, or about to be.
 pub(crate) fn refresh(core: &Core) {
-    let _alone = core.refreshing.lock();
-    let definitions = core.caches.of(DEFINITIONS).list(&Filter::default());
-    let established = definitions.iter().map(|e| e.object()).filter(|d| is_true(d, "Established"));
-    let additions = established.flat_map(|definition| additions(&definition)).collect();
+    let mut soon = core.establishing.lock();
+    let entries = core.caches.of(DEFINITIONS).list(&Filter::default());
+    let definitions: Vec<Object> = entries.iter().map(|e| e.object()).collect();
+    let waits = |d: &Object| !d.is_deleting() && !is_true(d, "Established");
+    soon.retain(|name| definitions.iter().any(|d| d.name() == name && waits(d)));
+    let served = definitions.iter().filter(|d| is_true(d, "Established") || soon.contains(d.name()));
+    let additions = served.flat_map(additions).collect();
     let remote = core.aggregated.load().values().flat_map(|server| server.rows()).collect();
     core.table.store(Arc::new(Table::new(&core.caches, additions, remote)));
     core.defined.send_modify(|times| *times += 1);
@@ -50,8 +55,10 @@ fn is_true(definition: &Object, condition: &str) -> bool {
 /// The rows of a definition: one for each version that is served.
 fn additions(definition: &Object) -> Vec<Addition> {
     let Some(spec) = definition.0.get("spec") else { return Vec::new() };
-    let names =
-        definition.at(&["status", "acceptedNames"]).filter(|n| n.is_object()).unwrap_or(&spec["names"]);
+    // Nothing is accepted yet of what is only about to be established.
+    let accepted =
+        definition.at(&["status", "acceptedNames"]).filter(|names| !text(names, "/kind").is_empty());
+    let names = accepted.unwrap_or(&spec["names"]);
     let versions: Vec<&Value> =
         spec.get("versions").and_then(Value::as_array).into_iter().flatten().collect();
     let flag = |v: &Value, key: &str| v.get(key) == Some(&Value::Bool(true));
@@ -116,9 +123,12 @@ pub(crate) async fn follow(core: Arc<Core>) {
     let mut changed = cache.subscribe();
     loop {
         changed.mark_unchanged();
-        for entry in cache.list(&Filter::default()) {
-            if let Err(error) = settle(&core, &entry.object()).await {
-                tracing::warn!(definition = &*entry.name, %error, "a definition could not be settled");
+        // What comes meanwhile has its turn next time.
+        let definitions: Vec<Object> = cache.list(&Filter::default()).iter().map(|e| e.object()).collect();
+        announce(&core, &definitions);
+        for definition in &definitions {
+            if let Err(error) = settle(&core, definition).await {
+                tracing::warn!(definition = definition.name(), %error, "a definition could not be settled");
             }
         }
         refresh(&core);
@@ -127,6 +137,37 @@ pub(crate) async fn follow(core: Arc<Core>) {
             woken = changed.changed() => if woken.is_err() { return },
         }
     }
+}
+
+/// Serves what can be established before it says so of itself: who reads the condition finds the kind.
+fn announce(core: &Core, definitions: &[Object]) {
+    for definition in definitions {
+        let waits = !definition.is_deleting() && !is_true(definition, "Established");
+        if !waits || conflict(core, definition).is_some() {
+            continue;
+        }
+        let new = core.establishing.lock().insert(definition.name().to_owned());
+        // Before the next one is looked at, which may want the same names.
+        if new {
+            refresh(core);
+        }
+    }
+}
+
+/// Lets a request for a kind that is only about to be established wait until it is: who finds the kind finds that its
+/// definition says so.
+pub(crate) async fn await_established(core: &Core, resource: &Resource) {
+    if !matches!(resource.nature, Nature::Custom(_)) || core.establishing.lock().is_empty() {
+        return;
+    }
+    let name = format!("{}.{}", resource.plural, resource.gvk.group);
+    let waits = || core.establishing.lock().contains(&name);
+    let settled = async {
+        let mut defined = core.defined.subscribe();
+        while waits() && defined.changed().await.is_ok() {}
+    };
+    // A definition that cannot be written is no reason to refuse what is served.
+    let _ = tokio::time::timeout(ESTABLISHED_WITHIN, settled).await;
 }
 
 /// Brings one definition to where it should be: named, established, or cleaned up.

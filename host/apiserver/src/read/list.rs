@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use wasmk_api::{Object, Status};
 
-use super::{Former, filter, partial};
+use super::{Former, components, filter, partial};
 use crate::{
     cache::{Compacted, Entry, Page, too_large},
     call::Call,
@@ -81,6 +81,12 @@ async fn page(
     options: &ListOptions,
     filter: &crate::cache::Filter,
 ) -> Result<Shown, Status> {
+    if components::are(resource) {
+        let revision = core.caches.catch_up().await?;
+        let mut entries = components::entries(core);
+        entries.retain(|entry| filter.matches(entry));
+        return Ok(Shown { page: Page { entries, more: None, remaining: None }, revision });
+    }
     let cache = &resource.cache;
     if !options.cont.is_empty() {
         if !matches!(&*options.resource_version, "" | "0") {

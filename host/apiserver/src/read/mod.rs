@@ -1,5 +1,6 @@
 //! Reading objects: get, list and watch, all from the watch cache.
 
+mod components;
 mod form;
 mod list;
 mod watch;
@@ -33,7 +34,11 @@ pub(crate) async fn current(
         text => core.caches.wait_for(parse_version(text)?).await?,
     }
     let key = crate::cache::key(namespace_of(call, resource), &call.info.name);
-    let found = resource.cache.get(&key);
+    let found = if components::are(resource) {
+        components::entries(core).into_iter().find(|entry| *entry.name == *call.info.name)
+    } else {
+        resource.cache.get(&key)
+    };
     let found = found.ok_or_else(|| Status::not_found(&resource.group_resource(), &call.info.name))?;
     resource.present_one(core, found).await
 }

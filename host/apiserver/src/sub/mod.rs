@@ -30,7 +30,7 @@ use crate::{
 
 pub(crate) use node::over;
 pub(crate) use review::review;
-pub(crate) use scale::seen as scale_of;
+pub(crate) use scale::{put as set_scale, seen as scale_of};
 
 /// What was sent to a subresource that takes whole objects and patches.
 enum Body {

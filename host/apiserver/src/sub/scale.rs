@@ -101,6 +101,15 @@ pub(crate) fn seen(resource: &Resource, object: &Object) -> Option<Object> {
     Some(scale_of(object, &paths(resource)?))
 }
 
+/// Gives an object the number of replicas that its scale has.
+pub(crate) fn put(resource: &Resource, scale: &Object, object: &mut Object) {
+    let wanted = scale.at(&["spec", "replicas"]).and_then(Value::as_i64).unwrap_or(0);
+    let Some(paths) = paths(resource) else { return };
+    if at(object, &paths.spec).and_then(Value::as_i64).unwrap_or(0) != wanted {
+        set(&mut object.0, &paths.spec, wanted.into());
+    }
+}
+
 /// Answers get, update and patch of a scale.
 ///
 /// # Errors

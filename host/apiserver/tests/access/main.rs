@@ -6,6 +6,7 @@ mod support;
 mod admission;
 mod audit;
 mod certificates;
+mod decisions;
 mod nodes;
 mod recorded;
 mod remote;

@@ -64,6 +64,7 @@ impl Kind for Service {
         keep_allocated(spec, crate::fields::spec(old));
         drop_unneeded(spec, crate::fields::spec(old));
         mirror_cluster_ip(spec);
+        follow_cluster_ip(spec, crate::fields::spec(old));
         set_families(spec);
     }
 
@@ -163,6 +164,22 @@ fn mirror_cluster_ip(spec: &mut Map<String, Value>) {
     let single = spec.get("clusterIP").and_then(Value::as_str).unwrap_or("").to_owned();
     if !single.is_empty() && spec.get("clusterIPs").and_then(Value::as_array).is_none_or(Vec::is_empty) {
         spec.insert("clusterIPs".into(), json!([single]));
+    }
+}
+
+/// Who changes the single address alone means the first of the list too.
+fn follow_cluster_ip(spec: &mut Map<String, Value>, old: &Value) {
+    let single = spec.get("clusterIP").and_then(Value::as_str).unwrap_or("").to_owned();
+    if single.is_empty()
+        || single == text(old, "clusterIP")
+        || spec.get("clusterIPs") != old.get("clusterIPs")
+    {
+        return;
+    }
+    if let Some(first) =
+        spec.get_mut("clusterIPs").and_then(Value::as_array_mut).and_then(|ips| ips.first_mut())
+    {
+        *first = single.into();
     }
 }
 

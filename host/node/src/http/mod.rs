@@ -38,7 +38,6 @@ pub(crate) fn router(cx: Arc<Context>, pods: Arc<Pods>) -> Router {
         .route("/runningpods/", get(observe::pods))
         .route("/metrics", get(observe::metrics))
         .route("/metrics/resource", get(observe::resource))
-        .route("/metrics/cadvisor", get(observe::cadvisor))
         .route("/stats/summary", get(observe::summary))
         .route("/containerLogs/{namespace}/{pod}/{container}", get(logs::container))
         .route("/functionLogs/{namespace}/{revision}", get(logs::function))
@@ -68,12 +67,7 @@ pub(crate) struct Refusal(pub(crate) StatusCode, pub(crate) String);
 
 impl IntoResponse for Refusal {
     fn into_response(self) -> Response {
-        let reason = match self.0 {
-            StatusCode::NOT_FOUND => "NotFound",
-            StatusCode::BAD_REQUEST => "BadRequest",
-            _ => "InternalError",
-        };
-        exec::status(self.0, reason, &self.1)
+        (self.0, self.1).into_response()
     }
 }
 

@@ -99,13 +99,8 @@ async fn one(
         downward_files(pod, downward.items.as_deref(), mode, place, &mut files)?;
     } else {
         let kind = kind_of(volume);
-        let instead = match kind.as_str() {
-            "flexVolume" => {
-                "FlexVolume drivers are superseded by CSI drivers; use a claim of a CSI driver's storage class"
-            }
-            _ => "use a claim of a storage class",
-        };
-        let text = format!("volumes of kind {kind} are not available on this node; {instead}");
+        let text =
+            format!("volumes of kind {kind} are not available on this node; use a claim of a storage class");
         return Err(Failure::new(VOLUME_ERROR, text));
     }
     let (target, group) = (target.to_path_buf(), own::group(pod));

@@ -88,20 +88,12 @@ impl Counter {
         let hard = quota.spec.as_ref().and_then(|s| s.hard.clone()).unwrap_or_default();
         let mut used: BTreeMap<String, ApiQuantity> = BTreeMap::new();
         let mut again = RESYNC;
-        let mut known = usage(
+        let known = usage(
             &quota,
             &self.pods.in_namespace(&key.namespace),
             &self.claims.in_namespace(&key.namespace),
             &self.services.in_namespace(&key.namespace),
         );
-        if lowers(&quota, &known) {
-            // Admission may have charged what the caches do not show yet. What is charged after this is asked changes
-            // the quota, and the write below fails.
-            let namespace = &key.namespace;
-            let (pods, claims, services) =
-                tokio::try_join!(self.all(namespace), self.all(namespace), self.all(namespace))?;
-            known = usage(&quota, &pods, &claims, &services);
-        }
         for name in hard.keys() {
             let amount = match known.get(name.as_str()) {
                 Some(amount) => *amount,
@@ -123,18 +115,6 @@ impl Counter {
             self.cx.replace_status(&next).await?;
         }
         Ok(Next::After(again))
-    }
-
-    /// The objects of a namespace as the server has them at present.
-    async fn all<K>(&self, namespace: &str) -> Result<Vec<Arc<K>>>
-    where
-        K: kube::Resource<Scope = k8s_openapi::NamespaceResourceScope, DynamicType = ()>,
-        K: Clone + std::fmt::Debug + serde::de::DeserializeOwned,
-    {
-        let api: Api<K> = Api::namespaced(self.cx.client.clone(), namespace);
-        let listed = api.list(&ListParams::default()).await;
-        let listed = listed.map_err(|e| Error::api("list", &K::kind(&()), Key::new(namespace, ""), e))?;
-        Ok(listed.items.into_iter().map(Arc::new).collect())
     }
 
     /// How many objects of a resource there are; `None` when the name is no object count.
@@ -160,15 +140,6 @@ impl Counter {
         let rest = first.metadata.remaining_item_count.unwrap_or(0);
         Ok(Some(i64::try_from(first.items.len()).unwrap_or(0) + rest))
     }
-}
-
-/// Whether a count is below what the quota says is used.
-fn lowers(quota: &ResourceQuota, known: &Usage) -> bool {
-    let used = quota.status.as_ref().and_then(|s| s.used.as_ref());
-    used.into_iter().flatten().any(|(name, amount)| {
-        let before: Quantity = amount.0.parse().unwrap_or_default();
-        known.get(name.as_str()).is_some_and(|now| *now < before)
-    })
 }
 
 /// Amounts as their owners write them: bytes in powers of 1024 where that is exact.

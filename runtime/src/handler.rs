@@ -42,7 +42,7 @@ struct Inner {
     linked: ProxyPre<Guest>,
     spec: Spec,
     quota: Option<Arc<Quota>>,
-    concurrency: Arc<Semaphore>,
+    concurrency: Option<Arc<Semaphore>>,
     idle: Idle,
     in_flight: AtomicU64,
     ended: Notify,
@@ -61,16 +61,12 @@ impl Program {
         };
         // Tells about mounts now instead of at the first request.
         drop(Guest::store(&self.shared, &spec)?);
-        // Requests that a guest sends itself, or a crowd, must leave room for its neighbours.
-        let most = match spec.http.max_concurrency {
-            0 => self.shared.fair_share(),
-            most => most,
-        };
+        let most = spec.http.max_concurrency;
         Ok(Handler(Arc::new(Inner {
             program: Arc::clone(self),
             linked: linked.clone(),
             quota: spec.cpu_millis.map(|millis| Arc::new(Quota::new(millis))),
-            concurrency: Arc::new(Semaphore::new(most as usize)),
+            concurrency: (most > 0).then(|| Arc::new(Semaphore::new(most as usize))),
             idle: Idle::new(spec.reuse),
             in_flight: AtomicU64::new(0),
             ended: Notify::new(),
@@ -163,7 +159,7 @@ impl HttpService for Handler {
 /// A request's place in the handler.
 struct Ticket {
     inner: Arc<Inner>,
-    _permit: OwnedSemaphorePermit,
+    _permit: Option<OwnedSemaphorePermit>,
 }
 
 impl Drop for Ticket {
@@ -178,9 +174,12 @@ async fn admit(inner: &Arc<Inner>, deadline: Instant) -> Result<Ticket, CallErro
     if inner.closed.is_cancelled() {
         return Err(CallError::Stopped);
     }
-    let permit = match Arc::clone(&inner.concurrency).try_acquire_owned() {
-        Ok(permit) => permit,
-        Err(_) => wait_turn(inner, &inner.concurrency, deadline).await?,
+    let permit = match &inner.concurrency {
+        None => None,
+        Some(permits) => Some(match Arc::clone(permits).try_acquire_owned() {
+            Ok(permit) => permit,
+            Err(_) => wait_turn(inner, permits, deadline).await?,
+        }),
     };
     inner.in_flight.fetch_add(1, Ordering::Relaxed);
     Ok(Ticket { inner: Arc::clone(inner), _permit: permit })

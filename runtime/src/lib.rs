@@ -12,7 +12,6 @@ mod body;
 mod cache;
 mod capabilities;
 mod declared;
-mod descriptors;
 mod engine;
 mod error;
 mod exit;

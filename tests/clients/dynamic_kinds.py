@@ -28,14 +28,7 @@ while True:
     assert time.monotonic() < DEADLINE, conditions
     time.sleep(0.05)
 
-# Discovery follows shortly after a definition is established.
-while True:
-    try:
-        boxes = dynamic.DynamicClient(client.ApiClient()).resources.get(api_version="example.org/v1", kind="Box")
-        break
-    except dynamic.exceptions.ResourceNotFoundError:
-        assert time.monotonic() < DEADLINE
-        time.sleep(0.05)
+boxes = dynamic.DynamicClient(client.ApiClient()).resources.get(api_version="example.org/v1", kind="Box")
 made = boxes.create(body={"apiVersion": "example.org/v1", "kind": "Box", "metadata": {"name": "a"}, "spec": {}}, namespace="default")
 assert made.spec.size == 7, made
 boxes.patch(body={"spec": {"size": 8}}, name="a", namespace="default", content_type="application/merge-patch+json")

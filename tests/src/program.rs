@@ -78,8 +78,9 @@ impl Program {
                 "--node-name",
                 "node-a",
             ])
-            .args(["--pod-cidr", &range.cidr(), "--service-cidr", &range.services(), "--data-dir"])
+            .args(["--pod-cidr", &range.cidr(), "--data-dir"])
             .arg(dir.path().join("data"))
+            .args(unless(flags, ["--service-cidr", &range.services()]))
             .args(flags)
             .args(no_containers(flags))
             .stdin(Stdio::null())
@@ -123,11 +124,6 @@ impl Program {
     /// Its data directory.
     pub fn data_dir(&self) -> String {
         self.dir.path().join("data").display().to_string()
-    }
-
-    /// Its process.
-    pub fn id(&self) -> u32 {
-        self.child.id()
     }
 
     /// A directory for the test's own files.
@@ -308,6 +304,11 @@ impl Drop for Program {
 fn no_containers(flags: &[&str]) -> &'static [&'static str] {
     let flag = "--container-runtime-endpoint";
     if flags.contains(&flag) { &[] } else { &["--container-runtime-endpoint", "none"] }
+}
+
+/// A flag with its usual value, unless it is among the flags.
+fn unless<'a>(flags: &[&str], usual: [&'a str; 2]) -> Vec<&'a str> {
+    if flags.contains(&usual[0]) { Vec::new() } else { usual.to_vec() }
 }
 
 fn succeeded(program: &str, args: &[&str], out: &Output) -> String {

@@ -1,20 +1,71 @@
-//! The real kubectl against the real program.
+//! The real kubectl against the real program: the one on the path, and an old one that the distribution has.
 
 use std::{
     io::{BufRead, BufReader},
-    process::{Command, Stdio},
+    path::PathBuf,
+    process::{Command, Output, Stdio},
     sync::LazyLock,
 };
 
+use serde_json::Value;
 use wasmk_tests::program::Program;
 
 static CLUSTER: LazyLock<Program> = LazyLock::new(Program::start);
 
-/// A namespace of the test's own.
-fn namespace(name: &'static str) -> &'static str {
-    CLUSTER.kubectl(&["create", "namespace", name]);
-    name
+/// One of the clients.
+struct Kubectl {
+    program: PathBuf,
+    /// Its minor version.
+    minor: u32,
 }
+
+impl Kubectl {
+    fn at(program: PathBuf) -> Self {
+        let out = CLUSTER.client(&program, &["version", "--client", "-o", "json"], None);
+        let version: Value = serde_json::from_slice(&out.stdout).expect("a version");
+        let minor = version["clientVersion"]["minor"].as_str().expect("a minor version");
+        Self { minor: minor.trim_end_matches('+').parse().expect("a number"), program }
+    }
+
+    fn output(&self, args: &[&str], stdin: Option<&str>) -> Output {
+        CLUSTER.client(&self.program, args, stdin)
+    }
+
+    /// What it prints; it must succeed.
+    fn run(&self, args: &[&str]) -> String {
+        self.run_with(args, None)
+    }
+
+    fn run_with(&self, args: &[&str], stdin: Option<&str>) -> String {
+        let out = self.output(args, stdin);
+        let (text, error) = (String::from_utf8_lossy(&out.stdout), String::from_utf8_lossy(&out.stderr));
+        assert!(out.status.success(), "kubectl 1.{} {}:\n{text}{error}", self.minor, args.join(" "));
+        text.into_owned()
+    }
+
+    /// What it says is wrong; it must fail.
+    fn refused(&self, args: &[&str], stdin: Option<&str>) -> String {
+        let out = self.output(args, stdin);
+        assert!(!out.status.success(), "kubectl 1.{} {} succeeded", self.minor, args.join(" "));
+        String::from_utf8_lossy(&out.stderr).into_owned()
+    }
+
+    /// A namespace of the test's own.
+    fn namespace(&self, name: &str) -> String {
+        let name = format!("{name}-{}", self.minor);
+        self.run(&["create", "namespace", &name]);
+        name
+    }
+}
+
+/// The clients, each of another version.
+static CLIENTS: LazyLock<Vec<Kubectl>> = LazyLock::new(|| {
+    let folder = std::env::var("WASMK_TEST_VENV").expect("WASMK_TEST_VENV is set by `make test`");
+    let mut clients =
+        vec![Kubectl::at("kubectl".into()), Kubectl::at(format!("{folder}/bin/kubectl-old").into())];
+    clients.dedup_by_key(|client| client.minor);
+    clients
+});
 
 fn config_map(name: &str, value: &str) -> String {
     format!(
@@ -28,213 +79,404 @@ fn words(line: &str) -> Vec<&str> {
 
 #[test]
 fn version_names_the_server() {
-    let text = CLUSTER.kubectl(&["version"]);
-    assert!(text.contains("Server Version: v1.36."), "{text}");
-    let json = CLUSTER.kubectl(&["version", "-o", "json"]);
-    let json: serde_json::Value = serde_json::from_str(&json).unwrap();
-    assert_eq!(
-        (&json["serverVersion"]["major"], &json["serverVersion"]["minor"]),
-        (&"1".into(), &"36".into())
-    );
+    for kubectl in CLIENTS.iter() {
+        let text = kubectl.run(&["version"]);
+        assert!(text.contains("Server Version: v1.36.") || text.contains("GitVersion:\"v1.36."), "{text}");
+        let json = kubectl.run(&["version", "-o", "json"]);
+        let json: serde_json::Value = serde_json::from_str(&json).unwrap();
+        assert_eq!(
+            (&json["serverVersion"]["major"], &json["serverVersion"]["minor"]),
+            (&"1".into(), &"36".into())
+        );
+    }
 }
 
 #[test]
 fn api_resources_have_short_names() {
-    let text = CLUSTER.kubectl(&["api-resources", "--no-headers"]);
-    for row in [
-        ["pods", "po", "v1", "true", "Pod"],
-        ["deployments", "deploy", "apps/v1", "true", "Deployment"],
-        ["nodes", "no", "v1", "false", "Node"],
-        ["services", "kservice,ksvc", "serving.knative.dev/v1", "true", "Service"],
-        [
-            "customresourcedefinitions",
-            "crd,crds",
-            "apiextensions.k8s.io/v1",
-            "false",
-            "CustomResourceDefinition",
-        ],
-    ] {
-        assert!(text.lines().any(|line| words(line) == row), "{row:?} in {text}");
+    for kubectl in CLIENTS.iter() {
+        let text = kubectl.run(&["api-resources", "--no-headers"]);
+        for row in [
+            ["pods", "po", "v1", "true", "Pod"],
+            ["deployments", "deploy", "apps/v1", "true", "Deployment"],
+            ["nodes", "no", "v1", "false", "Node"],
+            ["services", "kservice,ksvc", "serving.knative.dev/v1", "true", "Service"],
+            [
+                "customresourcedefinitions",
+                "crd,crds",
+                "apiextensions.k8s.io/v1",
+                "false",
+                "CustomResourceDefinition",
+            ],
+        ] {
+            assert!(text.lines().any(|line| words(line) == row), "{row:?} in {text}");
+        }
     }
 }
 
 #[test]
 fn explain_reads_the_published_schema() {
-    let text = CLUSTER.kubectl(&["explain", "deployment.spec.strategy"]);
-    assert!(
-        text.contains("FIELD: strategy <DeploymentStrategy>") && text.contains("rollingUpdate"),
-        "{text}"
-    );
-    let all = CLUSTER.kubectl(&["explain", "pod", "--recursive"]);
-    assert!(all.contains("terminationGracePeriodSeconds\t<integer>"), "{all}");
-    let wrong = CLUSTER.kubectl_refused(&["explain", "pod.nope"], None);
-    assert!(wrong.contains("field \"nope\" does not exist"), "{wrong}");
+    for kubectl in CLIENTS.iter() {
+        let text = kubectl.run(&["explain", "deployment.spec.strategy"]);
+        assert!(
+            (text.contains("FIELD: strategy <DeploymentStrategy>")
+                || text.contains("RESOURCE: strategy <Object>"))
+                && text.contains("rollingUpdate"),
+            "{text}"
+        );
+        let all = kubectl.run(&["explain", "pod", "--recursive"]);
+        assert!(all.contains("terminationGracePeriodSeconds\t<integer>"), "{all}");
+        let wrong = kubectl.refused(&["explain", "pod.nope"], None);
+        assert!(wrong.contains("field \"nope\" does not exist"), "{wrong}");
+    }
 }
 
 #[test]
 fn applies_files_folders_and_standard_input() {
-    let ns = namespace("apply");
-    let dir = CLUSTER.scratch().join("manifests");
-    std::fs::create_dir(&dir).unwrap();
-    std::fs::write(dir.join("one.yaml"), config_map("one", "'1'")).unwrap();
-    std::fs::write(
-        dir.join("more.yaml"),
-        format!("{}---\n{}", config_map("two", "'2'"), config_map("three", "'3'")),
-    )
-    .unwrap();
-    let (dir, one) = (dir.to_str().unwrap(), format!("{}/one.yaml", dir.display()));
+    for kubectl in CLIENTS.iter() {
+        let ns = &kubectl.namespace("apply");
+        let dir = CLUSTER.scratch().join(format!("manifests-{}", kubectl.minor));
+        std::fs::create_dir(&dir).unwrap();
+        std::fs::write(dir.join("one.yaml"), config_map("one", "'1'")).unwrap();
+        std::fs::write(
+            dir.join("more.yaml"),
+            format!("{}---\n{}", config_map("two", "'2'"), config_map("three", "'3'")),
+        )
+        .unwrap();
+        let (dir, one) = (dir.to_str().unwrap(), format!("{}/one.yaml", dir.display()));
 
-    assert_eq!(CLUSTER.kubectl(&["apply", "-n", ns, "-f", &one]), "configmap/one created\n");
-    let second = CLUSTER.kubectl(&["apply", "-n", ns, "-f", dir]);
-    assert_eq!(second, "configmap/two created\nconfigmap/three created\nconfigmap/one unchanged\n");
-    let third = CLUSTER.kubectl(&["apply", "-n", ns, "-f", dir]);
-    assert_eq!(third.matches("unchanged").count(), 3, "{third}");
+        assert_eq!(kubectl.run(&["apply", "-n", ns, "-f", &one]), "configmap/one created\n");
+        let second = kubectl.run(&["apply", "-n", ns, "-f", dir]);
+        assert_eq!(second, "configmap/two created\nconfigmap/three created\nconfigmap/one unchanged\n");
+        let third = kubectl.run(&["apply", "-n", ns, "-f", dir]);
+        assert_eq!(third.matches("unchanged").count(), 3, "{third}");
 
-    let args = ["apply", "-n", ns, "-f", "-"];
-    let changed = CLUSTER.kubectl_output(&args, Some(&config_map("one", "other")));
-    assert_eq!(String::from_utf8_lossy(&changed.stdout), "configmap/one configured\n");
-    let value = CLUSTER.kubectl(&["get", "cm", "one", "-n", ns, "-o", "jsonpath={.data.key}"]);
-    assert_eq!(value, "other");
-    CLUSTER.kubectl(&["delete", "-n", ns, "-f", dir]);
-    assert_eq!(CLUSTER.kubectl(&["get", "cm", "-n", ns, "-l", "app in (one, two)", "-o", "name"]), "");
+        let args = ["apply", "-n", ns, "-f", "-"];
+        let changed = kubectl.run_with(&args, Some(&config_map("one", "other")));
+        assert_eq!(changed, "configmap/one configured\n");
+        let value = kubectl.run(&["get", "cm", "one", "-n", ns, "-o", "jsonpath={.data.key}"]);
+        assert_eq!(value, "other");
+        kubectl.run(&["delete", "-n", ns, "-f", dir]);
+        assert_eq!(kubectl.run(&["get", "cm", "-n", ns, "-l", "app in (one, two)", "-o", "name"]), "");
+    }
 }
 
 #[test]
 fn gets_in_every_form() {
-    let ns = namespace("forms");
-    for name in ["a", "b"] {
-        CLUSTER.kubectl(&["create", "-n", ns, "configmap", name, "--from-literal=k=v"]);
-    }
-    CLUSTER.kubectl(&["label", "-n", ns, "cm", "b", "tier=front"]);
-    let get = |more: &[&str]| CLUSTER.kubectl(&[&["get", "configmaps", "-n", ns], more].concat());
+    for kubectl in CLIENTS.iter() {
+        let ns = &kubectl.namespace("forms");
+        for name in ["a", "b"] {
+            kubectl.run(&["create", "-n", ns, "configmap", name, "--from-literal=k=v"]);
+        }
+        kubectl.run(&["label", "-n", ns, "cm", "b", "tier=front"]);
+        let get = |more: &[&str]| kubectl.run(&[&["get", "configmaps", "-n", ns], more].concat());
 
-    let table = get(&["a"]);
-    assert_eq!(words(table.lines().next().unwrap()), ["NAME", "DATA", "AGE"]);
-    assert_eq!(words(table.lines().nth(1).unwrap())[..2], ["a", "1"]);
-    assert_eq!(get(&["-l", "tier=front", "-o", "name"]), "configmap/b\n");
-    assert_eq!(
-        get(&["-l", "tier notin (front),!x", "--field-selector", "metadata.name=a", "-o", "name"]),
-        "configmap/a\n"
-    );
-    assert!(get(&["a", "-o", "yaml"]).contains("data:\n  k: v\nkind: ConfigMap\n"));
-    let json: serde_json::Value = serde_json::from_str(&get(&["-o", "json"])).unwrap();
-    assert_eq!(json["items"].as_array().unwrap().iter().filter(|i| i["data"]["k"] == "v").count(), 2);
-    let columns = get(&["b", "-o", "custom-columns=N:.metadata.name,V:.data.k", "--no-headers"]);
-    assert_eq!(words(&columns), ["b", "v"]);
-    assert_eq!(get(&["b", "-o", "go-template={{.data.k}}"]), "v");
-    let all = CLUSTER.kubectl(&["get", "cm", "-A", "-l", "tier=front"]);
-    assert_eq!(words(all.lines().nth(1).unwrap())[..2], ["forms", "b"]);
-    let wide = CLUSTER.kubectl(&["get", "nodes", "-o", "wide"]);
-    assert!(wide.contains("INTERNAL-IP") && wide.contains("wasmtime://"), "{wide}");
+        let table = get(&["a"]);
+        assert_eq!(words(table.lines().next().unwrap()), ["NAME", "DATA", "AGE"]);
+        assert_eq!(words(table.lines().nth(1).unwrap())[..2], ["a", "1"]);
+        assert_eq!(get(&["-l", "tier=front", "-o", "name"]), "configmap/b\n");
+        assert_eq!(
+            get(&["-l", "tier notin (front),!x", "--field-selector", "metadata.name=a", "-o", "name"]),
+            "configmap/a\n"
+        );
+        assert!(get(&["a", "-o", "yaml"]).contains("data:\n  k: v\nkind: ConfigMap\n"));
+        let json: serde_json::Value = serde_json::from_str(&get(&["-o", "json"])).unwrap();
+        assert_eq!(json["items"].as_array().unwrap().iter().filter(|i| i["data"]["k"] == "v").count(), 2);
+        let columns = get(&["b", "-o", "custom-columns=N:.metadata.name,V:.data.k", "--no-headers"]);
+        assert_eq!(words(&columns), ["b", "v"]);
+        assert_eq!(get(&["b", "-o", "go-template={{.data.k}}"]), "v");
+        let all = kubectl.run(&["get", "cm", "-A", "-l", "tier=front"]);
+        assert!(all.lines().any(|line| words(line)[..2] == [ns.as_str(), "b"]), "{all}");
+        let wide = kubectl.run(&["get", "nodes", "-o", "wide"]);
+        assert!(wide.contains("INTERNAL-IP") && wide.contains("wasmtime://"), "{wide}");
+    }
 }
 
 #[test]
 fn watches_changes() {
-    let ns = namespace("watch");
-    let mut child = Command::new("kubectl")
-        .args(["get", "secrets", "-n", ns, "-w", "-o", "name"])
-        .env("KUBECONFIG", CLUSTER.kubeconfig())
-        .stdout(Stdio::piped())
-        .spawn()
-        .expect("kubectl starts");
-    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
-    for name in ["first", "second"] {
-        CLUSTER.kubectl(&["create", "-n", ns, "secret", "generic", name]);
-        assert_eq!(lines.next().unwrap().unwrap(), format!("secret/{name}"));
+    for kubectl in CLIENTS.iter() {
+        let ns = &kubectl.namespace("watch");
+        let mut child = Command::new(&kubectl.program)
+            .args(["get", "secrets", "-n", ns, "-w", "-o", "name"])
+            .env("KUBECONFIG", CLUSTER.kubeconfig())
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("kubectl starts");
+        let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+        for name in ["first", "second"] {
+            kubectl.run(&["create", "-n", ns, "secret", "generic", name]);
+            assert_eq!(lines.next().unwrap().unwrap(), format!("secret/{name}"));
+        }
+        child.kill().unwrap();
+        child.wait().unwrap();
     }
-    child.kill().unwrap();
-    child.wait().unwrap();
 }
 
 #[test]
 fn describes_and_deletes() {
-    let ns = namespace("describe");
-    CLUSTER.kubectl(&["create", "-n", ns, "service", "clusterip", "web", "--tcp=80:8080"]);
-    let text = CLUSTER.kubectl(&["describe", "-n", ns, "service", "web"]);
-    assert!(text.contains("TargetPort:") && text.contains("8080/TCP"), "{text}");
-    assert_eq!(CLUSTER.kubectl(&["delete", "-n", ns, "service/web"]), "service \"web\" deleted\n");
-    let gone = CLUSTER.kubectl_refused(&["get", "-n", ns, "service", "web"], None);
-    assert_eq!(gone, "Error from server (NotFound): services \"web\" not found\n");
-    assert!(CLUSTER.kubectl(&["describe", "node", "node-a"]).contains("Container Runtime Version:"));
+    for kubectl in CLIENTS.iter() {
+        let ns = &kubectl.namespace("describe");
+        kubectl.run(&["create", "-n", ns, "service", "clusterip", "web", "--tcp=80:8080"]);
+        let text = kubectl.run(&["describe", "-n", ns, "service", "web"]);
+        assert!(text.contains("TargetPort:") && text.contains("8080/TCP"), "{text}");
+        let deleted = kubectl.run(&["delete", "-n", ns, "service/web"]);
+        assert!(deleted.starts_with("service \"web\" deleted"), "{deleted}");
+        let gone = kubectl.refused(&["get", "-n", ns, "service", "web"], None);
+        assert_eq!(gone, "Error from server (NotFound): services \"web\" not found\n");
+        assert!(kubectl.run(&["describe", "node", "node-a"]).contains("Container Runtime Version:"));
+    }
 }
 
 #[test]
 fn scales_rolls_out_and_follows_logs() {
-    let ns = namespace("rollout");
-    let image = CLUSTER.push("command");
-    CLUSTER.kubectl(&["create", "-n", ns, "deployment", "cat", "--image", &image, "--", "sleep", "600000"]);
-    CLUSTER.kubectl(&[
-        "patch",
-        "-n",
-        ns,
-        "deployment",
-        "cat",
-        "--type=json",
-        "-p",
-        r#"[
-        {"op": "remove", "path": "/spec/template/spec/containers/0/command"},
-        {"op": "add", "path": "/spec/template/spec/containers/0/args", "value": ["sleep", "600000"]}]"#,
-    ]);
-    CLUSTER.kubectl(&["scale", "-n", ns, "deployment/cat", "--replicas", "2"]);
-    let text = CLUSTER.kubectl(&["rollout", "status", "-n", ns, "deployment/cat", "--timeout=60s"]);
-    assert!(text.contains("successfully rolled out"), "{text}");
-    let row = CLUSTER.kubectl(&["get", "-n", ns, "deployment", "cat", "--no-headers"]);
-    assert_eq!(words(&row)[..4], ["cat", "2/2", "2", "2"]);
+    for kubectl in CLIENTS.iter() {
+        let ns = &kubectl.namespace("rollout");
+        let image = CLUSTER.push("command");
+        kubectl.run(&["create", "-n", ns, "deployment", "cat", "--image", &image, "--", "sleep", "600000"]);
+        kubectl.run(&[
+            "patch",
+            "-n",
+            ns,
+            "deployment",
+            "cat",
+            "--type=json",
+            "-p",
+            r#"[
+            {"op": "remove", "path": "/spec/template/spec/containers/0/command"},
+            {"op": "add", "path": "/spec/template/spec/containers/0/args", "value": ["sleep", "600000"]}]"#,
+        ]);
+        kubectl.run(&["scale", "-n", ns, "deployment/cat", "--replicas", "2"]);
+        let text = kubectl.run(&["rollout", "status", "-n", ns, "deployment/cat", "--timeout=60s"]);
+        assert!(text.contains("successfully rolled out"), "{text}");
+        let row = kubectl.run(&["get", "-n", ns, "deployment", "cat", "--no-headers"]);
+        assert_eq!(words(&row)[..4], ["cat", "2/2", "2", "2"]);
 
-    let args = [
-        r#"--overrides={"spec":{"containers":[{"name":"speaker","image":"IMAGE","args":["print","a word"]}]}}"#,
-    ];
-    let overrides = args[0].replace("IMAGE", &image);
-    CLUSTER.kubectl(&["run", "-n", ns, "speaker", "--image", &image, "--restart=Never", &overrides]);
-    CLUSTER.kubectl(&[
-        "wait",
-        "-n",
-        ns,
-        "--for=jsonpath={.status.phase}=Succeeded",
-        "pod/speaker",
-        "--timeout=60s",
-    ]);
-    let log = CLUSTER.kubectl(&["logs", "-n", ns, "-f", "speaker"]);
-    assert!(log.starts_with("args [\"print\", \"a word\"]\n"), "{log}");
-    assert_eq!(CLUSTER.kubectl(&["logs", "-n", ns, "speaker", "--tail", "1"]).lines().count(), 1);
+        let args = [
+            r#"--overrides={"spec":{"containers":[{"name":"speaker","image":"IMAGE","args":["print","a word"]}]}}"#,
+        ];
+        let overrides = args[0].replace("IMAGE", &image);
+        kubectl.run(&["run", "-n", ns, "speaker", "--image", &image, "--restart=Never", &overrides]);
+        let phase = || kubectl.run(&["get", "-n", ns, "pod", "speaker", "-o", "jsonpath={.status.phase}"]);
+        CLUSTER.until("the end of speaker", |_| phase(), |phase| phase == "Succeeded");
+        let log = kubectl.run(&["logs", "-n", ns, "-f", "speaker"]);
+        assert!(log.starts_with("args [\"print\", \"a word\"]\n"), "{log}");
+        assert_eq!(kubectl.run(&["logs", "-n", ns, "speaker", "--tail", "1"]).lines().count(), 1);
+    }
 }
 
 #[test]
 fn says_what_is_wrong_with_a_manifest() {
-    let refused = |text: &str| CLUSTER.kubectl_refused(&["apply", "-f", "-"], Some(text));
-    let check = |text: &str, expected: &str| {
-        let said = refused(text);
-        assert!(said.contains(expected), "{expected} in {said}");
-    };
-    check("a: [", "error converting YAML to JSON");
-    check(
-        "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: a}\ndat: {}\n",
-        "strict decoding error: unknown field \"dat\"",
-    );
-    check(
-        "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: A_b}\n",
-        "metadata.name: Invalid value: \"A_b\"",
-    );
-    check(
-        "apiVersion: v1\nkind: Pod\nmetadata: {name: a}\nspec: {containers: []}\n",
-        "spec.containers: Required value",
-    );
+    for kubectl in CLIENTS.iter() {
+        let refused = |text: &str| kubectl.refused(&["apply", "-f", "-"], Some(text));
+        let check = |text: &str, expected: &str| {
+            let said = refused(text);
+            assert!(said.contains(expected), "{expected} in {said}");
+        };
+        check("a: [", "error converting YAML to JSON");
+        check("apiVersion: v1\nkind: ConfigMap\nmetadata: {name: a}\ndat: {}\n", "unknown field \"dat\"");
+        check(
+            "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: A_b}\n",
+            "metadata.name: Invalid value: \"A_b\"",
+        );
+        check(
+            "apiVersion: v1\nkind: Pod\nmetadata: {name: a}\nspec: {containers: []}\n",
+            "spec.containers: Required value",
+        );
+    }
 }
 
 #[test]
 fn a_stale_write_is_a_conflict() {
-    CLUSTER.kubectl(&["create", "configmap", "contested"]);
-    let old = CLUSTER.kubectl(&["get", "configmap", "contested", "-o", "json"]);
-    CLUSTER.kubectl(&["label", "configmap", "contested", "won=yes"]);
-    let said = CLUSTER.kubectl_refused(&["replace", "-f", "-"], Some(&old));
-    assert!(said.contains("(Conflict)") && said.contains("the object has been modified"), "{said}");
+    for kubectl in CLIENTS.iter() {
+        let contested = format!("contested-{}", kubectl.minor);
+        kubectl.run(&["create", "configmap", &contested]);
+        let old = kubectl.run(&["get", "configmap", &contested, "-o", "json"]);
+        kubectl.run(&["label", "configmap", &contested, "won=yes"]);
+        let said = kubectl.refused(&["replace", "-f", "-"], Some(&old));
+        assert!(said.contains("(Conflict)") && said.contains("the object has been modified"), "{said}");
+    }
 }
 
 #[test]
 fn a_namespace_goes_with_all_that_is_in_it() {
-    let ns = namespace("short-lived");
-    CLUSTER.kubectl(&["create", "-n", ns, "configmap", "inside"]);
-    CLUSTER.kubectl(&["delete", "namespace", ns, "--timeout=30s"]);
-    assert!(CLUSTER.kubectl_refused(&["get", "namespace", ns], None).contains("not found"));
-    assert!(CLUSTER.kubectl_refused(&["create", "-n", ns, "configmap", "late"], None).contains("not found"));
+    for kubectl in CLIENTS.iter() {
+        let ns = &kubectl.namespace("short-lived");
+        kubectl.run(&["create", "-n", ns, "configmap", "inside"]);
+        kubectl.run(&["delete", "namespace", ns, "--timeout=30s"]);
+        assert!(kubectl.refused(&["get", "namespace", ns], None).contains("not found"));
+        assert!(kubectl.refused(&["create", "-n", ns, "configmap", "late"], None).contains("not found"));
+    }
+}
+
+const WEB: &str = "apiVersion: apps/v1
+kind: Deployment
+metadata: {name: web, labels: {app: web}}
+spec:
+  replicas: 0
+  selector: {matchLabels: {app: web}}
+  template:
+    metadata: {labels: {app: web}}
+    spec: {containers: [{name: main, image: 'registry.example.org/web:1', ports: [{containerPort: 8080}]}]}
+";
+
+/// One line of a walk: the arguments, and what the output has in it.
+type Line = (&'static [&'static str], &'static str);
+
+const CHANGES: &[Line] = &[
+    (&["expose", "deployment", "web", "--port=80", "--target-port=8080"], "service/web exposed"),
+    (&["autoscale", "deployment", "web", "--min=1", "--max=3", "--cpu-percent=50"], "/web autoscaled"),
+    (&["get", "hpa", "web", "-o", "jsonpath={.spec.minReplicas} {.spec.maxReplicas}"], "1 3"),
+    (&["delete", "hpa", "web"], "deleted"),
+    (&["annotate", "deployment", "web", "note=first"], "deployment.apps/web annotated"),
+    (&["annotate", "deployment", "web", "note=second", "--overwrite"], "deployment.apps/web annotated"),
+    (&["label", "deployment", "web", "tier=front"], "deployment.apps/web labeled"),
+    (&["get", "deployments", "-l", "tier=front", "-L", "tier", "--no-headers"], "front"),
+    (&["label", "deployment", "web", "tier-"], "deployment.apps/web"),
+    (
+        &["set", "image", "deployment/web", "main=registry.example.org/web:2"],
+        "deployment.apps/web image updated",
+    ),
+    (&["set", "env", "deployment/web", "COLOUR=blue"], "deployment.apps/web env updated"),
+    (&["set", "env", "deployment/web", "--list"], "COLOUR=blue"),
+    (
+        &["set", "resources", "deployment/web", "--limits=cpu=200m"],
+        "deployment.apps/web resource requirements updated",
+    ),
+    (&["set", "serviceaccount", "deployment/web", "robot"], "deployment.apps/web serviceaccount updated"),
+    (&["set", "selector", "service/web", "app=other"], "service/web selector updated"),
+    (&["rollout", "pause", "deployment/web"], "deployment.apps/web paused"),
+    (&["rollout", "resume", "deployment/web"], "deployment.apps/web resumed"),
+    (&["rollout", "restart", "deployment/web"], "deployment.apps/web restarted"),
+    (
+        &["patch", "deployment", "web", "-p", r#"{"spec":{"minReadySeconds":1}}"#],
+        "deployment.apps/web patched",
+    ),
+    (
+        &["patch", "deployment", "web", "--type=merge", "-p", r#"{"spec":{"minReadySeconds":1}}"#],
+        "(no change)",
+    ),
+    (
+        &[
+            "patch",
+            "deployment",
+            "web",
+            "--type=json",
+            "-p",
+            r#"[{"op":"remove","path":"/spec/minReadySeconds"}]"#,
+        ],
+        "deployment.apps/web patched",
+    ),
+    (&["get", "all"], "service/web"),
+    (&["describe", "deployment", "web"], "registry.example.org/web:2"),
+    (&["scale", "deployment", "web", "--replicas=0", "--current-replicas=0"], "deployment.apps/web scaled"),
+];
+
+const MAKES: &[Line] = &[
+    (&["create", "serviceaccount", "robot"], "serviceaccount/robot created"),
+    (
+        &["create", "role", "reader", "--verb=get,list", "--resource=pods"],
+        "role.rbac.authorization.k8s.io/reader created",
+    ),
+    (
+        &["create", "rolebinding", "robots", "--role=reader", "--user=robot"],
+        "rolebinding.rbac.authorization.k8s.io/robots created",
+    ),
+    (&["auth", "can-i", "list", "pods", "--as=robot"], "yes"),
+    (&["auth", "can-i", "create", "pods"], "yes"),
+    (&["auth", "can-i", "--list", "--as=robot"], "pods"),
+    (&["create", "quota", "small", "--hard=configmaps=9"], "resourcequota/small created"),
+    (&["create", "job", "once", "--image=registry.example.org/once:1"], "job.batch/once created"),
+    (&["create", "secret", "generic", "token", "--from-literal=a=b"], "secret/token created"),
+    (&["create", "service", "nodeport", "open", "--tcp=80"], "service/open created"),
+    (&["create", "service", "externalname", "far", "--external-name=example.org"], "service/far created"),
+    (&["create", "configmap", "dry", "--dry-run=server", "-o", "name"], "configmap/dry"),
+    (&["delete", "job", "once", "--cascade=foreground"], "deleted"),
+];
+
+/// What clients before 1.21 ask for in a version that is gone.
+const NEWER: &[Line] = &[(
+    &["create", "poddisruptionbudget", "careful", "--selector=app=web", "--min-available=1"],
+    "poddisruptionbudget.policy/careful created",
+)];
+
+const READS: &[Line] = &[
+    (&["cluster-info"], "127.0.0.1"),
+    (&["api-versions"], "apps/v1"),
+    (&["get", "--raw", "/healthz"], "ok"),
+    (&["get", "--raw", "/readyz?verbose"], "readyz check passed"),
+    (&["config", "view", "--minify"], "server: https://127.0.0.1"),
+    (&["config", "current-context"], "wasmk"),
+    (&["cordon", "node-a", "--dry-run=server"], "node/node-a cordoned"),
+    (&["taint", "node", "node-a", "a=b:NoSchedule", "--dry-run=server"], "node/node-a tainted"),
+    (&["drain", "node-a", "--dry-run=client", "--ignore-daemonsets", "--force"], "node/node-a"),
+    (&["get", "ns", "default", "kube-system", "-o", "name"], "namespace/kube-system"),
+    (&["get", "events", "-A"], ""),
+    (&["get", "crd", "services.serving.knative.dev"], "services.serving.knative.dev"),
+];
+
+/// Each line of the tables, in a namespace.
+fn walk(kubectl: &Kubectl, ns: &str, tables: &[&[Line]]) {
+    for (args, expected) in tables.iter().copied().flatten() {
+        let all = [&["-n", ns], *args].concat();
+        let said = kubectl.run(&all);
+        assert!(said.contains(expected), "kubectl 1.{} {}: {said}", kubectl.minor, args.join(" "));
+    }
+}
+
+#[test]
+fn the_everyday_verbs_do_their_work() {
+    for kubectl in CLIENTS.iter() {
+        let ns = kubectl.namespace("everyday");
+        kubectl.run_with(&["apply", "-n", &ns, "-f", "-"], Some(WEB));
+        walk(kubectl, &ns, &[CHANGES, MAKES, READS]);
+        if kubectl.minor > 20 {
+            walk(kubectl, &ns, &[NEWER]);
+        }
+        let revisions = |_: &Program| kubectl.run(&["rollout", "history", "-n", &ns, "deployment/web"]);
+        CLUSTER.until("revisions", revisions, |text| {
+            text.lines().filter(|l| l.starts_with(char::is_numeric)).count() > 3
+        });
+        let undone = kubectl.run(&["rollout", "undo", "-n", &ns, "deployment/web", "--to-revision=1"]);
+        assert!(undone.contains("deployment.apps/web rolled back"), "{undone}");
+        let image = "jsonpath={.spec.template.spec.containers[0].image}";
+        let image = kubectl.run(&["get", "-n", &ns, "deployment", "web", "-o", image]);
+        assert_eq!(image, "registry.example.org/web:1");
+        assert!(
+            kubectl.refused(&["auth", "can-i", "delete", "pods", "--as=robot", "-n", &ns], None).is_empty()
+        );
+        edits(kubectl, &ns);
+        compares(kubectl, &ns);
+    }
+}
+
+fn edits(kubectl: &Kubectl, ns: &str) {
+    let program = kubectl.program.to_str().expect("a path");
+    let args =
+        ["KUBE_EDITOR=sed -i s/blue/green/;s/web:1/web:3/", program, "edit", "-n", ns, "deployment", "web"];
+    let out = CLUSTER.client("env".as_ref(), &args, None);
+    assert!(String::from_utf8_lossy(&out.stdout).contains("deployment.apps/web edited"), "{out:?}");
+    let text = kubectl.run(&["get", "-n", ns, "deployment", "web", "-o", "yaml"]);
+    assert!(text.contains("image: registry.example.org/web:3"), "{text}");
+}
+
+fn compares(kubectl: &Kubectl, ns: &str) {
+    let there = kubectl.output(&["diff", "-n", ns, "-f", "-"], Some(WEB));
+    assert_eq!(there.status.code(), Some(1), "{there:?}");
+    let text = String::from_utf8_lossy(&there.stdout).into_owned();
+    assert!(
+        text.contains("-        image: registry.example.org/web:3")
+            || text.contains("-      - image: registry"),
+        "{text}"
+    );
+    kubectl.run_with(&["apply", "-n", ns, "-f", "-"], Some(WEB));
+    assert_eq!(
+        kubectl.run_with(&["apply", "-n", ns, "-f", "-"], Some(WEB)),
+        "deployment.apps/web unchanged\n"
+    );
+    let last = kubectl.run(&["apply", "-n", ns, "view-last-applied", "deployment/web"]);
+    assert!(last.contains("image: registry.example.org/web:1"), "{last}");
+    let replaced = kubectl.run_with(&["replace", "-n", ns, "-f", "-"], Some(WEB));
+    assert_eq!(replaced, "deployment.apps/web replaced\n");
+    kubectl.run(&["delete", "-n", ns, "deployment/web", "--wait=false"]);
+    let gone = |_: &Program| kubectl.output(&["get", "-n", ns, "deployment/web"], None).status.success();
+    CLUSTER.until("the deployment's end", gone, |there| !there);
 }

@@ -356,3 +356,98 @@ fn a_namespace_forbids_privileged_pods() {
     place.apply(&pod(""));
     assert!(place.fails("kubectl get psp").contains("the server doesn't have a resource type \"psp\""));
 }
+
+#[test]
+fn removed_versions_name_the_one_to_use() {
+    let place = Place::new(&CLUSTER, "legacy");
+    for (version, kind, now) in [
+        ("extensions/v1beta1", "Deployment", "apps/v1"),
+        ("extensions/v1beta1", "DaemonSet", "apps/v1"),
+        ("extensions/v1beta1", "ReplicaSet", "apps/v1"),
+        ("extensions/v1beta1", "Ingress", "networking.k8s.io/v1"),
+        ("apps/v1beta2", "StatefulSet", "apps/v1"),
+        ("batch/v1beta1", "CronJob", "batch/v1"),
+        ("policy/v1beta1", "PodDisruptionBudget", "policy/v1"),
+        ("rbac.authorization.k8s.io/v1alpha1", "ClusterRole", "rbac.authorization.k8s.io/v1"),
+        ("rbac.authorization.k8s.io/v1beta1", "RoleBinding", "rbac.authorization.k8s.io/v1"),
+        ("storage.k8s.io/v1beta1", "StorageClass", "storage.k8s.io/v1"),
+    ] {
+        let manifest = format!("{{apiVersion: {version}, kind: {kind}, metadata: {{name: old}}}}");
+        let out = place.output(&format!("echo '{manifest}' | wasmk apply -f -"));
+        let said = String::from_utf8_lossy(&out.stderr).into_owned();
+        assert!(
+            !out.status.success() && said.contains(&format!("use apiVersion {now}\n")),
+            "{version} {kind}: {said}"
+        );
+        // Who asks the API itself is told so, too.
+        let raw = place.output(&format!("kubectl get --raw /apis/{version}/namespaces/legacy/any"));
+        let said = String::from_utf8_lossy(&raw.stderr).into_owned();
+        let group = now.split('/').next().unwrap_or("");
+        assert!(said.contains("no longer served; use") && said.contains(group), "{version}: {said}");
+    }
+}
+
+#[test]
+fn the_control_plane_says_how_it_is() {
+    let place = Place::new(&CLUSTER, "parts");
+    let healthy =
+        |_: &Program| place.sh("kubectl get cs --no-headers 2>/dev/null | awk '{print $1, $2}' | sort");
+    let all = "controller-manager Healthy\netcd-0 Healthy\nscheduler Healthy";
+    CLUSTER.until("health", healthy, |said| said == all);
+}
+
+/// Every line is what kubectl does, by curl with the same certificate.
+#[test]
+fn whatever_kubectl_does_can_be_asked_of_the_api() {
+    let place = Place::new(&CLUSTER, "plain");
+    place.sh(
+        "for part in certificate-authority:clusters[0].cluster client-certificate:users[0].user client-key:users[0].user; do
+           name=${part%%:*}; where=${part#*:}
+           kubectl config view --raw --minify -o jsonpath={.$where.$name-data} | base64 -d > $name.pem
+         done",
+    );
+    let ask = |method: &str, path: &str, kind: &str, body: &str| {
+        let text = place.sh(&format!(
+            "curl -sS --cacert certificate-authority.pem --cert client-certificate.pem --key client-key.pem \
+             -X {method} -H 'Content-Type: application/{kind}' \"$API{path}\" {}",
+            if body.is_empty() { String::new() } else { format!("-d '{body}'") }
+        ));
+        // Of a watch, the first event.
+        let mut answers = serde_json::Deserializer::from_str(&text).into_iter::<serde_json::Value>();
+        answers.next().and_then(Result::ok).unwrap_or_else(|| panic!("{method} {path}: {text}"))
+    };
+    let sets = "/apis/apps/v1/namespaces/plain/deployments";
+    let web = r#"{"metadata":{"name":"web","labels":{"app":"web"}},"spec":{"replicas":0,"selector":{"matchLabels":{"app":"web"}},
+        "template":{"metadata":{"labels":{"app":"web"}},"spec":{"containers":[{"name":"main","image":"none"}]}}}}"#;
+    assert_eq!(ask("POST", sets, "json", web)["metadata"]["name"], "web");
+    let one = format!("{sets}/web");
+    assert_eq!(ask("GET", &one, "json", "")["kind"], "Deployment");
+    assert_eq!(
+        ask("GET", &format!("{sets}?labelSelector=app%3Dweb"), "json", "")["items"][0]["metadata"]["name"],
+        "web"
+    );
+    let scaled = ask("PATCH", &format!("{one}/scale"), "merge-patch+json", r#"{"spec":{"replicas":2}}"#);
+    assert_eq!(scaled["spec"]["replicas"], 2);
+    let image = r#"{"spec":{"template":{"spec":{"containers":[{"name":"main","image":"other"}]}}}}"#;
+    let patched = ask("PATCH", &one, "strategic-merge-patch+json", image);
+    assert_eq!(patched["spec"]["template"]["spec"]["containers"][0]["image"], "other");
+    let labels = r#"[{"op":"add","path":"/metadata/labels/tier","value":"front"}]"#;
+    assert_eq!(ask("PATCH", &one, "json-patch+json", labels)["metadata"]["labels"]["tier"], "front");
+    let applied = r#"{"apiVersion":"v1","kind":"ConfigMap","metadata":{"name":"a"},"data":{"k":"v"}}"#;
+    let map = "/api/v1/namespaces/plain/configmaps/a?fieldManager=curl";
+    assert_eq!(ask("PATCH", map, "apply-patch+yaml", applied)["data"]["k"], "v");
+    let review = r#"{"spec":{"resourceAttributes":{"namespace":"plain","verb":"list","resource":"pods"}}}"#;
+    let may = ask("POST", "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews", "json", review);
+    assert_eq!(may["status"]["allowed"], true);
+    let token = ask("POST", "/api/v1/namespaces/plain/serviceaccounts/default/token", "json", "{}");
+    assert!(token["status"]["token"].is_string(), "{token}");
+    let seen = ask(
+        "GET",
+        &format!("{sets}?watch=true&timeoutSeconds=1&fieldSelector=metadata.name%3Dweb"),
+        "json",
+        "",
+    );
+    assert_eq!((&seen["type"], &seen["object"]["metadata"]["name"]), (&"ADDED".into(), &"web".into()));
+    assert_eq!(ask("DELETE", &one, "json", r#"{"propagationPolicy":"Background"}"#)["status"], "Success");
+    assert_eq!(ask("GET", &one, "json", "")["code"], 404);
+}

@@ -31,3 +31,13 @@ fn a_kind_of_ones_own_is_used_by_the_dynamic_client() {
 fn the_log_of_a_pod_is_read() {
     script("pod_log.py", &[&CLUSTER.push("command")]);
 }
+
+#[test]
+fn one_of_two_candidates_leads() {
+    script("leader.py", &[]);
+}
+
+#[test]
+fn an_operator_counts_down_with_the_rights_it_is_given() {
+    script("countdown.py", &[&CLUSTER.push("command")]);
+}

@@ -43,6 +43,8 @@ ledger: ## how many features are proven by a test, per area
 bench: build ## the figures, beside what was promised
 	@tools/build-test-guests >/dev/null
 	cargo bench --locked -p wasmk-store --bench store
+	cargo bench --locked -p wasmk-controllers --bench scheduler
+	cargo bench --locked -p wasmk-controllers --bench fleet
 	cargo bench --locked -p wasmk-functions --bench gateway
 	cargo bench --locked -p wasmk-runtime --bench engine
 	cargo bench --locked -p wasmk-benches

@@ -326,33 +326,34 @@ fn choose(
     volumes: &[Arc<PersistentVolume>],
     node: Option<&str>,
 ) -> Option<Arc<PersistentVolume>> {
-    let wanted = claim.spec.as_ref()?;
-    let need = size(wanted.resources.as_ref().and_then(|r| r.requests.as_ref()));
-    let selector = wanted.selector.as_ref().map(LabelSelector::from_api).transpose().ok()?;
-    let fits = |volume: &&Arc<PersistentVolume>| {
-        let Some(spec) = &volume.spec else { return false };
-        let reserved = spec.claim_ref.as_ref();
-        let mine = reserved.is_some_and(|r| {
-            r.uid.is_none() && r.name == claim.metadata.name && r.namespace == claim.metadata.namespace
-        });
-        let has = |mode: &String| spec.access_modes.iter().flatten().any(|m| m == mode);
-        let default = "Filesystem".to_owned();
-        (reserved.is_none() || mine)
-            && !is_deleting(&***volume)
-            && spec.storage_class_name.as_deref().unwrap_or("") == class_of(claim)
-            && wanted.access_modes.iter().flatten().all(has)
-            && spec.volume_mode.as_ref().unwrap_or(&default)
-                == wanted.volume_mode.as_ref().unwrap_or(&default)
-            && size(spec.capacity.as_ref()) >= need
-            && selector.as_ref().is_none_or(|s| s.matches(volume.metadata.labels.as_ref()))
-            && node.is_none_or(|node| is_on(volume, node))
-    };
     let order = |volume: &&Arc<PersistentVolume>| {
         let spec = volume.spec.as_ref();
         let free = spec.is_none_or(|s| s.claim_ref.is_none());
         (free, size(spec.and_then(|s| s.capacity.as_ref())), volume.metadata.name.clone())
     };
-    volumes.iter().filter(fits).min_by_key(order).cloned()
+    volumes.iter().filter(|volume| fits(claim, volume, node)).min_by_key(order).cloned()
+}
+
+/// Whether a volume is free, or reserved for the claim, and is all that it asks for.
+pub(crate) fn fits(claim: &PersistentVolumeClaim, volume: &PersistentVolume, node: Option<&str>) -> bool {
+    let (Some(wanted), Some(spec)) = (&claim.spec, &volume.spec) else { return false };
+    let Ok(selector) = wanted.selector.as_ref().map(LabelSelector::from_api).transpose() else {
+        return false;
+    };
+    let reserved = spec.claim_ref.as_ref();
+    let mine = reserved.is_some_and(|r| {
+        r.uid.is_none() && r.name == claim.metadata.name && r.namespace == claim.metadata.namespace
+    });
+    let has = |mode: &String| spec.access_modes.iter().flatten().any(|m| m == mode);
+    let default = "Filesystem".to_owned();
+    (reserved.is_none() || mine)
+        && !is_deleting(volume)
+        && spec.storage_class_name.as_deref().unwrap_or("") == class_of(claim)
+        && wanted.access_modes.iter().flatten().all(has)
+        && spec.volume_mode.as_ref().unwrap_or(&default) == wanted.volume_mode.as_ref().unwrap_or(&default)
+        && size(spec.capacity.as_ref()) >= size(wanted.resources.as_ref().and_then(|r| r.requests.as_ref()))
+        && selector.as_ref().is_none_or(|s| s.matches(volume.metadata.labels.as_ref()))
+        && node.is_none_or(|node| is_on(volume, node))
 }
 
 /// Whether a volume with a place is on that node; others can be anywhere.

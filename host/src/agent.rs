@@ -5,6 +5,7 @@ use std::{path::PathBuf, str::FromStr, sync::Arc, time::Duration};
 use anyhow::{Context, Result};
 use arc_swap::ArcSwap;
 use hyper_util::rt::TokioIo;
+use k8s_openapi::api::core::v1::Taint;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, pem::PemObject};
 use tokio::net::TcpStream;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -164,6 +165,21 @@ pub struct NodeOptions {
     /// Pods on the node at a time
     #[arg(long, value_name = "N", default_value_t = wasmk_node::DEFAULT_MAX_PODS)]
     pub max_pods: u32,
+    /// Taints of the node when it is registered: `key=value:Effect`, `key:Effect`
+    #[arg(long, value_name = "TAINTS", value_delimiter = ',', value_parser = taint)]
+    pub register_with_taints: Vec<Taint>,
+}
+
+/// A taint as kubelet's flag has it.
+fn taint(text: &str) -> Result<Taint, String> {
+    let expected = || "`key=value:Effect` or `key:Effect` was expected".to_owned();
+    let (pair, effect) = text.split_once(':').ok_or_else(expected)?;
+    let (key, value) = pair.split_once('=').map_or((pair, None), |(key, value)| (key, Some(value)));
+    if key.is_empty() || !matches!(effect, "NoSchedule" | "PreferNoSchedule" | "NoExecute") {
+        return Err(expected());
+    }
+    let value = value.filter(|v| !v.is_empty()).map(Into::into);
+    Ok(Taint { key: key.into(), value, effect: effect.into(), time_added: None })
 }
 
 /// A container runtime's socket, or that there is none.
@@ -214,6 +230,7 @@ pub async fn node(name: &str, data: &DataDir, client: kube::Client, options: &No
     settings.container_runtime = options.socket();
     settings.manifests = options.pod_manifest_path.clone();
     settings.max_pods = options.max_pods;
+    settings.taints.clone_from(&options.register_with_taints);
     let node = Node::start(settings, client, WasmEngine::new(runtime)).await;
     node.context("the node cannot start")
 }
@@ -221,6 +238,22 @@ pub async fn node(name: &str, data: &DataDir, client: kube::Client, options: &No
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn taints_are_written_as_for_kubelet() {
+        for (text, expect) in [
+            ("a=b:NoSchedule", Some(("a", Some("b"), "NoSchedule"))),
+            ("example.com/a:NoExecute", Some(("example.com/a", None, "NoExecute"))),
+            ("a=:NoExecute", Some(("a", None, "NoExecute"))),
+            ("a=b", None),
+            (":NoSchedule", None),
+            ("a:Never", None),
+        ] {
+            let read = taint(text).ok();
+            let read = read.as_ref().map(|t| (t.key.as_str(), t.value.as_deref(), t.effect.as_str()));
+            assert_eq!(read, expect, "{text}");
+        }
+    }
 
     #[test]
     fn endpoints_are_paths() {

@@ -4,6 +4,7 @@
 use std::net::{Ipv4Addr, SocketAddr};
 
 use anyhow::{Context, Result};
+use k8s_openapi::api::core::v1::{Node, Taint};
 use kube::{
     Api, Client,
     api::{DynamicObject, Patch, PatchParams, PostParams},
@@ -12,6 +13,9 @@ use kube::{
 use serde_json::{Value, json};
 
 use crate::{data_dir::Running, join::JOINERS};
+
+/// Label and taint of nodes of the control plane.
+const CONTROL_PLANE: &str = "node-role.kubernetes.io/control-plane";
 
 /// Writes what is missing and corrects what differs.
 ///
@@ -38,8 +42,22 @@ fn default_class() -> Value {
             "name": "local-path", "annotations": {"storageclass.kubernetes.io/is-default-class": "true"},
         },
         "provisioner": "wasmk.dev/local-path",
-        "reclaimPolicy": "Delete", "volumeBindingMode": "WaitForFirstConsumer",
+        "reclaimPolicy": "Delete", "volumeBindingMode": "WaitForFirstConsumer", "allowVolumeExpansion": true,
     })
+}
+
+/// Keeps ordinary pods off a node of the control plane.
+pub(crate) fn control_plane_taint() -> Taint {
+    Taint { key: CONTROL_PLANE.into(), effect: "NoSchedule".into(), ..Taint::default() }
+}
+
+/// Names the node's role, which a node may not say of itself.
+///
+/// # Errors
+/// When the API refuses.
+pub(crate) async fn label_control_plane(client: &Client, node: &str) -> kube::Result<()> {
+    let patch = Patch::Merge(json!({"metadata": {"labels": {CONTROL_PLANE: ""}}}));
+    Api::<Node>::all(client.clone()).patch(node, &PatchParams::default(), &patch).await.map(drop)
 }
 
 /// The service of the cluster's DNS server at its address, with the server as its one endpoint.

@@ -22,7 +22,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use wasmk_apiserver::{
     ApiServer, Component, Config, FrontProxy, LogFile, RequestHeader, ServiceRange, Serving,
 };
-use wasmk_controllers::{Accounts, LoadBalancer};
+use wasmk_controllers::{Accounts, LoadBalancer, scheduler};
 use wasmk_functions::{Admission, Executor, Functions, Live};
 use wasmk_node::Node;
 use wasmk_registry::Storage;
@@ -73,8 +73,12 @@ pub struct Settings {
     pub node: Option<String>,
     /// What the node is told.
     pub node_options: agent::NodeOptions,
+    /// Whether that node is left to the control plane.
+    pub control_plane: bool,
     /// Controllers to run, as kube-controller-manager's flag says it.
     pub controllers: Vec<String>,
+    /// How nodes are chosen for pods.
+    pub scheduler: scheduler::Settings,
     /// Where objects are kept, and how.
     pub store: StoreSettings,
     /// Suffix of functions' host names.
@@ -195,6 +199,11 @@ impl Cluster {
         }
         if let Some(name) = &settings.node {
             cluster.node = Some(start_node(&cluster.api, name, &settings, &links).await?);
+            if settings.control_plane {
+                bootstrap::label_control_plane(&writer, name)
+                    .await
+                    .context("cannot label the control plane's node")?;
+            }
         }
         cluster.functions = cluster.start_functions(&settings, live, gateway_listener);
         cluster._claim.publish(&cluster.running)?;
@@ -308,7 +317,8 @@ impl Cluster {
         let client = self.client("system:kube-controller-manager");
         let scheduler = self.client("system:kube-scheduler");
         let accounts: Accounts = Arc::new(self.api.accounts("kube-controller-manager"));
-        let control = Control { client, scheduler, accounts, settings: wanted, signer };
+        let profiles = settings.scheduler.clone();
+        let control = Control { client, scheduler, accounts, settings: wanted, profiles, signer };
         let shared = settings.store.is_shared();
         let controllers = control.run(shared, self.stop.clone());
         running.store(true, Ordering::Relaxed);
@@ -436,7 +446,11 @@ async fn bind(address: SocketAddr, what: &str, flag: &str) -> Result<TcpListener
 
 async fn start_node(api: &ApiServer, name: &str, settings: &Settings, links: &Arc<Links>) -> Result<Node> {
     let client = api.client(&format!("system:node:{name}"), &["system:nodes", "system:authenticated"]);
-    let node = agent::node(name, &settings.data, client, &settings.node_options).await?;
+    let mut options = settings.node_options.clone();
+    if settings.control_plane {
+        options.register_with_taints.push(bootstrap::control_plane_taint());
+    }
+    let node = agent::node(name, &settings.data, client, &options).await?;
     links.add_local(name, node.router());
     Ok(node)
 }

@@ -24,6 +24,8 @@ pub(crate) struct Control {
     /// Clients of the controllers' service accounts.
     pub(crate) accounts: Accounts,
     pub(crate) settings: Settings,
+    /// How nodes are chosen.
+    pub(crate) profiles: scheduler::Settings,
     /// What they sign by and publish.
     pub(crate) signer: watch::Receiver<Authority>,
 }
@@ -55,9 +57,8 @@ impl Control {
             let cx = Context { accounts: Some(self.accounts.clone()), ..cx };
             // The scheduler sees through the same caches and writes under a name of its own.
             let scheduling = Context { client: self.scheduler.clone(), ..cx.clone() };
-            let run = async {
-                tokio::try_join!(run_in(cx), scheduler::run_in(scheduling, scheduler::Settings::default()))
-            };
+            let run =
+                async { tokio::try_join!(run_in(cx), scheduler::run_in(scheduling, self.profiles.clone())) };
             tokio::pin!(run);
             let changed = async {
                 if self.signer.changed().await.is_err() {

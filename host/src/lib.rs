@@ -21,4 +21,5 @@ mod metrics;
 pub mod pki;
 mod renewal;
 mod rotating;
+mod scheduler_config;
 pub mod store;

@@ -1,8 +1,14 @@
 //! Which node a pod gets, on nodes that are only there by name.
 
-use std::sync::LazyLock;
+use std::{
+    process::{Child, Command, Stdio},
+    sync::LazyLock,
+};
 
-use wasmk_tests::{place::Place, program::Program};
+use wasmk_tests::{
+    place::Place,
+    program::{Program, binary},
+};
 
 /// Three nodes of two processors each; nobody watches over their heartbeats, and pods never run.
 static CLUSTER: LazyLock<Program> = LazyLock::new(|| {
@@ -312,4 +318,91 @@ fn a_daemon_set_may_name_its_node() {
                  template:\n    metadata: {labels: {ds: one}}\n    spec: {nodeName: n2, containers: [{name: c, image: none}]}\n");
     place.until_value("ds/one", "{.status.desiredNumberScheduled}", "1");
     place.until("kubectl get pods -l ds=one -o jsonpath='{.items[*].spec.nodeName}'", "n2");
+}
+
+/// A `wasmk agent`, ended when dropped.
+struct Agent(Child);
+
+impl Drop for Agent {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+fn agent(program: &Program, name: &str, flags: &[&str]) -> Agent {
+    let token = program.wasmk(&["token", "create", "-q"]);
+    let agent = Command::new(binary())
+        .args(["agent", "--server", &format!("https://{}", program.address("api")), "--token", token.trim()])
+        .args(["--node-name", name, "--data-dir"])
+        .arg(program.scratch().join(name))
+        .args(flags)
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .expect("the agent starts");
+    program.until_value(&format!("node/{name}"), "{.status.conditions[?(@.type=='Ready')].status}", "True");
+    Agent(agent)
+}
+
+#[test]
+fn the_control_planes_node_is_left_to_it() {
+    let program: &'static Program = Box::leak(Box::new(Program::start_with(&["--control-plane"])));
+    program.push("hello");
+    let place = Place::new(program, "masters");
+    let taints = place.sh("kubectl get node node-a -o json | jq -c .spec.taints");
+    assert!(
+        taints.contains(r#"{"effect":"NoSchedule","key":"node-role.kubernetes.io/control-plane"}"#),
+        "{taints}"
+    );
+    place.until_that("kubectl get node node-a --no-headers", |row| row.contains("control-plane"));
+    // While there is no other node, ordinary pods wait.
+    place.sh("kubectl create deployment web --image $REGISTRY/default/hello:1 --replicas 3");
+    let pod = place.until_that("kubectl get pods -l app=web -o name | head -1", |name| !name.is_empty());
+    let said = refusal(&place, pod.trim_start_matches("pod/"));
+    assert!(said.contains("1 node(s) had untolerated taint(s)"), "{said}");
+
+    let _agent = agent(program, "worker", &["--register-with-taints", "dedicated=web:PreferNoSchedule"]);
+    let taints = place.sh("kubectl get node worker -o json | jq -c .spec.taints");
+    assert!(taints.contains(r#"{"effect":"PreferNoSchedule","key":"dedicated","value":"web"}"#), "{taints}");
+    let set = "apiVersion: apps/v1\nkind: DaemonSet\nmetadata: {name: every}\nspec:\n  selector: {matchLabels: {ds: every}}\n  \
+               template:\n    metadata: {labels: {ds: every}}\n    spec: {containers: [{name: c, image: $REGISTRY/default/hello:1}]}\n";
+    place.apply(set);
+    place.sh(
+        "kubectl rollout status deploy/web --timeout=120s && kubectl rollout status ds/every --timeout=120s",
+    );
+    place.until(
+        "kubectl get pods -o json | jq -r '[.items[].spec.nodeName] | unique | join(\" \")'",
+        "worker",
+    );
+    place.until_value("ds/every", "{.status.desiredNumberScheduled}", "1");
+}
+
+#[test]
+fn pods_choose_among_profiles() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let file = dir.path().join("scheduler.yaml");
+    let config = "apiVersion: kubescheduler.config.k8s.io/v1\nkind: KubeSchedulerConfiguration\nprofiles:\n- {}\n\
+                  - schedulerName: packing\n  pluginConfig:\n  - name: NodeResourcesFit\n    args: {scoringStrategy: {type: MostAllocated}}\n  \
+                  plugins: {score: {disabled: [{name: NodeResourcesBalancedAllocation}]}}\n";
+    std::fs::write(&file, config).expect("a file");
+    let file = file.display().to_string();
+    let flags = ["--no-node", "--controllers=*,-node-lifecycle-controller", "--scheduler-config", &file];
+    let program: &'static Program = Box::leak(Box::new(Program::start_with(&flags)));
+    for name in ["n1", "n2"] {
+        node(program, name);
+    }
+    let place = Place::new(program, "profiles");
+    place.apply(&asking("first", "500m", "nodeSelector: {kubernetes.io/hostname: n1}"));
+    assert_eq!(on(&place, "first"), "n1");
+    place.apply(&asking("spread", "500m", ""));
+    assert_eq!(on(&place, "spread"), "n2");
+    place.sh("kubectl delete pod spread --now");
+    place.apply(&asking("packed", "500m", "schedulerName: packing"));
+    assert_eq!(on(&place, "packed"), "n1");
+    place.apply(&asking("theirs", "500m", "schedulerName: nobody"));
+    place.apply(&asking("last", "500m", "schedulerName: packing"));
+    assert_eq!(on(&place, "last"), "n1");
+    assert_eq!(place.value("pod/theirs", "{.spec.nodeName}"), "");
 }

@@ -1,6 +1,13 @@
 //! What keeps pods running: replica sets, deployments, daemon sets, stateful sets, jobs, budgets.
 
-use std::sync::LazyLock;
+use std::{
+    io::Write,
+    net::TcpStream,
+    sync::{
+        Arc, LazyLock,
+        atomic::{AtomicBool, Ordering},
+    },
+};
 
 use wasmk_tests::{place::Place, program::Program};
 
@@ -408,6 +415,107 @@ fn an_autoscaler_without_figures_changes_nothing() {
     place.sh("kubectl scale deploy/other --replicas=4");
     place.apply(&workload("Deployment", "other", "  revisionHistoryLimit: 3\n"));
     assert_eq!(place.value("deploy/other", "{.spec.replicas}"), "4");
+}
+
+#[test]
+fn an_autoscaler_follows_the_load() {
+    let place = Place::new(&CLUSTER, "load");
+    let small = workload("ReplicaSet", "kuard", "  replicas: 1\n")
+        .replace("ports: [", "resources: {requests: {cpu: 1m}}, ports: [");
+    place.apply(&small);
+    place.sh("kubectl expose rs kuard --port 8080");
+    place.sh("kubectl autoscale rs kuard --min=2 --max=5 --cpu-percent=80");
+    // Down as soon as there is nothing to do, not after the usual five minutes.
+    place.sh(
+        r#"kubectl patch hpa kuard --type merge -p '{"spec": {"behavior": {"scaleDown": {"stabilizationWindowSeconds": 0}}}}'"#,
+    );
+    place.until_value("rs/kuard", "{.spec.replicas}", "2");
+    let address = format!("{}:8080", place.value("service/kuard", "{.spec.clusterIP}"));
+    let stop = Arc::new(AtomicBool::new(false));
+    let (watched, target) = (stop.clone(), address.clone());
+    let load = std::thread::spawn(move || {
+        while !watched.load(Ordering::Relaxed) {
+            let Ok(mut stream) = TcpStream::connect(&target) else { continue };
+            // Whatever comes back: what counts is the work it was.
+            let _ = stream.write_all(b"GET / HTTP/1.1\r\nHost: kuard\r\nConnection: close\r\n\r\n");
+            let _ = std::io::copy(&mut stream, &mut std::io::sink());
+        }
+    });
+    // Looks at the figures and at the pods are a quarter of a minute apart.
+    let replicas = |wanted: &str| {
+        let out = place.output(&format!(
+            "kubectl wait rs/kuard --for=jsonpath='{{.spec.replicas}}'={wanted} --timeout=150s"
+        ));
+        assert!(out.status.success(), "{}", place.sh("kubectl describe hpa kuard"));
+    };
+    replicas("5");
+    place.until_that("kubectl get hpa kuard --no-headers", |row| {
+        row.contains("%/80%") && !row.contains("unknown")
+    });
+    stop.store(true, Ordering::Relaxed);
+    load.join().expect("the load to end");
+    replicas("2");
+    let events = place.sh(
+        "kubectl get events --field-selector involvedObject.name=kuard -o jsonpath='{.items[*].message}'",
+    );
+    assert!(events.contains("New size: 5") && events.contains("New size: 2"), "{events}");
+}
+
+#[test]
+fn a_daemon_set_with_another_selector_begins_beside_the_old_pods() {
+    let place = Place::new(&CLUSTER, "rng");
+    let text = workload("DaemonSet", "rng", "");
+    place.apply(&text);
+    place.until_value("ds/rng", "{.status.numberReady}", "1");
+    let old = place.sh(&names("rng"));
+    let refused = place
+        .fails(r#"kubectl patch ds rng -p '{"spec": {"selector": {"matchLabels": {"active": "yes"}}}}'"#);
+    assert!(refused.contains("field is immutable"), "{refused}");
+
+    place.sh("kubectl delete ds rng --cascade=orphan");
+    place.until(&format!("kubectl get pod {old} -o jsonpath='{{.metadata.ownerReferences}}'"), "");
+    let other = text
+        .replace("matchLabels: {app: rng}", "matchLabels: {app: rng, active: 'yes'}")
+        .replace("labels: {app: rng, tier: front}", "labels: {app: rng, active: 'yes', tier: front}");
+    place.apply(&other);
+    place.until_value("ds/rng", "{.status.numberReady}", "1");
+    place.until("kubectl get pods -l app=rng,active=yes --no-headers | wc -l", "1");
+    place.until(&living("rng"), "2");
+    assert_eq!(
+        place.value(&format!("pod/{old}"), "{.metadata.deletionTimestamp}"),
+        "",
+        "nobody's, and left alone"
+    );
+    // Given the label, the old pod is taken over, and is one too many.
+    place.sh(&format!("kubectl label pod {old} active=yes"));
+    place.until(&living("rng"), "1");
+}
+
+#[test]
+fn bootstrap_tokens_sign_what_is_public_and_run_out() {
+    let place = Place::new(&CLUSTER, "signing");
+    let token = place.sh("wasmk token create -q");
+    let (id, secret) = token.split_once('.').expect("a token of two parts");
+    let signature = format!(
+        "kubectl get cm -n kube-public cluster-info -o json | jq -r '.data[\"jws-kubeconfig-{id}\"] // empty'"
+    );
+    let signed = place.until_that(&signature, |text| !text.is_empty());
+    let (header, mac) = signed.split_once("..").expect("a signature without its content");
+    // What a joining machine does: check the content by the token's own secret.
+    let checked = place.sh(&format!(
+        "content=$(kubectl get cm -n kube-public cluster-info -o json | jq -j .data.kubeconfig | base64 -w0 | tr '+/' '-_' | tr -d =)\n\
+         printf %s \"{header}.$content\" | openssl dgst -sha256 -hmac {secret} -binary | base64 -w0 | tr '+/' '-_' | tr -d ="
+    ));
+    assert_eq!(checked, mac);
+    let past = "MjAyMC0wMS0wMVQwMDowMDowMFo="; // 2020-01-01T00:00:00Z
+    place.sh(&format!(
+        r#"kubectl patch secret -n kube-system bootstrap-token-{id} -p '{{"data": {{"expiration": "{past}"}}}}'"#
+    ));
+    place.until(
+        &format!("kubectl get secret -n kube-system bootstrap-token-{id} --ignore-not-found -o name"),
+        "",
+    );
+    place.until(&signature, "");
 }
 
 #[test]

@@ -1,26 +1,73 @@
 //! Why a pod got no node, in the words kubectl users know.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{borrow::Cow, collections::BTreeMap};
+
+/// The filters, by the names that Kubernetes users know. A set of them is a set of bits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[repr(u8)]
+pub(super) enum Name {
+    NodeUnschedulable,
+    NodeName,
+    TaintToleration,
+    NodeAffinity,
+    RuntimeHandler,
+    NodePorts,
+    NodeResourcesFit,
+    VolumeBinding,
+    VolumeZone,
+    VolumeRestrictions,
+    PodTopologySpread,
+    InterPodAffinity,
+}
+
+/// A set of filters.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(super) struct Names(u16);
+
+impl Names {
+    pub(super) const ALL: Self = Self(u16::MAX);
+
+    pub(super) const fn of(names: &[Name]) -> Self {
+        let (mut bits, mut i) = (0, 0);
+        while i < names.len() {
+            bits |= 1 << names[i] as u16;
+            i += 1;
+        }
+        Self(bits)
+    }
+
+    pub(super) fn is_empty(self) -> bool {
+        self.0 == 0
+    }
+
+    pub(super) fn meets(self, other: Self) -> bool {
+        self.0 & other.0 != 0
+    }
+
+    pub(super) fn with(self, other: Self) -> Self {
+        Self(self.0 | other.0)
+    }
+}
 
 /// Why one node was rejected.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Rejection {
     /// The filter that said no.
-    pub(super) filter: &'static str,
+    pub(super) filter: Name,
     /// Its reasons; resources can lack in several ways.
-    pub(super) reasons: Vec<String>,
+    pub(super) reasons: Vec<Cow<'static, str>>,
     /// Whether the removal of pods could change its mind.
     pub(super) resolvable: bool,
 }
 
 impl Rejection {
     /// That other pods stand in the way of.
-    pub(super) fn by_pods(filter: &'static str, reasons: Vec<String>) -> Self {
+    pub(super) fn by_pods(filter: Name, reasons: Vec<Cow<'static, str>>) -> Self {
         Self { filter, reasons, resolvable: true }
     }
 
     /// That no removal of pods changes.
-    pub(super) fn by_node(filter: &'static str, reason: impl Into<String>) -> Self {
+    pub(super) fn by_node(filter: Name, reason: impl Into<Cow<'static, str>>) -> Self {
         Self { filter, reasons: vec![reason.into()], resolvable: false }
     }
 }
@@ -53,9 +100,14 @@ pub(super) fn preemption(nodes: usize, rejections: &[Rejection]) -> String {
     format!(" preemption: 0/{nodes} nodes are available: {}.", parts.join(", "))
 }
 
+/// Why nobody was asked to make room, as a sentence after [`message`].
+pub(super) fn no_preemption(why: &str) -> String {
+    format!(" preemption: not eligible due to {why}.")
+}
+
 /// The filters that said no.
-pub(super) fn filters(rejections: &[Rejection]) -> BTreeSet<&'static str> {
-    rejections.iter().map(|r| r.filter).collect()
+pub(super) fn filters(rejections: &[Rejection]) -> Names {
+    rejections.iter().fold(Names::default(), |all, r| all.with(Names::of(&[r.filter])))
 }
 
 #[cfg(test)]
@@ -65,12 +117,15 @@ mod tests {
     #[test]
     fn counts_each_reason() {
         let fit = |reasons: &[&str]| {
-            Rejection::by_pods("NodeResourcesFit", reasons.iter().map(|r| (*r).to_owned()).collect())
+            Rejection::by_pods(
+                Name::NodeResourcesFit,
+                reasons.iter().map(|r| (*r).to_owned().into()).collect(),
+            )
         };
         let all = [
             fit(&["Insufficient cpu"]),
             fit(&["Insufficient cpu", "Insufficient memory"]),
-            Rejection::by_node("NodeUnschedulable", "node(s) were unschedulable"),
+            Rejection::by_node(Name::NodeUnschedulable, "node(s) were unschedulable"),
         ];
         assert_eq!(
             message(3, &all) + &preemption(3, &all),

@@ -1,6 +1,6 @@
 //! Which nodes a pod may go to: a list of small questions, asked in order until one says no.
 
-use std::collections::{BTreeMap, HashSet};
+use std::{borrow::Cow, collections::BTreeMap};
 
 use k8s_openapi::api::core::v1::{NodeSelector, NodeSelectorRequirement, NodeSelectorTerm, Taint};
 use wasmk_api::{Operator, Requirement};
@@ -8,8 +8,8 @@ use wasmk_api::{Operator, Requirement};
 use crate::taint_eviction::tolerates;
 
 use super::{
-    cycle::Cycle,
-    explain::Rejection,
+    cycle::{Cycle, is_in},
+    explain::{Name, Rejection},
     snapshot::{NodeInfo, PodInfo},
 };
 
@@ -45,13 +45,13 @@ fn unschedulable(pod: &PodInfo, node: &NodeInfo, _: &Cycle) -> Result<(), Reject
     if !marked || pod.tolerations().iter().any(|t| tolerates(t, &mark())) {
         return Ok(());
     }
-    Err(Rejection::by_node("NodeUnschedulable", "node(s) were unschedulable"))
+    Err(Rejection::by_node(Name::NodeUnschedulable, "node(s) were unschedulable"))
 }
 
 fn node_name(pod: &PodInfo, node: &NodeInfo, _: &Cycle) -> Result<(), Rejection> {
     match pod.spec().and_then(|s| s.node_name.as_deref()) {
         Some(name) if !name.is_empty() && name != node.name => {
-            Err(Rejection::by_node("NodeName", "node(s) didn't match the requested node name"))
+            Err(Rejection::by_node(Name::NodeName, "node(s) didn't match the requested node name"))
         }
         _ => Ok(()),
     }
@@ -61,14 +61,10 @@ fn taints(pod: &PodInfo, node: &NodeInfo, _: &Cycle) -> Result<(), Rejection> {
     let repels = |t: &&Taint| {
         matches!(&*t.effect, "NoSchedule" | "NoExecute") && !pod.tolerations().iter().any(|o| tolerates(o, t))
     };
-    match node.taints().find(repels) {
-        None => Ok(()),
-        Some(taint) => {
-            let value = taint.value.as_deref().unwrap_or("");
-            let reason = format!("node(s) had untolerated taint {{{}: {value}}}", taint.key);
-            Err(Rejection::by_node("TaintToleration", reason))
-        }
+    if node.taints().any(|t| repels(&t)) {
+        return Err(Rejection::by_node(Name::TaintToleration, "node(s) had untolerated taint(s)"));
     }
+    Ok(())
 }
 
 /// Whether a daemon may start on a node, and whether it may stay.
@@ -87,7 +83,7 @@ fn node_affinity(pod: &PodInfo, node: &NodeInfo, cycle: &Cycle) -> Result<(), Re
     if fits_affinity(pod, node) && cycle.class_selector.as_ref().is_none_or(|s| selected(s, node)) {
         return Ok(());
     }
-    Err(Rejection::by_node("NodeAffinity", "node(s) didn't match Pod's node affinity/selector"))
+    Err(Rejection::by_node(Name::NodeAffinity, "node(s) didn't match Pod's node affinity/selector"))
 }
 
 fn selected(wanted: &BTreeMap<String, String>, node: &NodeInfo) -> bool {
@@ -140,7 +136,7 @@ fn runtime_handler(_: &PodInfo, node: &NodeInfo, cycle: &Cycle) -> Result<(), Re
     if offered.is_empty() || offered.iter().any(|h| h.name.as_ref() == Some(wanted)) {
         return Ok(());
     }
-    Err(Rejection::by_node("RuntimeHandler", format!("node(s) didn't offer runtime handler {wanted:?}")))
+    Err(Rejection::by_node(Name::RuntimeHandler, format!("node(s) didn't offer runtime handler {wanted:?}")))
 }
 
 fn host_ports(pod: &PodInfo, node: &NodeInfo, _: &Cycle) -> Result<(), Rejection> {
@@ -152,39 +148,46 @@ fn host_ports(pod: &PodInfo, node: &NodeInfo, _: &Cycle) -> Result<(), Rejection
         return Ok(());
     }
     let reason = "node(s) didn't have free ports for the requested pod ports";
-    Err(Rejection::by_pods("NodePorts", vec![reason.into()]))
+    Err(Rejection::by_pods(Name::NodePorts, vec![reason.into()]))
 }
 
 fn resources(pod: &PodInfo, node: &NodeInfo, _: &Cycle) -> Result<(), Rejection> {
     let (want, all, used) = (&pod.requests, &node.allocatable, &node.requested);
-    let mut lacks = Vec::new();
+    let mut lacks: Vec<Cow<'static, str>> = Vec::new();
+    // More than the whole node has is not to be had by removing others.
+    let mut resolvable = true;
     if used.pods + 1 > all.pods {
-        lacks.push("Too many pods".to_owned());
+        lacks.push("Too many pods".into());
+        resolvable = all.pods > 0;
     }
-    let mut need = |name: &str, want: i64, all: i64, used: i64| {
+    let mut need = |reason: Cow<'static, str>, want: i64, all: i64, used: i64| {
         if want > 0 && want > all - used {
-            lacks.push(format!("Insufficient {name}"));
+            lacks.push(reason);
+            resolvable &= want <= all;
         }
     };
-    need("cpu", want.cpu, all.cpu, used.cpu);
-    need("memory", want.memory, all.memory, used.memory);
-    need("ephemeral-storage", want.storage, all.storage, used.storage);
+    need("Insufficient cpu".into(), want.cpu, all.cpu, used.cpu);
+    need("Insufficient memory".into(), want.memory, all.memory, used.memory);
+    need("Insufficient ephemeral-storage".into(), want.storage, all.storage, used.storage);
     for (name, amount) in &want.other {
         let of = |map: &BTreeMap<String, i64>| map.get(name).copied().unwrap_or(0);
-        need(name, *amount, of(&all.other), of(&used.other));
+        need(format!("Insufficient {name}").into(), *amount, of(&all.other), of(&used.other));
     }
-    if lacks.is_empty() { Ok(()) } else { Err(Rejection::by_pods("NodeResourcesFit", lacks)) }
+    if lacks.is_empty() {
+        return Ok(());
+    }
+    Err(Rejection { filter: Name::NodeResourcesFit, reasons: lacks, resolvable })
 }
 
 fn volumes(_: &PodInfo, node: &NodeInfo, cycle: &Cycle) -> Result<(), Rejection> {
-    if cycle.volume_nodes.iter().all(|selector| selects(selector, node)) {
-        return Ok(());
+    match cycle.volume_places.iter().find(|place| !selects(&place.nodes, node)) {
+        None => Ok(()),
+        Some(place) => Err(Rejection::by_node(place.filter, place.reason)),
     }
-    Err(Rejection::by_node("VolumeBinding", "node(s) didn't match PersistentVolume's node affinity"))
 }
 
 fn topology_spread(_: &PodInfo, node: &NodeInfo, cycle: &Cycle) -> Result<(), Rejection> {
-    const NAME: &str = "PodTopologySpread";
+    const NAME: Name = Name::PodTopologySpread;
     let base = "node(s) didn't match pod topology spread constraints";
     for constraint in &cycle.spread {
         let Some(value) = node.label(&constraint.topology) else {
@@ -198,16 +201,14 @@ fn topology_spread(_: &PodInfo, node: &NodeInfo, cycle: &Cycle) -> Result<(), Re
 }
 
 fn pod_affinity(_: &PodInfo, node: &NodeInfo, cycle: &Cycle) -> Result<(), Rejection> {
-    const NAME: &str = "InterPodAffinity";
+    const NAME: Name = Name::InterPodAffinity;
     if !cycle.near.is_satisfied(node) {
         return Err(Rejection::by_node(NAME, "node(s) didn't match pod affinity rules"));
     }
-    let forbidden =
-        |places: &HashSet<(String, String)>| places.iter().any(|(key, value)| node.label(key) == Some(value));
-    if forbidden(&cycle.far) {
+    if is_in(&cycle.far, node) {
         return Err(Rejection::by_pods(NAME, vec!["node(s) didn't match pod anti-affinity rules".into()]));
     }
-    if forbidden(&cycle.shunned) {
+    if is_in(&cycle.shunned, node) {
         let reason = "node(s) didn't satisfy existing pods anti-affinity rules";
         return Err(Rejection::by_pods(NAME, vec![reason.into()]));
     }

@@ -4,43 +4,46 @@
 //! tried against one snapshot: [`filter`] says where it may go, [`score`] where it should,
 //! [`explain`] why it could not. The choice counts at once in the account; writing it (the
 //! `binding`) goes on beside, many at a time, and is undone in the account if it fails.
-//! A pod that fits nowhere waits in [`queue`] for a change that could help it.
+//! A pod that fits nowhere waits in [`queue`] for a change that could help it; for one that
+//! others have to make room for, [`preempt`] chooses them, and the room is kept for it.
 //!
 //! Reads pods, nodes, namespaces, runtime classes, volumes. Writes bindings, the pod
 //! condition PodScheduled, `nominatedNodeName`; deletes pods of lower priority when that
 //! makes room.
 
-use std::{collections::BTreeSet, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use k8s_openapi::api::{
-    core::v1::{
-        Binding, Namespace, Node, ObjectReference, PersistentVolume, PersistentVolumeClaim, Pod, PodCondition,
-    },
+    core::v1::{Namespace, Node, PersistentVolume, PersistentVolumeClaim, Pod},
     node::v1::RuntimeClass,
+    policy::v1::PodDisruptionBudget,
     storage::v1::StorageClass,
 };
-use kube::{Client, api::ObjectMeta};
+use kube::Client;
 use parking_lot::Mutex;
-use serde_json::json;
 use tokio::{sync::Notify, task::JoinSet, time::Instant};
 use tokio_util::sync::CancellationToken;
 
-use crate::base::{Clock, Context, Error, EventKind, Informer, Key, Result, condition, is_deleting, time};
+use crate::base::{Clock, Context, Error, Informer, Key, Result, Watched, is_deleting};
 
+mod bind;
 mod cycle;
 mod explain;
 mod filter;
+mod planner;
 mod preempt;
 mod queue;
 mod score;
 mod snapshot;
 pub(crate) mod volumes;
 
-use cycle::Cycle;
-use explain::Rejection;
-use preempt::Victims;
+pub use planner::Planner;
+
+use cycle::{Cycle, Given};
+use explain::{Name, Names, Rejection};
+use preempt::{Budget, Victims};
 use queue::{Change, Queue};
-use snapshot::{Cluster, NodeInfo, PodInfo, Snapshot};
+use snapshot::{Cluster, DEFAULT_SCHEDULER, NodeInfo, PodInfo, Snapshot};
 
 /// Nodes that are compared at least, if that many fit.
 const MIN_COMPARED: usize = 100;
@@ -51,25 +54,82 @@ const BATCH: usize = 32;
 /// How long the loop sleeps when nothing waits for a time.
 const LONG_WAIT: Duration = Duration::from_secs(3600);
 
+/// How full nodes are to be.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Strategy {
+    /// Pods go where most is free.
+    #[default]
+    LeastAllocated,
+    /// Nodes are filled one by one.
+    MostAllocated,
+}
+
+/// A way of choosing, under a name that pods ask for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Profile {
+    /// `schedulerName` of its pods.
+    pub name: String,
+    /// How full nodes are to be.
+    pub strategy: Strategy,
+    /// Weights of scores by the name of their plugin, where they are not the usual ones; 0 for none.
+    pub weights: BTreeMap<String, i64>,
+}
+
+impl Default for Profile {
+    fn default() -> Self {
+        Self { name: DEFAULT_SCHEDULER.into(), strategy: Strategy::default(), weights: BTreeMap::new() }
+    }
+}
+
 /// How the scheduler runs.
 #[derive(Clone, Debug)]
 pub struct Settings {
-    /// The pods that name this scheduler are its own.
-    pub scheduler_name: String,
+    /// Its profiles. Pods of other names are somebody else's.
+    pub profiles: Vec<Profile>,
     /// Bindings, and reports about pods that fit nowhere, under way at once.
     pub max_in_flight: usize,
 }
 
 impl Default for Settings {
     fn default() -> Self {
-        Self { scheduler_name: "default-scheduler".into(), max_in_flight: 256 }
+        Self { profiles: vec![Profile::default()], max_in_flight: 256 }
+    }
+}
+
+impl Settings {
+    /// Checks names and weights.
+    ///
+    /// # Errors
+    /// When there is no profile, two have the same name, or one weighs what is not there.
+    pub fn check(&self) -> Result<()> {
+        if self.profiles.is_empty() {
+            return Err(Error::Invalid("the scheduler has no profile".into()));
+        }
+        for (i, profile) in self.profiles.iter().enumerate() {
+            if self.profiles[..i].iter().any(|other| other.name == profile.name) {
+                return Err(Error::Invalid(format!("two profiles are named {:?}", profile.name)));
+            }
+            if let Some((name, weight)) =
+                profile.weights.iter().find(|(name, w)| !score::is_known(name) || **w < 0)
+            {
+                let message =
+                    format!("profile {:?}: {weight} is no weight of a score plugin {name:?}", profile.name);
+                return Err(Error::Invalid(message));
+            }
+        }
+        Ok(())
+    }
+
+    fn profile_of(&self, pod: &Pod) -> Option<&Profile> {
+        let name = snapshot::scheduler_of(pod);
+        self.profiles.iter().find(|p| p.name == name)
     }
 }
 
 /// Runs the scheduler until `shutdown`.
 ///
 /// # Errors
-/// None at present; it retries what fails.
+/// As [`Settings::check`]; it retries whatever else fails.
 pub async fn run(client: Client, settings: Settings, shutdown: CancellationToken) -> Result<()> {
     let cx = Context::new(client, crate::Settings::default(), Clock::System, shutdown);
     run_in(cx, settings).await
@@ -81,6 +141,7 @@ pub async fn run(client: Client, settings: Settings, shutdown: CancellationToken
 /// # Errors
 /// As [`run`].
 pub async fn run_in(cx: Context, settings: Settings) -> Result<()> {
+    settings.check()?;
     let scheduler = Arc::new(Scheduler::new(cx, settings));
     scheduler.subscribe().await;
     scheduler.schedule().await;
@@ -98,11 +159,12 @@ struct State {
 
 struct Scheduler {
     cx: Context,
-    settings: Settings,
+    settings: Arc<Settings>,
     state: Arc<Mutex<State>>,
     wake: Arc<Notify>,
     pods: Arc<Informer<Pod>>,
     classes: Arc<Informer<RuntimeClass>>,
+    budgets: Arc<Informer<PodDisruptionBudget>>,
     volumes: volumes::Caches,
 }
 
@@ -110,7 +172,7 @@ struct Scheduler {
 enum Done {
     Bound(Arc<PodInfo>),
     /// The choice does not stand; which filters to wait for, none: try again after the back-off.
-    Undo(Arc<PodInfo>, BTreeSet<&'static str>),
+    Undo(Arc<PodInfo>, Names),
     Reported,
 }
 
@@ -121,9 +183,15 @@ impl Scheduler {
             wake: Arc::default(),
             pods: cx.cache(),
             classes: cx.cache(),
-            volumes: volumes::Caches { claims: cx.cache(), volumes: cx.cache(), classes: cx.cache() },
+            budgets: cx.cache(),
+            volumes: volumes::Caches {
+                claims: cx.cache(),
+                volumes: cx.cache(),
+                classes: cx.cache(),
+                pods: cx.cache(),
+            },
             cx,
-            settings,
+            settings: Arc::new(settings),
         }
     }
 
@@ -131,14 +199,7 @@ impl Scheduler {
     async fn subscribe(&self) {
         let nodes = self.cx.cache::<Node>();
         nodes.ready().await;
-        self.feed(&nodes, |state, old: Option<&Arc<Node>>, new| {
-            match new {
-                Some(node) => state.cluster.put_node(node.clone()),
-                None => state.cluster.remove_node(old.and_then(|n| n.metadata.name.as_deref()).unwrap_or("")),
-            }
-            let matters = new.is_some_and(|new| old.is_none_or(|old| node_differs(old, new)));
-            matters.then_some(Change::Node)
-        });
+        self.feed(&nodes, on_node);
         let namespaces = self.cx.cache::<Namespace>();
         namespaces.ready().await;
         self.feed(&namespaces, |state, old: Option<&Arc<Namespace>>, new| {
@@ -151,22 +212,23 @@ impl Scheduler {
                 (Some(old), None) => drop(all.remove(&name(old))),
                 (None, None) => {}
             }
-            Some(Change::Other)
+            Some(Change::NAMESPACE)
         });
         self.classes.ready().await;
-        self.feed(&self.classes, |_, _, _: Option<&Arc<RuntimeClass>>| Some(Change::Other));
+        self.feed(&self.classes, |_, _, _: Option<&Arc<RuntimeClass>>| Some(Change::RUNTIME));
         self.volumes.claims.ready().await;
         self.volumes.volumes.ready().await;
         self.volumes.classes.ready().await;
-        self.feed(&self.volumes.claims, |_, _, _: Option<&Arc<PersistentVolumeClaim>>| Some(Change::Volume));
-        self.feed(&self.volumes.volumes, |_, _, _: Option<&Arc<PersistentVolume>>| Some(Change::Volume));
-        self.feed(&self.volumes.classes, |_, _, _: Option<&Arc<StorageClass>>| Some(Change::Volume));
+        self.feed(&self.volumes.claims, |_, _, _: Option<&Arc<PersistentVolumeClaim>>| Some(Change::VOLUME));
+        self.feed(&self.volumes.volumes, |_, _, _: Option<&Arc<PersistentVolume>>| Some(Change::VOLUME));
+        self.feed(&self.volumes.classes, |_, _, _: Option<&Arc<StorageClass>>| Some(Change::VOLUME));
+        self.budgets.ready().await;
         self.pods.ready().await;
-        let name = self.settings.scheduler_name.clone();
-        self.feed(&self.pods, move |state, old, new| on_pod(state, &name, old, new));
+        let settings = self.settings.clone();
+        self.feed(&self.pods, move |state, old, new| on_pod(state, &settings, old, new));
     }
 
-    fn feed<K: crate::base::Watched>(
+    fn feed<K: Watched>(
         &self,
         cache: &Informer<K>,
         take_in: impl Fn(&mut State, Option<&Arc<K>>, Option<&Arc<K>>) -> Option<Change> + Send + Sync + 'static,
@@ -175,7 +237,7 @@ impl Scheduler {
         cache.subscribe(move |old, new| {
             let mut state = state.lock();
             if let Some(change) = take_in(&mut state, old, new) {
-                state.queue.wake(change);
+                state.queue.wake(&change);
             }
             drop(state);
             wake.notify_one();
@@ -194,6 +256,9 @@ impl Scheduler {
                 while let Some(done) = tasks.try_join_next() {
                     self.settle(done);
                 }
+                if self.cx.shutdown.is_cancelled() {
+                    return;
+                }
             }
             let due = self.state.lock().queue.next_due().unwrap_or_else(|| Instant::now() + LONG_WAIT);
             tokio::select! {
@@ -210,9 +275,9 @@ impl Scheduler {
         match done {
             Ok(Done::Bound(pod)) => state.queue.remove(&pod.uid),
             Ok(Done::Undo(pod, filters)) => {
-                state.cluster.remove_pod(&pod.uid);
+                let room = state.cluster.remove_pod(&pod.uid).and_then(|node| state.cluster.room_on(&node));
                 state.queue.reject(&pod.uid, filters);
-                state.queue.wake(Change::PodGone);
+                state.queue.wake(&Change::pod_gone(room));
             }
             Ok(Done::Reported) => {}
             Err(error) => tracing::error!(%error, "a scheduling task stopped"),
@@ -226,22 +291,27 @@ impl Scheduler {
             let Some(pod) = state.queue.take() else { return false };
             (pod, state.cluster.snapshot(), state.start)
         };
-        if !self.still_waits(&pod) {
-            self.state.lock().queue.remove(&pod.uid);
+        let Some(profile) = self.settings.profile_of(&pod.pod).filter(|_| self.still_waits(&pod)) else {
+            let mut state = self.state.lock();
+            state.queue.remove(&pod.uid);
+            state.cluster.unnominate(&pod.uid);
             return true;
-        }
+        };
         let class = pod.spec().and_then(|s| s.runtime_class_name.as_deref());
         let class = class.and_then(|name| self.classes.get(&Key::new("", name)));
         let volumes = match self.volumes.examine(&pod.pod) {
             Ok(volumes) => volumes,
-            Err(reason) => {
-                let all = vec![Rejection::by_node("VolumeBinding", reason); snapshot.nodes.len().max(1)];
-                self.give_up(tasks, &pod, snapshot.nodes.len(), &all, None);
+            Err((filter, reason)) => {
+                let why = Rejection::by_node(filter, reason);
+                let all = vec![why; snapshot.nodes.len().max(1)];
+                let note = explain::preemption(snapshot.nodes.len(), &all);
+                self.give_up(tasks, &pod, snapshot.nodes.len(), &all, Outcome::Nothing(note));
                 return true;
             }
         };
-        let cycle = Cycle::new(&pod, &snapshot, class.as_deref(), volumes.nodes.clone());
-        match choose(&pod, &snapshot, &cycle, start) {
+        let given = Given { class, volumes: volumes.nodes.clone() };
+        let cycle = Cycle::new(&pod, &snapshot, &given);
+        match choose(&pod, &snapshot, &cycle, profile, start) {
             Ok((index, next_start)) => {
                 let node = snapshot.nodes[index].name.clone();
                 drop(snapshot);
@@ -249,13 +319,12 @@ impl Scheduler {
                 state.start = next_start;
                 state.cluster.place(&node, pod.clone());
                 drop(state);
-                let bind = self.clone().bind(pod, node, volumes);
-                tasks.spawn(bind);
+                tasks.spawn(self.clone().bind(pod, node, volumes));
             }
             Err(rejections) => {
-                let victims = preempt::find(&pod, &snapshot, &rejections, class.as_deref(), &volumes.nodes);
+                let outcome = self.make_room(&pod, &snapshot, &rejections, &given);
                 let all: Vec<Rejection> = rejections.into_iter().map(|(_, r)| r).collect();
-                self.give_up(tasks, &pod, snapshot.nodes.len(), &all, victims);
+                self.give_up(tasks, &pod, snapshot.nodes.len(), &all, outcome);
             }
         }
         true
@@ -263,7 +332,31 @@ impl Scheduler {
 
     fn still_waits(&self, pod: &PodInfo) -> bool {
         let current = self.pods.get(&pod.key).filter(|p| crate::base::uid(&**p) == pod.uid);
-        current.is_some_and(|p| snapshot::is_waiting(&p, &self.settings.scheduler_name))
+        current.is_some_and(|p| snapshot::is_waiting(&p))
+    }
+
+    /// Looks for pods that could make room for one that fits nowhere.
+    fn make_room(
+        &self,
+        pod: &PodInfo,
+        snapshot: &Snapshot,
+        rejections: &[(usize, Rejection)],
+        given: &Given,
+    ) -> Outcome {
+        if snapshot.nodes.is_empty() {
+            return Outcome::Nothing(String::new());
+        }
+        if let Some(why) = preempt::ineligible(pod, snapshot) {
+            return Outcome::Nothing(explain::no_preemption(why));
+        }
+        let budgets: Vec<Budget> = self.budgets.list().iter().filter_map(|b| Budget::of(b)).collect();
+        match preempt::find(pod, snapshot, rejections, given, &budgets) {
+            Some(victims) => Outcome::Room(victims),
+            None => {
+                let all: Vec<Rejection> = rejections.iter().map(|(_, r)| r.clone()).collect();
+                Outcome::Nothing(explain::preemption(snapshot.nodes.len(), &all))
+            }
+        }
     }
 
     fn give_up(
@@ -272,198 +365,145 @@ impl Scheduler {
         pod: &Arc<PodInfo>,
         nodes: usize,
         rejections: &[Rejection],
-        victims: Option<Victims>,
+        outcome: Outcome,
     ) {
         let mut filters = explain::filters(rejections);
         if filters.is_empty() {
             // Without any node, the first one may help.
-            filters.insert("NodeName");
+            filters = Names::of(&[Name::NodeName]);
         }
         let mut message = explain::message(nodes, rejections);
-        if nodes > 0 && victims.is_none() {
-            message.push_str(&explain::preemption(nodes, rejections));
-        }
-        self.state.lock().queue.reject(&pod.uid, filters);
+        let mut state = self.state.lock();
+        let victims = match outcome {
+            Outcome::Room(victims) => {
+                state.cluster.nominate(&victims.node, pod.clone());
+                Some(victims)
+            }
+            Outcome::Nothing(note) => {
+                message.push_str(&note);
+                None
+            }
+        };
+        state.queue.reject(&pod.uid, filters);
+        drop(state);
         tasks.spawn(self.clone().report(pod.clone(), message, victims));
     }
-
-    async fn bind(self: Arc<Self>, pod: Arc<PodInfo>, node: String, volumes: volumes::Volumes) -> Done {
-        let waits_for_volume = volumes.pending || !volumes.to_select.is_empty();
-        for claim in &volumes.to_select {
-            let patch = json!({
-                "metadata": {
-                    "resourceVersion": claim.metadata.resource_version,
-                    "annotations": {volumes::SELECTED_NODE: node},
-                },
-            });
-            if let Err(error) = self.cx.patch(&**claim, patch).await {
-                tracing::debug!(error = &error as &dyn std::error::Error, "claim not given its node");
-                return Done::Undo(pod, BTreeSet::new());
-            }
-        }
-        if waits_for_volume {
-            return Done::Undo(pod, BTreeSet::from(["VolumeBinding"]));
-        }
-        let target =
-            ObjectReference { kind: Some("Node".into()), name: Some(node.clone()), ..Default::default() };
-        let metadata = ObjectMeta {
-            name: Some(pod.key.name.clone()),
-            namespace: Some(pod.key.namespace.clone()),
-            uid: Some(pod.uid.clone()),
-            ..Default::default()
-        };
-        let outcome = self
-            .cx
-            .post_sub::<Pod, _, serde_json::Value>(&pod.key, "binding", &Binding { metadata, target })
-            .await;
-        match outcome {
-            Ok(_) => {
-                let message = format!("Successfully assigned {} to {node}", pod.key);
-                self.tell(&pod.pod, EventKind::Normal, "Scheduled", message);
-                Done::Bound(pod)
-            }
-            Err(error) => {
-                if !error.is_not_found() && !error.is_conflict() {
-                    self.tell(&pod.pod, EventKind::Warning, "FailedScheduling", binding_error(&error));
-                }
-                Done::Undo(pod, BTreeSet::new())
-            }
-        }
-    }
-
-    fn tell(&self, pod: &Pod, kind: EventKind, reason: &str, message: String) {
-        self.cx.events.record("default-scheduler", pod, kind, reason, message);
-    }
-
-    /// Says why the pod got no node, and removes those that are in its way.
-    async fn report(self: Arc<Self>, pod: Arc<PodInfo>, message: String, victims: Option<Victims>) -> Done {
-        self.tell(&pod.pod, EventKind::Warning, "FailedScheduling", message.clone());
-        let nominated = victims.as_ref().map(|v| v.node.clone());
-        for victim in victims.iter().flat_map(|v| &v.pods) {
-            if let Err(error) = self.preempt(&pod, victim).await {
-                tracing::debug!(error = &error as &dyn std::error::Error, "a pod was not preempted");
-            }
-        }
-        if let Err(error) = self.write_unscheduled(&pod, &message, nominated.as_deref()).await {
-            tracing::debug!(error = &error as &dyn std::error::Error, "condition not written");
-        }
-        Done::Reported
-    }
-
-    async fn write_unscheduled(&self, pod: &PodInfo, message: &str, nominated: Option<&str>) -> Result<()> {
-        let Some(current) = self.pods.get(&pod.key).filter(|p| crate::base::uid(&**p) == pod.uid) else {
-            return Ok(());
-        };
-        let says = |c: &PodCondition| c.status == "False" && c.message.as_deref() == Some(message);
-        if condition(&current, "PodScheduled").is_some_and(says) && nominated.is_none() {
-            return Ok(());
-        }
-        let new = PodCondition {
-            type_: "PodScheduled".into(),
-            status: "False".into(),
-            reason: Some("Unschedulable".into()),
-            message: Some(message.into()),
-            last_transition_time: Some(time(self.cx.clock.now())),
-            ..Default::default()
-        };
-        let mut status = json!({"conditions": with_condition(&current, new)});
-        if let Some(node) = nominated {
-            status["nominatedNodeName"] = json!(node);
-        }
-        let version = &current.metadata.resource_version;
-        let patch = json!({"metadata": {"resourceVersion": version}, "status": status});
-        self.cx.patch_sub(&*current, "status", patch).await.map(drop)
-    }
-
-    async fn preempt(&self, pod: &PodInfo, victim: &PodInfo) -> Result<()> {
-        let Some(current) = self.pods.get(&victim.key).filter(|p| crate::base::uid(&**p) == victim.uid)
-        else {
-            return Ok(());
-        };
-        if is_deleting(&*current) {
-            return Ok(());
-        }
-        let reason = PodCondition {
-            type_: "DisruptionTarget".into(),
-            status: "True".into(),
-            reason: Some("PreemptionByScheduler".into()),
-            message: Some(format!(
-                "{}: preempting to accommodate a higher priority pod",
-                self.settings.scheduler_name
-            )),
-            last_transition_time: Some(time(self.cx.clock.now())),
-            ..Default::default()
-        };
-        let version = &current.metadata.resource_version;
-        let status = json!({"conditions": with_condition(&current, reason)});
-        let patch = json!({"metadata": {"resourceVersion": version}, "status": status});
-        self.cx.patch_sub(&*current, "status", patch).await?;
-        self.cx.delete(&*current, Default::default()).await?;
-        self.tell(&current, EventKind::Normal, "Preempted", format!("Preempted by pod {} on node", pod.uid));
-        Ok(())
-    }
 }
 
-fn binding_error(error: &Error) -> String {
-    format!("binding rejected: {}", error.message())
+/// What came of looking for room.
+enum Outcome {
+    Room(Victims),
+    /// None, and what to say about it.
+    Nothing(String),
 }
 
-fn with_condition(pod: &Pod, new: PodCondition) -> Vec<PodCondition> {
-    let mut all = pod.status.as_ref().and_then(|s| s.conditions.clone()).unwrap_or_default();
-    all.retain(|c| c.type_ != new.type_);
-    all.push(new);
+/// Takes a change of a node into the account.
+fn on_node(state: &mut State, old: Option<&Arc<Node>>, new: Option<&Arc<Node>>) -> Option<Change> {
+    let Some(node) = new else {
+        state.cluster.remove_node(old.and_then(|n| n.metadata.name.as_deref()).unwrap_or(""));
+        return None;
+    };
+    state.cluster.put_node(node.clone());
+    let Some(old) = old else { return Some(Change::NODE_CAME) };
+    let room = state.cluster.room_on(node.metadata.name.as_deref().unwrap_or(""));
+    Change::of_node(changed_for(old, node), room)
+}
+
+/// The filters to which a change of a node matters.
+fn changed_for(old: &Node, new: &Node) -> Names {
+    let (spec, status) = ((&old.spec, &new.spec), (old.status.as_ref(), new.status.as_ref()));
+    let mut all = Names::default();
+    let mut note = |differs: bool, names: &[Name]| {
+        if differs {
+            all = all.with(Names::of(names));
+        }
+    };
+    note(
+        old.metadata.labels != new.metadata.labels,
+        &[
+            Name::NodeAffinity,
+            Name::VolumeBinding,
+            Name::VolumeZone,
+            Name::PodTopologySpread,
+            Name::InterPodAffinity,
+        ],
+    );
+    note(
+        spec.0.as_ref().and_then(|s| s.taints.as_ref()) != spec.1.as_ref().and_then(|s| s.taints.as_ref()),
+        &[Name::TaintToleration, Name::PodTopologySpread],
+    );
+    let closed = |spec: &Option<_>| -> bool {
+        let spec: &Option<k8s_openapi::api::core::v1::NodeSpec> = spec;
+        spec.as_ref().and_then(|s| s.unschedulable).unwrap_or(false)
+    };
+    note(closed(spec.0) != closed(spec.1), &[Name::NodeUnschedulable]);
+    note(
+        status.0.map(|s| (&s.allocatable, &s.capacity)) != status.1.map(|s| (&s.allocatable, &s.capacity)),
+        &[Name::NodeResourcesFit],
+    );
+    note(
+        status.0.map(|s| &s.runtime_handlers) != status.1.map(|s| &s.runtime_handlers),
+        &[Name::RuntimeHandler],
+    );
     all
 }
 
 /// Takes a change of a pod into account and queue.
 fn on_pod(
     state: &mut State,
-    scheduler: &str,
+    settings: &Settings,
     old: Option<&Arc<Pod>>,
     new: Option<&Arc<Pod>>,
 ) -> Option<Change> {
     let uid = |p: &Arc<Pod>| crate::base::uid(&**p).to_owned();
+    let gone = |state: &mut State, uid: &str| {
+        let node = state.cluster.remove_pod(uid)?;
+        Some(Change::pod_gone(state.cluster.room_on(&node)))
+    };
     let Some(pod) = new else {
-        let gone = uid(old?);
-        state.queue.remove(&gone);
-        return state.cluster.remove_pod(&gone).then_some(Change::PodGone);
+        let old = uid(old?);
+        state.queue.remove(&old);
+        state.cluster.unnominate(&old);
+        return gone(state, &old);
     };
     let node = pod.spec.as_ref().and_then(|s| s.node_name.as_deref()).unwrap_or("");
     if !node.is_empty() {
         state.queue.remove(&uid(pod));
         if !snapshot::occupies(pod) {
-            return state.cluster.remove_pod(&uid(pod)).then_some(Change::PodGone);
+            return gone(state, &uid(pod));
         }
+        let same = old.is_some_and(|o| {
+            o.spec == pod.spec
+                && o.metadata.labels == pod.metadata.labels
+                && is_deleting(&**o) == is_deleting(&**pod)
+        });
+        if same && state.cluster.is_placed(&uid(pod)) {
+            return None;
+        }
+        state.cluster.place(node, Arc::new(PodInfo::new(pod.clone())));
         let moved = old.is_none_or(|o| {
             o.metadata.labels != pod.metadata.labels
                 || o.spec.as_ref().and_then(|s| s.node_name.as_deref()) != Some(node)
         });
-        let differs = old.is_none_or(|o| o.spec != pod.spec || o.metadata.labels != pod.metadata.labels);
-        if differs || !state.cluster.is_placed(&uid(pod)) || is_deleting(&**pod) {
-            state.cluster.place(node, Arc::new(PodInfo::new(pod.clone())));
-        }
-        return moved.then_some(Change::PodPlaced);
+        return moved.then_some(Change::POD_PLACED);
     }
-    if snapshot::is_waiting(pod, scheduler) {
+    if snapshot::is_waiting(pod) && settings.profile_of(pod).is_some() {
         if !state.cluster.is_placed(&uid(pod)) {
-            state.queue.put(Arc::new(PodInfo::new(pod.clone())));
+            let info = Arc::new(PodInfo::new(pod.clone()));
+            if let Some(node) = info.nominated() {
+                state.cluster.nominate(node, info.clone());
+            }
+            state.queue.put(info);
         }
     } else {
         state.queue.remove(&uid(pod));
+        state.cluster.unnominate(&uid(pod));
     }
     None
 }
 
-/// Whether a node changed in a way that could let another pod in.
-fn node_differs(old: &Node, new: &Node) -> bool {
-    let status = |n: &Node| {
-        let status = n.status.clone().unwrap_or_default();
-        (status.allocatable, status.runtime_handlers)
-    };
-    old.metadata.labels != new.metadata.labels || old.spec != new.spec || status(old) != status(new)
-}
-
-/// The best node, by its place in the snapshot, and where the next search should begin.
+/// The best node, by its place in the snapshot, and where the next search should begin. A
+/// node that room has been made on is taken if it fits.
 ///
 /// # Errors
 /// Why each node was rejected, with its place, when none fits.
@@ -471,8 +511,14 @@ fn choose(
     pod: &PodInfo,
     snapshot: &Snapshot,
     cycle: &Cycle,
+    profile: &Profile,
     start: usize,
 ) -> std::result::Result<(usize, usize), Vec<(usize, Rejection)>> {
+    if let Some(place) = pod.nominated().and_then(|name| snapshot.position(name))
+        && admit(pod, snapshot, cycle, place).is_ok()
+    {
+        return Ok((place, start));
+    }
     let total = snapshot.nodes.len();
     let enough = MIN_COMPARED.max(total / COMPARED_PART);
     let mut rejections = Vec::new();
@@ -481,19 +527,43 @@ fn choose(
     while looked < total && fitting.len() < enough {
         let index = (start + looked) % total;
         looked += 1;
-        match filter::admit(pod, &snapshot.nodes[index], cycle) {
+        match admit(pod, snapshot, cycle, index) {
             Ok(()) => fitting.push(index),
             Err(rejection) => rejections.push((index, rejection)),
         }
     }
+    if let [only] = *fitting {
+        return Ok((only, (start + looked) % total));
+    }
     let nodes: Vec<&NodeInfo> = fitting.iter().map(|i| &*snapshot.nodes[*i]).collect();
-    let points = score::rate(pod, &nodes, cycle);
+    let points = score::rate(pod, &nodes, cycle, profile);
     // The first of the best: the rotating start spreads ties.
     let best = points.iter().copied().enumerate().max_by_key(|(i, points)| (*points, std::cmp::Reverse(*i)));
     match best {
         Some((i, _)) => Ok((fitting[i], (start + looked) % total)),
         None => Err(rejections),
     }
+}
+
+/// Whether a node may take the pod, as it is and with those on it that room is kept for.
+fn admit(
+    pod: &PodInfo,
+    snapshot: &Snapshot,
+    cycle: &Cycle,
+    place: usize,
+) -> std::result::Result<(), Rejection> {
+    let node = &snapshot.nodes[place];
+    filter::admit(pod, node, cycle)?;
+    if snapshot.nominated.is_empty() {
+        return Ok(());
+    }
+    let mut others = snapshot.nominated_on(&node.name, pod).peekable();
+    if others.peek().is_none() {
+        return Ok(());
+    }
+    let mut crowded = (**node).clone();
+    others.for_each(|other| crowded.add(other.clone()));
+    filter::admit(pod, &crowded, cycle)
 }
 
 /// Whether a daemon's pod may start on a node, and whether one that runs there may stay.

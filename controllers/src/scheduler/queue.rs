@@ -10,7 +10,10 @@ use std::{
 
 use tokio::time::Instant;
 
-use super::snapshot::PodInfo;
+use super::{
+    explain::{Name, Names},
+    snapshot::{PodInfo, Resources},
+};
 
 /// Wait after a pod's first failure; doubles up to [`MAX_BACKOFF`].
 const FIRST_BACKOFF: Duration = Duration::from_secs(1);
@@ -18,31 +21,61 @@ const MAX_BACKOFF: Duration = Duration::from_secs(10);
 /// A pod that no change has helped is tried again after that long.
 const MAX_PARKED: Duration = Duration::from_secs(300);
 
+/// Filters whose word may change when pods come or go.
+const ABOUT_PODS: Names = Names::of(&[Name::InterPodAffinity, Name::PodTopologySpread]);
+
 /// Something that may make room for a pod.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Change {
-    /// A node came, or its labels, taints, resources or runtimes changed.
-    Node,
-    /// A pod left a node.
-    PodGone,
-    /// A pod got a node, or its labels changed.
-    PodPlaced,
-    /// Volumes or claims changed.
-    Volume,
-    /// A namespace's labels or a runtime class changed.
-    Other,
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct Change {
+    /// The filters that may say something else now.
+    filters: Names,
+    /// What a node has left, when that is all that changed for [`Name::NodeResourcesFit`].
+    room: Option<Resources>,
 }
 
 impl Change {
-    /// Whether a pod rejected by that filter may pass now.
-    fn may_help(self, filter: &str) -> bool {
-        match self {
-            Self::Node | Self::Other => true,
-            Self::PodGone => {
-                matches!(filter, "NodeResourcesFit" | "NodePorts" | "InterPodAffinity" | "PodTopologySpread")
-            }
-            Self::PodPlaced => matches!(filter, "InterPodAffinity" | "PodTopologySpread"),
-            Self::Volume => filter == "VolumeBinding",
+    /// A node came: any filter may have waited for it.
+    pub(super) const NODE_CAME: Self = Self { filters: Names::ALL, room: None };
+    /// A pod got a node, or its labels changed.
+    pub(super) const POD_PLACED: Self = Self { filters: ABOUT_PODS, room: None };
+    /// Volumes or claims changed.
+    pub(super) const VOLUME: Self = Self {
+        filters: Names::of(&[Name::VolumeBinding, Name::VolumeZone, Name::VolumeRestrictions]),
+        room: None,
+    };
+    /// A namespace's labels changed.
+    pub(super) const NAMESPACE: Self = Self { filters: Names::of(&[Name::InterPodAffinity]), room: None };
+    /// A runtime class changed.
+    pub(super) const RUNTIME: Self =
+        Self { filters: Names::of(&[Name::RuntimeHandler, Name::NodeAffinity]), room: None };
+
+    /// Something about a node changed that these filters look at.
+    pub(super) fn of_node(filters: Names, room: Option<Resources>) -> Option<Self> {
+        (!filters.is_empty()).then_some(Self { filters, room })
+    }
+
+    /// A pod left a node, which has so much left now.
+    pub(super) fn pod_gone(room: Option<Resources>) -> Self {
+        let filters = Names::of(&[
+            Name::NodeResourcesFit,
+            Name::NodePorts,
+            Name::VolumeRestrictions,
+            Name::InterPodAffinity,
+            Name::PodTopologySpread,
+        ]);
+        Self { filters, room }
+    }
+
+    /// Whether a pod rejected by those filters may pass now.
+    fn may_help(&self, pod: &PodInfo, rejected_by: Names) -> bool {
+        const FIT: Names = Names::of(&[Name::NodeResourcesFit]);
+        if !self.filters.meets(rejected_by) {
+            return false;
+        }
+        // What is left on that node decides, if nothing but resources stood in the way.
+        match &self.room {
+            Some(room) if rejected_by == FIT => room.holds(&pod.requests),
+            _ => true,
         }
     }
 }
@@ -64,10 +97,13 @@ struct Entry {
     place: Place,
     attempts: u32,
     last: Instant,
-    rejected_by: BTreeSet<&'static str>,
+    rejected_by: Names,
     /// Changes seen while the pod was being tried.
     missed: Vec<Change>,
 }
+
+/// Changes remembered for a pod that is being tried; with more, it is tried again in any case.
+const MAX_MISSED: usize = 32;
 
 /// The queue. Holds each pod once, by uid.
 #[derive(Debug, Default)]
@@ -75,7 +111,11 @@ pub(super) struct Queue {
     entries: HashMap<String, Entry>,
     ready: BTreeMap<Rank, String>,
     later: BTreeSet<(Instant, String)>,
-    parked: BTreeSet<String>,
+    /// Parked pods by the filters that rejected them, so that a change looks at none it cannot help.
+    parked: BTreeMap<Names, BTreeSet<String>>,
+    /// Since when each is parked.
+    parked_since: BTreeSet<(Instant, String)>,
+    taken: BTreeSet<String>,
     arrivals: u64,
 }
 
@@ -98,7 +138,7 @@ impl Queue {
             place: Place::Parked,
             attempts: 0,
             last: Instant::now(),
-            rejected_by: BTreeSet::new(),
+            rejected_by: Names::default(),
             missed: Vec::new(),
         };
         self.entries.insert(uid.clone(), entry);
@@ -117,47 +157,56 @@ impl Queue {
         let (_, uid) = self.ready.pop_first()?;
         let entry = self.entries.get_mut(&uid)?;
         entry.place = Place::Taken;
-        entry.attempts += 1;
+        entry.attempts = entry.attempts.saturating_add(1);
         entry.missed.clear();
-        Some(entry.pod.clone())
+        let pod = entry.pod.clone();
+        self.taken.insert(uid);
+        Some(pod)
     }
 
     /// Puts a pod back that did not fit. No filter named means that something else failed:
     /// it is tried again after its back-off.
-    pub(super) fn reject(&mut self, uid: &str, filters: BTreeSet<&'static str>) {
+    pub(super) fn reject(&mut self, uid: &str, filters: Names) {
+        self.leave(uid);
         let Some(entry) = self.entries.get_mut(uid) else { return };
         entry.last = Instant::now();
-        let helped = entry.missed.iter().any(|change| filters.iter().any(|f| change.may_help(f)));
         entry.rejected_by = filters;
-        if helped || entry.rejected_by.is_empty() {
-            self.back_off(uid);
-        } else {
-            entry.place = Place::Parked;
-            self.parked.insert(uid.into());
+        let helped = entry.missed.len() > MAX_MISSED
+            || entry.missed.iter().any(|change| change.may_help(&entry.pod, filters));
+        if helped || filters.is_empty() {
+            return self.back_off(uid);
         }
+        entry.place = Place::Parked;
+        self.parked_since.insert((entry.last, uid.into()));
+        self.parked.entry(filters).or_default().insert(uid.into());
     }
 
     /// Tells of a change; pods it may help are tried again.
-    pub(super) fn wake(&mut self, change: Change) {
-        for entry in self.entries.values_mut().filter(|e| matches!(e.place, Place::Taken)) {
-            if !entry.missed.contains(&change) {
-                entry.missed.push(change);
+    pub(super) fn wake(&mut self, change: &Change) {
+        for uid in &self.taken {
+            if let Some(entry) = self.entries.get_mut(uid)
+                && entry.missed.len() <= MAX_MISSED
+            {
+                entry.missed.push(change.clone());
             }
         }
-        let helped = |uid: &&String| {
-            self.entries.get(*uid).is_some_and(|e| e.rejected_by.iter().any(|f| change.may_help(f)))
-        };
-        let uids: Vec<String> = self.parked.iter().filter(helped).cloned().collect();
-        for uid in uids {
-            self.parked.remove(&uid);
+        let met = self.parked.iter().filter(|(filters, _)| change.filters.meets(**filters));
+        let helped: Vec<String> = met
+            .flat_map(|(filters, uids)| uids.iter().map(move |uid| (*filters, uid)))
+            .filter(|(filters, uid)| {
+                self.entries.get(*uid).is_some_and(|e| change.may_help(&e.pod, *filters))
+            })
+            .map(|(_, uid)| uid.clone())
+            .collect();
+        for uid in helped {
+            self.leave(&uid);
             self.back_off(&uid);
         }
     }
 
     /// When the next pod becomes ready by itself.
     pub(super) fn next_due(&self) -> Option<Instant> {
-        let parked =
-            self.parked.iter().filter_map(|uid| Some(self.entries.get(uid)?.last + MAX_PARKED)).min();
+        let parked = self.parked_since.first().map(|(since, _)| *since + MAX_PARKED);
         let later = self.later.first().map(|(at, _)| *at);
         parked.into_iter().chain(later).min()
     }
@@ -167,10 +216,10 @@ impl Queue {
             let Some((_, uid)) = self.later.pop_first() else { break };
             self.make_ready(uid);
         }
-        let old = |uid: &&String| self.entries.get(*uid).is_some_and(|e| e.last + MAX_PARKED <= now);
-        let stale: Vec<String> = self.parked.iter().filter(old).cloned().collect();
-        for uid in stale {
-            self.parked.remove(&uid);
+        while let Some((_, uid)) =
+            self.parked_since.first().filter(|(at, _)| *at + MAX_PARKED <= now).cloned()
+        {
+            self.leave(&uid);
             self.make_ready(uid);
         }
     }
@@ -194,17 +243,26 @@ impl Queue {
     }
 
     fn leave(&mut self, uid: &str) {
-        match self.entries.get(uid).map(|e| &e.place) {
-            Some(Place::Ready(rank)) => {
+        let Some(entry) = self.entries.get(uid) else { return };
+        match &entry.place {
+            Place::Ready(rank) => {
                 self.ready.remove(rank);
             }
-            Some(Place::Later(at)) => {
+            Place::Later(at) => {
                 self.later.remove(&(*at, uid.to_owned()));
             }
-            Some(Place::Parked) => {
-                self.parked.remove(uid);
+            Place::Parked => {
+                self.parked_since.remove(&(entry.last, uid.to_owned()));
+                if let Some(all) = self.parked.get_mut(&entry.rejected_by) {
+                    all.remove(uid);
+                    if all.is_empty() {
+                        self.parked.remove(&entry.rejected_by);
+                    }
+                }
             }
-            Some(Place::Taken) | None => {}
+            Place::Taken => {
+                self.taken.remove(uid);
+            }
         }
     }
 }
@@ -242,12 +300,33 @@ mod tests {
         let mut queue = Queue::default();
         queue.put(pod("a", 0));
         take(&mut queue);
-        queue.reject("a", BTreeSet::from(["NodeResourcesFit"]));
-        queue.wake(Change::Volume);
+        queue.reject("a", Names::of(&[Name::NodeResourcesFit]));
+        queue.wake(&Change::VOLUME);
         tokio::time::advance(Duration::from_secs(20)).await;
         assert_eq!(take(&mut queue), "-");
-        queue.wake(Change::PodGone);
+        queue.wake(&Change::pod_gone(None));
         assert_eq!(take(&mut queue), "a", "its back-off is over");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn room_that_is_too_small_wakes_nobody() {
+        let mut queue = Queue::default();
+        let mut big = (*pod("a", 0)).clone();
+        big.requests.cpu = 500;
+        queue.put(Arc::new(big));
+        take(&mut queue);
+        queue.reject("a", Names::of(&[Name::NodeResourcesFit]));
+        let room = |cpu| Some(Resources { cpu, pods: 1, ..Default::default() });
+        tokio::time::advance(FIRST_BACKOFF).await;
+        queue.wake(&Change::pod_gone(room(400)));
+        assert_eq!(take(&mut queue), "-");
+        queue.wake(&Change::pod_gone(room(500)));
+        assert_eq!(take(&mut queue), "a");
+        queue.reject("a", Names::of(&[Name::NodeResourcesFit, Name::TaintToleration]));
+        tokio::time::advance(MAX_BACKOFF).await;
+        queue.wake(&Change::pod_gone(room(400)));
+        assert_eq!(take(&mut queue), "a", "resources are not all that stood in its way");
+        assert_eq!(queue.next_due(), None);
     }
 
     #[tokio::test(start_paused = true)]
@@ -255,12 +334,12 @@ mod tests {
         let mut queue = Queue::default();
         queue.put(pod("a", 0));
         take(&mut queue);
-        queue.wake(Change::Node);
-        queue.reject("a", BTreeSet::from(["NodeAffinity"]));
+        queue.wake(&Change::NODE_CAME);
+        queue.reject("a", Names::of(&[Name::NodeAffinity]));
         assert_eq!(take(&mut queue), "-");
         tokio::time::advance(FIRST_BACKOFF).await;
         assert_eq!(take(&mut queue), "a");
-        queue.reject("a", BTreeSet::from(["NodeAffinity"]));
+        queue.reject("a", Names::of(&[Name::NodeAffinity]));
         tokio::time::advance(MAX_PARKED).await;
         assert_eq!(take(&mut queue), "a", "tried again in the end");
         queue.remove("a");

@@ -12,10 +12,13 @@ use k8s_openapi::{
     },
     apimachinery::pkg::api::resource::Quantity as ApiQuantity,
 };
+use sha2::{Digest, Sha256};
 use wasmk_api::{LabelSelector, Quantity};
 
 use crate::base::{Key, controller_of, is_deleting, uid};
 
+/// The name of the scheduler of pods that name none.
+pub(super) const DEFAULT_SCHEDULER: &str = "default-scheduler";
 /// What a container without a request counts for when nodes are compared.
 const ASSUMED_CPU: i64 = 100;
 const ASSUMED_MEMORY: i64 = 200 << 20;
@@ -55,6 +58,16 @@ impl Resources {
 
     fn subtract(&mut self, less: &Self) {
         self.merge(less, i64::saturating_sub);
+    }
+
+    /// Whether so much fits into it.
+    pub(super) fn holds(&self, want: &Self) -> bool {
+        let fits = |want: i64, left: i64| want <= 0 || want <= left;
+        fits(want.cpu, self.cpu)
+            && fits(want.memory, self.memory)
+            && fits(want.storage, self.storage)
+            && fits(want.pods, self.pods)
+            && want.other.iter().all(|(name, n)| fits(*n, self.other.get(name).copied().unwrap_or(0)))
     }
 
     fn raise_to(&mut self, floor: &Self) {
@@ -120,10 +133,25 @@ pub(super) struct PodInfo {
     pub(super) ports: BTreeSet<HostPort>,
     pub(super) priority: i32,
     pub(super) images: Vec<String>,
+    /// The same for pods that look the same to others: namespace, labels, rules about others, and
+    /// whether they are on their way out.
+    pub(super) group: GroupId,
     /// Pods that must be, must not be, and had better be or not be nearby.
     pub(super) affinity: Vec<Term>,
     pub(super) anti_affinity: Vec<Term>,
     pub(super) preferred: Vec<(i64, Term)>,
+}
+
+/// Names a group of pods, by a digest of what they have in common.
+pub(super) type GroupId = u128;
+
+fn group(pod: &Pod) -> GroupId {
+    let spec = pod.spec.as_ref();
+    let affinity = spec.and_then(|s| s.affinity.as_ref());
+    let rules = affinity.map(|a| (&a.pod_affinity, &a.pod_anti_affinity));
+    let face = (&pod.metadata.namespace, &pod.metadata.labels, rules, is_deleting(pod));
+    let digest = Sha256::digest(serde_json::to_vec(&face).unwrap_or_default());
+    digest[..16].iter().fold(0, |id, byte| id << 8 | GroupId::from(*byte))
 }
 
 /// Protocol, address and number of a port on the node itself.
@@ -187,6 +215,7 @@ impl PodInfo {
             weight: weight(spec, &requests),
             ports: host_ports(spec),
             priority: spec.priority.unwrap_or(0),
+            group: group(&pod),
             images: spec.containers.iter().filter_map(|c| c.image.clone()).collect(),
             affinity: required(
                 near.and_then(|a| a.required_during_scheduling_ignored_during_execution.as_ref()),
@@ -202,6 +231,31 @@ impl PodInfo {
 
     pub(super) fn spec(&self) -> Option<&PodSpec> {
         self.pod.spec.as_ref()
+    }
+
+    /// Whether it says something about pods near it.
+    fn has_rules(&self) -> bool {
+        !self.affinity.is_empty() || !self.preferred.is_empty()
+    }
+
+    /// Whether where it may go does not depend on where other pods are.
+    pub(super) fn has_no_rules(&self) -> bool {
+        self.affinity.is_empty() && self.anti_affinity.is_empty() && self.spread().is_empty()
+    }
+
+    /// Whether a pod takes the same place as another state of it.
+    fn occupies_like(&self, other: &Self) -> bool {
+        self.group == other.group
+            && self.requests == other.requests
+            && self.ports == other.ports
+            && self.priority == other.priority
+            && self.owner == other.owner
+    }
+
+    /// The node that room is being made on for it.
+    pub(super) fn nominated(&self) -> Option<&str> {
+        let node = self.pod.status.as_ref()?.nominated_node_name.as_deref()?;
+        (!node.is_empty()).then_some(node)
     }
 
     pub(super) fn tolerations(&self) -> &[Toleration] {
@@ -249,6 +303,12 @@ fn preferred(affinity: Option<&Affinity>, pod: &Pod) -> Vec<(i64, Term)> {
     all
 }
 
+fn images(node: &Node) -> HashMap<String, i64> {
+    let all = node.status.iter().flat_map(|s| s.images.iter().flatten());
+    let named = all.flat_map(|i| i.names.iter().flatten().map(|n| (n.clone(), i.size_bytes.unwrap_or(0))));
+    named.collect()
+}
+
 /// A node and the pods that are, or are about to be, on it.
 #[derive(Clone, Debug)]
 pub(super) struct NodeInfo {
@@ -259,13 +319,12 @@ pub(super) struct NodeInfo {
     /// CPU and memory for comparing nodes.
     pub(super) weight: (i64, i64),
     pub(super) ports: BTreeSet<HostPort>,
+    /// Sizes of the images it has, by name.
+    pub(super) images: Arc<HashMap<String, i64>>,
     /// Pods by uid.
     pub(super) pods: BTreeMap<String, Arc<PodInfo>>,
     /// Pods per controller.
     pub(super) owners: HashMap<String, u32>,
-    /// How many of the pods say what must not, or had better not, be near them.
-    pub(super) with_anti_affinity: usize,
-    pub(super) with_preferences: usize,
 }
 
 impl NodeInfo {
@@ -274,14 +333,13 @@ impl NodeInfo {
         Self {
             name: node.metadata.name.clone().unwrap_or_default(),
             allocatable: Resources::of(allocatable),
+            images: Arc::new(images(&node)),
             node,
             requested: Resources::default(),
             weight: (0, 0),
             ports: BTreeSet::new(),
             pods: BTreeMap::new(),
             owners: HashMap::new(),
-            with_anti_affinity: 0,
-            with_preferences: 0,
         }
     }
 
@@ -302,8 +360,6 @@ impl NodeInfo {
         if let Some(owner) = &pod.owner {
             *self.owners.entry(owner.clone()).or_insert(0) += 1;
         }
-        self.with_anti_affinity += usize::from(!pod.anti_affinity.is_empty());
-        self.with_preferences += usize::from(!pod.preferred.is_empty() || !pod.affinity.is_empty());
         self.pods.insert(pod.uid.clone(), pod);
     }
 
@@ -323,68 +379,199 @@ impl NodeInfo {
                 self.owners.remove(pod.owner.as_deref().unwrap_or(""));
             }
         }
-        self.with_anti_affinity -= usize::from(!pod.anti_affinity.is_empty());
-        self.with_preferences -= usize::from(!pod.preferred.is_empty() || !pod.affinity.is_empty());
         Some(pod)
     }
 }
 
-/// All nodes at one moment. Cheap to make: nodes are shared until they change.
+/// Pods that look the same to others, and how many of them each node has.
+#[derive(Clone, Debug)]
+pub(super) struct Group {
+    /// Any of them.
+    pub(super) sample: Arc<PodInfo>,
+    /// Counts by the node's place in the snapshot.
+    pub(super) nodes: HashMap<usize, i64>,
+}
+
+/// All nodes at one moment. Costs nothing to make: everything is shared until it changes.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Snapshot {
-    pub(super) nodes: Vec<Arc<NodeInfo>>,
+    pub(super) nodes: Arc<Vec<Arc<NodeInfo>>>,
+    pub(super) groups: Arc<Groups>,
     pub(super) namespaces: Arc<Namespaces>,
-    /// Whether any pod anywhere forbids others near it, or has wishes about them.
-    pub(super) anti_affinity: bool,
-    pub(super) preferences: bool,
+    /// Pods that room is being made for, by node.
+    pub(super) nominated: Arc<Nominated>,
+}
+
+impl Snapshot {
+    /// The pods that room on a node is kept for, if they are not less important than `pod`.
+    pub(super) fn nominated_on<'a>(
+        &'a self,
+        node: &str,
+        pod: &'a PodInfo,
+    ) -> impl Iterator<Item = &'a Arc<PodInfo>> {
+        let here = self.nominated.get(node).into_iter().flat_map(BTreeMap::values);
+        here.filter(|other| other.uid != pod.uid && other.priority >= pod.priority)
+    }
+
+    /// The same moment without some pods of a node.
+    pub(super) fn without(&self, place: usize, pods: &[Arc<PodInfo>]) -> Self {
+        let mut other = self.clone();
+        let node = Arc::make_mut(&mut Arc::make_mut(&mut other.nodes)[place]);
+        let groups = Arc::make_mut(&mut other.groups);
+        for pod in pods {
+            if node.remove(&pod.uid).is_some() {
+                groups.remove(place, pod);
+            }
+        }
+        other
+    }
+
+    /// The place of a node.
+    pub(super) fn position(&self, name: &str) -> Option<usize> {
+        self.nodes.iter().position(|n| n.name == name)
+    }
+}
+
+/// All groups of placed pods.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Groups {
+    pub(super) all: HashMap<GroupId, Arc<Group>>,
+    /// How many groups forbid others near them, and how many have wishes about them.
+    pub(super) forbidding: usize,
+    pub(super) wishing: usize,
+}
+
+impl Groups {
+    fn add(&mut self, node: usize, pod: &Arc<PodInfo>) {
+        let fresh = !self.all.contains_key(&pod.group);
+        let group = self
+            .all
+            .entry(pod.group)
+            .or_insert_with(|| Arc::new(Group { sample: pod.clone(), nodes: HashMap::new() }));
+        *Arc::make_mut(group).nodes.entry(node).or_insert(0) += 1;
+        if fresh {
+            self.forbidding += usize::from(!pod.anti_affinity.is_empty());
+            self.wishing += usize::from(pod.has_rules());
+        }
+    }
+
+    fn remove(&mut self, node: usize, pod: &PodInfo) {
+        let Some(group) = self.all.get_mut(&pod.group) else { return };
+        let group = Arc::make_mut(group);
+        if let Some(count) = group.nodes.get_mut(&node) {
+            *count -= 1;
+            if *count <= 0 {
+                group.nodes.remove(&node);
+            }
+        }
+        if group.nodes.is_empty() {
+            self.forbidding -= usize::from(!group.sample.anti_affinity.is_empty());
+            self.wishing -= usize::from(group.sample.has_rules());
+            self.all.remove(&pod.group);
+        }
+    }
+}
+
+/// Pods that room is being made for: by node, then by uid.
+pub(super) type Nominated = HashMap<String, BTreeMap<String, Arc<PodInfo>>>;
+
+/// Where a placed pod is.
+#[derive(Clone, Debug)]
+struct Spot {
+    node: String,
+    pod: Arc<PodInfo>,
 }
 
 /// The state that changes feed and snapshots are taken from.
 #[derive(Debug, Default)]
 pub(super) struct Cluster {
-    nodes: BTreeMap<String, Arc<NodeInfo>>,
-    /// Where each pod is, by uid.
-    places: HashMap<String, String>,
+    nodes: Arc<Vec<Arc<NodeInfo>>>,
+    /// Each node's place in `nodes`.
+    index: HashMap<String, usize>,
+    groups: Arc<Groups>,
+    /// Placed pods by uid.
+    spots: HashMap<String, Spot>,
     /// Pods on nodes that are not known (yet), by node.
     strays: HashMap<String, BTreeMap<String, Arc<PodInfo>>>,
+    nominated: Arc<Nominated>,
     pub(super) namespaces: Arc<Namespaces>,
 }
 
 impl Cluster {
     pub(super) fn snapshot(&self) -> Snapshot {
-        let nodes: Vec<_> = self.nodes.values().cloned().collect();
         Snapshot {
-            anti_affinity: nodes.iter().any(|n| n.with_anti_affinity > 0),
-            preferences: nodes.iter().any(|n| n.with_preferences > 0),
+            nodes: self.nodes.clone(),
+            groups: self.groups.clone(),
             namespaces: self.namespaces.clone(),
-            nodes,
+            nominated: self.nominated.clone(),
         }
+    }
+
+    /// What a node has left.
+    pub(super) fn room_on(&self, node: &str) -> Option<Resources> {
+        let info = &self.nodes[*self.index.get(node)?];
+        let mut left = info.allocatable.clone();
+        left.subtract(&info.requested);
+        Some(left)
     }
 
     pub(super) fn put_node(&mut self, node: Arc<Node>) {
         let mut info = NodeInfo::new(node);
-        let pods = match self.nodes.remove(&info.name) {
-            Some(old) => old.pods.clone(),
-            None => self.strays.remove(&info.name).unwrap_or_default(),
-        };
-        pods.into_values().for_each(|pod| info.add(pod));
-        self.nodes.insert(info.name.clone(), Arc::new(info));
+        match self.index.get(&info.name).copied() {
+            Some(place) => {
+                let old = self.nodes[place].clone();
+                old.pods.values().for_each(|pod| info.add(pod.clone()));
+                Arc::make_mut(&mut self.nodes)[place] = Arc::new(info);
+            }
+            None => {
+                let place = self.nodes.len();
+                self.index.insert(info.name.clone(), place);
+                for pod in self.strays.remove(&info.name).unwrap_or_default().into_values() {
+                    Arc::make_mut(&mut self.groups).add(place, &pod);
+                    info.add(pod);
+                }
+                Arc::make_mut(&mut self.nodes).push(Arc::new(info));
+            }
+        }
     }
 
+    /// Forgets a node; its pods become strays. The last node takes its place.
     pub(super) fn remove_node(&mut self, name: &str) {
-        if let Some(old) = self.nodes.remove(name).filter(|o| !o.pods.is_empty()) {
-            self.strays.insert(name.into(), old.pods.clone());
+        let Some(place) = self.index.remove(name) else { return };
+        let nodes = Arc::make_mut(&mut self.nodes);
+        let groups = Arc::make_mut(&mut self.groups);
+        let gone = nodes.swap_remove(place);
+        gone.pods.values().for_each(|pod| groups.remove(place, pod));
+        let last = nodes.len();
+        if let Some(moved) = nodes.get(place) {
+            for pod in moved.pods.values() {
+                groups.remove(last, pod);
+                groups.add(place, pod);
+            }
+            self.index.insert(moved.name.clone(), place);
         }
+        if !gone.pods.is_empty() {
+            self.strays.insert(name.into(), gone.pods.clone());
+        }
+        Arc::make_mut(&mut self.nominated).remove(name);
     }
 
     /// Places a pod on a node, moving it there if it was thought to be elsewhere.
     pub(super) fn place(&mut self, node: &str, pod: Arc<PodInfo>) {
-        if self.places.get(&pod.uid).is_some_and(|at| at != node) {
-            self.remove_pod(&pod.uid);
+        if let Some(spot) = self.spots.get(&pod.uid) {
+            if spot.node == node && spot.pod.occupies_like(&pod) {
+                return;
+            }
+            let uid = pod.uid.clone();
+            self.remove_pod(&uid);
         }
-        self.places.insert(pod.uid.clone(), node.into());
-        match self.nodes.get_mut(node) {
-            Some(info) => Arc::make_mut(info).add(pod),
+        self.unnominate(&pod.uid);
+        self.spots.insert(pod.uid.clone(), Spot { node: node.into(), pod: pod.clone() });
+        match self.index.get(node) {
+            Some(place) => {
+                Arc::make_mut(&mut self.groups).add(*place, &pod);
+                Arc::make_mut(&mut Arc::make_mut(&mut self.nodes)[*place]).add(pod);
+            }
             None => {
                 self.strays.entry(node.into()).or_default().insert(pod.uid.clone(), pod);
             }
@@ -393,20 +580,52 @@ impl Cluster {
 
     /// Whether a pod is on a node, or about to be.
     pub(super) fn is_placed(&self, uid: &str) -> bool {
-        self.places.contains_key(uid)
+        self.spots.contains_key(uid)
     }
 
-    pub(super) fn remove_pod(&mut self, uid: &str) -> bool {
-        let Some(node) = self.places.remove(uid) else { return false };
-        if let Some(info) = self.nodes.get_mut(&node) {
-            Arc::make_mut(info).remove(uid);
+    /// Takes a pod off its node; the node's name.
+    pub(super) fn remove_pod(&mut self, uid: &str) -> Option<String> {
+        let Spot { node, pod } = self.spots.remove(uid)?;
+        if let Some(place) = self.index.get(&node) {
+            Arc::make_mut(&mut self.groups).remove(*place, &pod);
+            Arc::make_mut(&mut Arc::make_mut(&mut self.nodes)[*place]).remove(uid);
         } else if let Some(pods) = self.strays.get_mut(&node) {
             pods.remove(uid);
             if pods.is_empty() {
                 self.strays.remove(&node);
             }
         }
-        true
+        Some(node)
+    }
+
+    /// Keeps room on a node for a pod. Less important pods that it was kept for lose it.
+    pub(super) fn nominate(&mut self, node: &str, pod: Arc<PodInfo>) {
+        if !self.index.contains_key(node) || self.is_nominated(node, &pod.uid) {
+            return;
+        }
+        self.unnominate(&pod.uid);
+        let here = Arc::make_mut(&mut self.nominated).entry(node.into()).or_default();
+        here.retain(|_, other| other.priority >= pod.priority);
+        here.insert(pod.uid.clone(), pod);
+    }
+
+    fn is_nominated(&self, node: &str, uid: &str) -> bool {
+        self.nominated.get(node).is_some_and(|here| here.contains_key(uid))
+    }
+
+    /// Keeps no room for a pod any more.
+    pub(super) fn unnominate(&mut self, uid: &str) {
+        let Some(node) = self.nominated.iter().find(|(_, all)| all.contains_key(uid)).map(|(n, _)| n.clone())
+        else {
+            return;
+        };
+        let all = Arc::make_mut(&mut self.nominated);
+        if let Some(here) = all.get_mut(&node) {
+            here.remove(uid);
+            if here.is_empty() {
+                all.remove(&node);
+            }
+        }
     }
 }
 
@@ -415,12 +634,16 @@ pub(super) fn occupies(pod: &Pod) -> bool {
     !crate::base::is_finished(pod)
 }
 
-/// Whether a pod waits for this scheduler.
-pub(super) fn is_waiting(pod: &Pod, scheduler: &str) -> bool {
+/// The scheduler a pod is for.
+pub(super) fn scheduler_of(pod: &Pod) -> &str {
+    let name = pod.spec.as_ref().and_then(|s| s.scheduler_name.as_deref());
+    name.filter(|n| !n.is_empty()).unwrap_or(DEFAULT_SCHEDULER)
+}
+
+/// Whether a pod waits for a node.
+pub(super) fn is_waiting(pod: &Pod) -> bool {
     let Some(spec) = &pod.spec else { return false };
-    let name = spec.scheduler_name.as_deref().filter(|n| !n.is_empty()).unwrap_or("default-scheduler");
     spec.node_name.as_deref().unwrap_or("").is_empty()
-        && name == scheduler
         && spec.scheduling_gates.as_ref().is_none_or(Vec::is_empty)
         && !is_deleting(pod)
         && occupies(pod)

@@ -58,8 +58,9 @@ fn cluster(nodes: &[&str], placed: &[(&str, Arc<PodInfo>)]) -> Cluster {
 
 fn decide(cluster: &Cluster, pod: &PodInfo, class: Option<&RuntimeClass>) -> String {
     let snapshot = cluster.snapshot();
-    let cycle = Cycle::new(pod, &snapshot, class, Vec::new());
-    match choose(pod, &snapshot, &cycle, 0) {
+    let given = Given { class: class.map(|c| Arc::new(c.clone())), volumes: Vec::new() };
+    let cycle = Cycle::new(pod, &snapshot, &given);
+    match choose(pod, &snapshot, &cycle, &Profile::default(), 0) {
         Ok((index, _)) => snapshot.nodes[index].name.clone(),
         Err(rejections) => {
             let all: Vec<_> = rejections.into_iter().map(|(_, r)| r).collect();
@@ -112,7 +113,7 @@ fn labels_taints_and_names_are_respected() {
         &["a taint=x", "b cordoned"],
         &[],
         json!({}),
-        "0/2 nodes are available: 1 node(s) had untolerated taint {x: }, 1 node(s) were unschedulable.",
+        "0/2 nodes are available: 1 node(s) had untolerated taint(s), 1 node(s) were unschedulable.",
     );
     check(&["a taint=x"], &[], json!({"tolerations": [{"operator": "Exists"}]}), "a");
     check(&["a avoid=x", "b"], &[("b", asking("3"))], json!({}), "b");
@@ -187,14 +188,14 @@ fn spreading_hard_soft_and_by_default() {
         &[("a", json!({}))],
         spread("DoNotSchedule"),
         "0/2 nodes are available: 1 node(s) didn't match pod topology spread constraints, \
-         1 node(s) had untolerated taint {x: }.",
+         1 node(s) had untolerated taint(s).",
     );
     check(&["a", "b", "c"], &[("a", json!({})), ("b", json!({}))], json!({}), "c");
 }
 
 #[test]
 fn the_account_follows_what_happens() {
-    let mut state = State::default();
+    let (mut state, settings) = (State::default(), Settings::default());
     state.cluster.put_node(node("a cpu=1"));
     let whole = |name: &str, at: &str| {
         let mut pod = (*pod(name, asking("1")).pod).clone();
@@ -202,20 +203,23 @@ fn the_account_follows_what_happens() {
         Arc::new(pod)
     };
     let (waiting, bound) = (whole("p", ""), whole("p", "a"));
-    on_pod(&mut state, "default-scheduler", None, Some(&waiting));
+    on_pod(&mut state, &settings, None, Some(&waiting));
     let taken = state.queue.take().unwrap();
     state.cluster.place("a", taken);
-    on_pod(&mut state, "default-scheduler", Some(&waiting), Some(&waiting));
+    on_pod(&mut state, &settings, Some(&waiting), Some(&waiting));
     assert!(state.queue.take().is_none(), "an assumed pod does not come back");
     assert_eq!(
         decide(&state.cluster, &pod("q", asking("1")), None),
         "0/1 nodes are available: 1 Insufficient cpu."
     );
-    on_pod(&mut state, "default-scheduler", Some(&waiting), Some(&bound));
-    assert_eq!(on_pod(&mut state, "default-scheduler", Some(&bound), None), Some(Change::PodGone));
+    on_pod(&mut state, &settings, Some(&waiting), Some(&bound));
+    assert_eq!(
+        on_pod(&mut state, &settings, Some(&bound), None),
+        Some(Change::pod_gone(state.cluster.room_on("a")))
+    );
     assert_eq!(decide(&state.cluster, &pod("q", asking("1")), None), "a");
     // A pod may be known before its node.
-    on_pod(&mut state, "default-scheduler", None, Some(&whole("r", "b")));
+    on_pod(&mut state, &settings, None, Some(&whole("r", "b")));
     state.cluster.put_node(node("b cpu=1"));
     state.cluster.remove_node("a");
     assert_eq!(
@@ -235,9 +239,10 @@ fn preemption_takes_the_least_important() {
     let cluster = cluster(&["a cpu=2", "b cpu=2", "c cordoned"], &placed);
     let find = |pod: &PodInfo| {
         let snapshot = cluster.snapshot();
-        let cycle = Cycle::new(pod, &snapshot, None, Vec::new());
-        let rejections = choose(pod, &snapshot, &cycle, 0).unwrap_err();
-        preempt::find(pod, &snapshot, &rejections, None, &[]).map(|v| {
+        let given = Given::default();
+        let cycle = Cycle::new(pod, &snapshot, &given);
+        let rejections = choose(pod, &snapshot, &cycle, &Profile::default(), 0).unwrap_err();
+        preempt::find(pod, &snapshot, &rejections, &given, &[]).map(|v| {
             let names: Vec<_> = v.pods.iter().map(|p| p.uid.clone()).collect();
             format!("{} without {}", v.node, names.join(" "))
         })
@@ -246,4 +251,186 @@ fn preemption_takes_the_least_important() {
     assert_eq!(find(&with("new", "2", 9)).as_deref(), Some("b without b1"));
     assert_eq!(find(&with("new", "2", 3)), None);
     assert_eq!(find(&with("new", "5", 9)), None);
+}
+
+fn with_priority(name: &str, cpu: &str, priority: i32) -> Arc<PodInfo> {
+    let mut spec = asking(cpu);
+    spec["priority"] = json!(priority);
+    pod(name, spec)
+}
+
+#[test]
+fn preemption_keeps_what_budgets_want() {
+    let labelled = |name: &str, app: &str, priority: i32| {
+        let mut whole = (*with_priority(name, "1", priority).pod).clone();
+        whole.metadata.labels = Some([("app".to_owned(), app.to_owned())].into());
+        Arc::new(PodInfo::new(Arc::new(whole)))
+    };
+    let placed =
+        [("a", labelled("db", "db", 1)), ("a", labelled("web", "web", 2)), ("b", labelled("other", "x", 5))];
+    let cluster = cluster(&["a cpu=2", "b cpu=1"], &placed);
+    let budget = |app: &str, allowed: i32| {
+        let budget: PodDisruptionBudget = serde_json::from_value(json!({
+            "metadata": {"name": app, "namespace": "ns"}, "spec": {"selector": {"matchLabels": {"app": app}}},
+            "status": {"disruptionsAllowed": allowed, "currentHealthy": 1, "desiredHealthy": 1, "expectedPods": 1}}))
+        .unwrap();
+        Budget::of(&budget).unwrap()
+    };
+    let find = |budgets: &[Budget], priority: i32| {
+        let (snapshot, given, pod) =
+            (cluster.snapshot(), Given::default(), with_priority("new", "1", priority));
+        let cycle = Cycle::new(&pod, &snapshot, &given);
+        let rejections = choose(&pod, &snapshot, &cycle, &Profile::default(), 0).unwrap_err();
+        let victims = preempt::find(&pod, &snapshot, &rejections, &given, budgets).unwrap();
+        victims.pods.iter().map(|p| p.uid.clone()).collect::<Vec<_>>().join(" ")
+    };
+    assert_eq!(find(&[], 9), "db", "the least important");
+    assert_eq!(find(&[budget("db", 1)], 9), "db", "its budget allows one");
+    assert_eq!(find(&[budget("db", 0)], 9), "web", "its budget allows none");
+    assert_eq!(find(&[budget("db", 0), budget("web", 0)], 9), "other", "a node where no promise is broken");
+    assert_eq!(find(&[budget("db", 0), budget("web", 0)], 3), "db", "if there is no other way, even so");
+}
+
+#[test]
+fn room_that_was_made_is_kept_for_the_one_it_was_made_for() {
+    let mut cluster = cluster(&["a cpu=2"], &[]);
+    let important = with_priority("important", "2", 9);
+    cluster.nominate("a", important.clone());
+    let refusal = "0/1 nodes are available: 1 Insufficient cpu.";
+    assert_eq!(decide(&cluster, &with_priority("small", "1", 5), None), refusal);
+    assert_eq!(decide(&cluster, &with_priority("equal", "1", 9), None), refusal);
+    assert_eq!(decide(&cluster, &with_priority("more", "1", 10), None), "a", "not from who matters more");
+    assert_eq!(decide(&cluster, &important, None), "a");
+    cluster.nominate("a", with_priority("greater", "1", 10));
+    assert_eq!(
+        decide(&cluster, &with_priority("small", "1", 5), None),
+        "a",
+        "the weaker one has lost its place"
+    );
+    cluster.unnominate("greater");
+    assert_eq!(decide(&cluster, &with_priority("small", "2", 5), None), "a");
+}
+
+#[test]
+fn profiles_choose_in_their_own_way() {
+    let cluster = cluster(&["a", "b"], &[("a", pod("old", asking("1")))]);
+    let choice = |profile: &Profile| {
+        let mut whole = (*pod("new", asking("1")).pod).clone();
+        whole.metadata.owner_references = None;
+        let pod = PodInfo::new(Arc::new(whole));
+        let snapshot = cluster.snapshot();
+        let cycle = Cycle::new(&pod, &snapshot, &Given::default());
+        let (place, _) = choose(&pod, &snapshot, &cycle, profile, 0).unwrap();
+        snapshot.nodes[place].name.clone()
+    };
+    assert_eq!(choice(&Profile::default()), "b");
+    let balance = BTreeMap::from([("NodeResourcesBalancedAllocation".to_owned(), 0)]);
+    let packing = Profile { name: "packing".into(), strategy: Strategy::MostAllocated, weights: balance };
+    assert_eq!(choice(&packing), "a");
+    let check = |profiles: Vec<Profile>| Settings { profiles, ..Settings::default() }.check();
+    assert!(check(vec![Profile::default(), packing.clone()]).is_ok());
+    assert!(check(vec![packing.clone(), packing.clone()]).is_err() && check(Vec::new()).is_err());
+    let unknown = Profile { weights: [("Luck".to_owned(), 1)].into(), ..packing };
+    assert!(check(vec![unknown]).unwrap_err().to_string().contains("Luck"));
+}
+
+#[test]
+fn a_change_of_a_node_wakes_those_it_matters_to() {
+    let change = |before: &str, after: &str| changed_for(&node(before), &node(after));
+    assert!(change("a", "a").is_empty());
+    assert_eq!(change("a cpu=1", "a cpu=2"), Names::of(&[Name::NodeResourcesFit]));
+    assert_eq!(change("a taint=x", "a"), Names::of(&[Name::TaintToleration, Name::PodTopologySpread]));
+    assert_eq!(change("a cordoned", "a"), Names::of(&[Name::NodeUnschedulable]));
+    assert_eq!(change("a", "a handler=wasm"), Names::of(&[Name::RuntimeHandler]));
+    assert!(change("a", "a disk:ssd").meets(Names::of(&[Name::NodeAffinity])));
+}
+
+#[test]
+fn images_that_are_there_attract() {
+    let with_image = |name: &str, image: &str, size: i64| {
+        let mut node = (*node(name)).clone();
+        let images = json!([{"names": [image], "sizeBytes": size}]);
+        node.status.as_mut().unwrap().images = serde_json::from_value(images).unwrap();
+        Arc::new(node)
+    };
+    let mut cluster = Cluster::default();
+    cluster.put_node(node("a"));
+    cluster.put_node(with_image("b", "img:latest", 2 << 30));
+    assert_eq!(decide(&cluster, &pod("new", json!({})), None), "b");
+    cluster.put_node(with_image("b", "other:latest", 2 << 30));
+    assert_eq!(decide(&cluster, &pod("new", json!({})), None), "a");
+}
+
+#[test]
+fn what_no_removal_changes_is_not_tried() {
+    let said = |nodes: &[&str], cpu: &str| {
+        let cluster = cluster(nodes, &[("a", pod("old", asking("1")))]);
+        let (snapshot, given, pod) = (cluster.snapshot(), Given::default(), with_priority("new", cpu, 9));
+        let cycle = Cycle::new(&pod, &snapshot, &given);
+        let rejections = choose(&pod, &snapshot, &cycle, &Profile::default(), 0).unwrap_err();
+        rejections[0].1.resolvable
+    };
+    assert!(said(&["a cpu=1"], "1"));
+    assert!(!said(&["a cpu=1"], "2"), "the whole node has less");
+}
+
+mod account {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        /// However nodes and pods come, move and go: the account is what one made afresh from what is
+        /// there would be.
+        #[test]
+        fn is_the_sum_of_what_is_there(acts in prop::collection::vec((0..5u8, 0..6usize, 0..12usize, 0..3usize), 0..120)) {
+            let rules = [json!({}), json!({"affinity": {"podAntiAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": [
+                {"labelSelector": {"matchLabels": {"app": "web"}}, "topologyKey": "zone"}]}}}), asking("1")];
+            let mut cluster = Cluster::default();
+            let mut nodes = std::collections::BTreeSet::new();
+            let mut places = BTreeMap::new();
+            for (act, n, p, rule) in acts {
+                let (name, uid) = (format!("n{n}"), format!("p{p}"));
+                match act {
+                    0 => {
+                        cluster.put_node(node(&format!("{name} cpu={}", rule + 1)));
+                        nodes.insert(name);
+                    }
+                    1 => {
+                        cluster.remove_node(&name);
+                        nodes.remove(&name);
+                    }
+                    2 => {
+                        cluster.remove_pod(&uid);
+                        places.remove(&uid);
+                    }
+                    _ => {
+                        cluster.place(&name, pod(&uid, rules[rule].clone()));
+                        places.insert(uid, (name, rule));
+                    }
+                }
+            }
+            let snapshot = cluster.snapshot();
+            prop_assert_eq!(snapshot.nodes.len(), nodes.len());
+            let mut forbidding = 0;
+            let mut counted = BTreeMap::new();
+            for (place, info) in snapshot.nodes.iter().enumerate() {
+                prop_assert_eq!(snapshot.position(&info.name), Some(place));
+                let here: Vec<_> = places.iter().filter(|(_, (n, _))| *n == info.name).collect();
+                prop_assert_eq!(info.pods.len(), here.len());
+                prop_assert_eq!(info.requested.pods, here.len() as i64);
+                prop_assert_eq!(info.requested.cpu, here.iter().filter(|(_, (_, r))| *r == 2).count() as i64 * 1000);
+                for pod in info.pods.values() {
+                    *counted.entry((pod.group, place)).or_insert(0_i64) += 1;
+                }
+            }
+            for (id, group) in &snapshot.groups.all {
+                forbidding += usize::from(!group.sample.anti_affinity.is_empty());
+                for (place, count) in &group.nodes {
+                    prop_assert_eq!(counted.remove(&(*id, *place)), Some(*count));
+                }
+            }
+            prop_assert!(counted.is_empty());
+            prop_assert_eq!(snapshot.groups.forbidding, forbidding);
+        }
+    }
 }

@@ -51,7 +51,7 @@ pub(crate) async fn run(cx: Context) {
     );
 }
 
-fn is_dead(node: &Node) -> bool {
+pub(crate) fn is_dead(node: &Node) -> bool {
     node.labels().contains_key("dead")
 }
 

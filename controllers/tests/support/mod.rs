@@ -3,6 +3,7 @@
 #![allow(dead_code)]
 
 pub(crate) mod hollow;
+pub(crate) mod story;
 
 use std::{collections::BTreeMap, fmt::Debug, sync::Arc, time::Duration};
 
@@ -54,8 +55,16 @@ impl Cluster {
         cluster
     }
 
-    /// Only the API and hollow nodes' kubelet.
+    /// Only the API and hollow nodes.
     pub(crate) async fn bare() -> Self {
+        let cluster = Self::bare_without_nodes().await;
+        let (client, clock) = (cluster.client.clone(), cluster.clock);
+        tokio::spawn(hollow::run(Context::new(client, Settings::default(), clock, cluster.shutdown.clone())));
+        cluster
+    }
+
+    /// Only the API.
+    pub(crate) async fn bare_without_nodes() -> Self {
         let folder = tempfile::tempdir().unwrap();
         let key = rcgen::KeyPair::generate().unwrap().serialize_pem();
         let config = Config::new(Arc::new(Memory::new()), key, String::new());
@@ -63,7 +72,6 @@ impl Cluster {
         let client = server.client("admin", &["system:masters"]);
         let shutdown = CancellationToken::new();
         let clock = Clock::runtime();
-        tokio::spawn(hollow::run(Context::new(client.clone(), Settings::default(), clock, shutdown.clone())));
         Self { client, clock, shutdown, server, _folder: folder }
     }
 

@@ -28,7 +28,7 @@ use crate::{
     agent::NodeOptions,
     cluster::{Cluster, Settings},
     data_dir::{DataDir, Running},
-    files, kubeconfig,
+    files, kubeconfig, scheduler_config,
     store::StoreSettings,
 };
 
@@ -63,9 +63,16 @@ pub(super) struct Args {
     no_node: bool,
     #[command(flatten)]
     node: NodeOptions,
+    /// Keep ordinary pods off this machine's node, for clusters with agents: label and taint
+    /// `node-role.kubernetes.io/control-plane`
+    #[arg(long)]
+    control_plane: bool,
     /// Controllers to run: `*` for all, `name`, `-name` to leave one out, `-*` for none
     #[arg(long, value_name = "LIST", value_delimiter = ',', default_value = "*", allow_hyphen_values = true)]
     controllers: Vec<String>,
+    /// The scheduler's profiles: a KubeSchedulerConfiguration, as kube-scheduler takes it
+    #[arg(long, value_name = "FILE")]
+    scheduler_config: Option<PathBuf>,
     #[command(flatten)]
     store: StoreArgs,
     /// What is encrypted in the store, and with which keys: an EncryptionConfiguration, as kube-apiserver takes it
@@ -137,7 +144,14 @@ fn settings(args: Args) -> Result<Settings> {
         names: args.tls_san,
         node: (!args.no_node).then(|| args.node_name.unwrap_or_else(hostname)),
         node_options: args.node,
+        control_plane: args.control_plane,
         controllers: args.controllers,
+        scheduler: args
+            .scheduler_config
+            .as_deref()
+            .map(scheduler_config::read)
+            .transpose()?
+            .unwrap_or_default(),
         store: StoreSettings {
             encryption: args.encryption_provider_config,
             snapshot: args.from_snapshot,

@@ -10,7 +10,7 @@ use crate::base::{Error, EventKind, Result, condition, is_deleting, time};
 
 use super::{
     Done, Scheduler,
-    explain::{Name, Names},
+    explain::{Plugin, Plugins},
     preempt::Victims,
     snapshot::{self, DEFAULT_SCHEDULER, PodInfo},
     volumes,
@@ -33,11 +33,11 @@ impl Scheduler {
             });
             if let Err(error) = self.cx.patch(&**claim, patch).await {
                 tracing::debug!(error = &error as &dyn std::error::Error, "claim not given its node");
-                return Done::Undo(pod, Names::default());
+                return Done::Undo(pod, Plugins::default());
             }
         }
         if waits_for_volume {
-            return Done::Undo(pod, Names::of(&[Name::VolumeBinding]));
+            return Done::Undo(pod, Plugins::of(&[Plugin::VolumeBinding]));
         }
         let target =
             ObjectReference { kind: Some("Node".into()), name: Some(node.clone()), ..Default::default() };
@@ -61,7 +61,7 @@ impl Scheduler {
                 if !error.is_not_found() && !error.is_conflict() {
                     self.tell(&pod.pod, EventKind::Warning, "FailedScheduling", binding_error(&error));
                 }
-                Done::Undo(pod, Names::default())
+                Done::Undo(pod, Plugins::default())
             }
         }
     }

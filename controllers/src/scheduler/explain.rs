@@ -5,7 +5,7 @@ use std::{borrow::Cow, collections::BTreeMap};
 /// The filters, by the names that Kubernetes users know. A set of them is a set of bits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[repr(u8)]
-pub(super) enum Name {
+pub(super) enum Plugin {
     NodeUnschedulable,
     NodeName,
     TaintToleration,
@@ -22,12 +22,12 @@ pub(super) enum Name {
 
 /// A set of filters.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub(super) struct Names(u16);
+pub(super) struct Plugins(u16);
 
-impl Names {
+impl Plugins {
     pub(super) const ALL: Self = Self(u16::MAX);
 
-    pub(super) const fn of(names: &[Name]) -> Self {
+    pub(super) const fn of(names: &[Plugin]) -> Self {
         let (mut bits, mut i) = (0, 0);
         while i < names.len() {
             bits |= 1 << names[i] as u16;
@@ -53,7 +53,7 @@ impl Names {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Rejection {
     /// The filter that said no.
-    pub(super) filter: Name,
+    pub(super) filter: Plugin,
     /// Its reasons; resources can lack in several ways.
     pub(super) reasons: Vec<Cow<'static, str>>,
     /// Whether the removal of pods could change its mind.
@@ -62,12 +62,12 @@ pub(super) struct Rejection {
 
 impl Rejection {
     /// That other pods stand in the way of.
-    pub(super) fn by_pods(filter: Name, reasons: Vec<Cow<'static, str>>) -> Self {
+    pub(super) fn by_pods(filter: Plugin, reasons: Vec<Cow<'static, str>>) -> Self {
         Self { filter, reasons, resolvable: true }
     }
 
     /// That no removal of pods changes.
-    pub(super) fn by_node(filter: Name, reason: impl Into<Cow<'static, str>>) -> Self {
+    pub(super) fn by_node(filter: Plugin, reason: impl Into<Cow<'static, str>>) -> Self {
         Self { filter, reasons: vec![reason.into()], resolvable: false }
     }
 }
@@ -106,8 +106,8 @@ pub(super) fn no_preemption(why: &str) -> String {
 }
 
 /// The filters that said no.
-pub(super) fn filters(rejections: &[Rejection]) -> Names {
-    rejections.iter().fold(Names::default(), |all, r| all.with(Names::of(&[r.filter])))
+pub(super) fn filters(rejections: &[Rejection]) -> Plugins {
+    rejections.iter().fold(Plugins::default(), |all, r| all.with(Plugins::of(&[r.filter])))
 }
 
 #[cfg(test)]
@@ -118,14 +118,14 @@ mod tests {
     fn counts_each_reason() {
         let fit = |reasons: &[&str]| {
             Rejection::by_pods(
-                Name::NodeResourcesFit,
+                Plugin::NodeResourcesFit,
                 reasons.iter().map(|r| (*r).to_owned().into()).collect(),
             )
         };
         let all = [
             fit(&["Insufficient cpu"]),
             fit(&["Insufficient cpu", "Insufficient memory"]),
-            Rejection::by_node(Name::NodeUnschedulable, "node(s) were unschedulable"),
+            Rejection::by_node(Plugin::NodeUnschedulable, "node(s) were unschedulable"),
         ];
         assert_eq!(
             message(3, &all) + &preemption(3, &all),

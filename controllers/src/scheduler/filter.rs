@@ -9,7 +9,7 @@ use crate::taint_eviction::tolerates;
 
 use super::{
     cycle::{Cycle, is_in},
-    explain::{Name, Rejection},
+    explain::{Plugin, Rejection},
     snapshot::{NodeInfo, PodInfo},
 };
 
@@ -45,13 +45,13 @@ fn unschedulable(pod: &PodInfo, node: &NodeInfo, _: &Cycle) -> Result<(), Reject
     if !marked || pod.tolerations().iter().any(|t| tolerates(t, &mark())) {
         return Ok(());
     }
-    Err(Rejection::by_node(Name::NodeUnschedulable, "node(s) were unschedulable"))
+    Err(Rejection::by_node(Plugin::NodeUnschedulable, "node(s) were unschedulable"))
 }
 
 fn node_name(pod: &PodInfo, node: &NodeInfo, _: &Cycle) -> Result<(), Rejection> {
     match pod.spec().and_then(|s| s.node_name.as_deref()) {
         Some(name) if !name.is_empty() && name != node.name => {
-            Err(Rejection::by_node(Name::NodeName, "node(s) didn't match the requested node name"))
+            Err(Rejection::by_node(Plugin::NodeName, "node(s) didn't match the requested node name"))
         }
         _ => Ok(()),
     }
@@ -62,7 +62,7 @@ fn taints(pod: &PodInfo, node: &NodeInfo, _: &Cycle) -> Result<(), Rejection> {
         matches!(&*t.effect, "NoSchedule" | "NoExecute") && !pod.tolerations().iter().any(|o| tolerates(o, t))
     };
     if node.taints().any(|t| repels(&t)) {
-        return Err(Rejection::by_node(Name::TaintToleration, "node(s) had untolerated taint(s)"));
+        return Err(Rejection::by_node(Plugin::TaintToleration, "node(s) had untolerated taint(s)"));
     }
     Ok(())
 }
@@ -83,7 +83,7 @@ fn node_affinity(pod: &PodInfo, node: &NodeInfo, cycle: &Cycle) -> Result<(), Re
     if fits_affinity(pod, node) && cycle.class_selector.as_ref().is_none_or(|s| selected(s, node)) {
         return Ok(());
     }
-    Err(Rejection::by_node(Name::NodeAffinity, "node(s) didn't match Pod's node affinity/selector"))
+    Err(Rejection::by_node(Plugin::NodeAffinity, "node(s) didn't match Pod's node affinity/selector"))
 }
 
 fn selected(wanted: &BTreeMap<String, String>, node: &NodeInfo) -> bool {
@@ -136,7 +136,10 @@ fn runtime_handler(_: &PodInfo, node: &NodeInfo, cycle: &Cycle) -> Result<(), Re
     if offered.is_empty() || offered.iter().any(|h| h.name.as_ref() == Some(wanted)) {
         return Ok(());
     }
-    Err(Rejection::by_node(Name::RuntimeHandler, format!("node(s) didn't offer runtime handler {wanted:?}")))
+    Err(Rejection::by_node(
+        Plugin::RuntimeHandler,
+        format!("node(s) didn't offer runtime handler {wanted:?}"),
+    ))
 }
 
 fn host_ports(pod: &PodInfo, node: &NodeInfo, _: &Cycle) -> Result<(), Rejection> {
@@ -148,7 +151,7 @@ fn host_ports(pod: &PodInfo, node: &NodeInfo, _: &Cycle) -> Result<(), Rejection
         return Ok(());
     }
     let reason = "node(s) didn't have free ports for the requested pod ports";
-    Err(Rejection::by_pods(Name::NodePorts, vec![reason.into()]))
+    Err(Rejection::by_pods(Plugin::NodePorts, vec![reason.into()]))
 }
 
 fn resources(pod: &PodInfo, node: &NodeInfo, _: &Cycle) -> Result<(), Rejection> {
@@ -176,7 +179,7 @@ fn resources(pod: &PodInfo, node: &NodeInfo, _: &Cycle) -> Result<(), Rejection>
     if lacks.is_empty() {
         return Ok(());
     }
-    Err(Rejection { filter: Name::NodeResourcesFit, reasons: lacks, resolvable })
+    Err(Rejection { filter: Plugin::NodeResourcesFit, reasons: lacks, resolvable })
 }
 
 fn volumes(_: &PodInfo, node: &NodeInfo, cycle: &Cycle) -> Result<(), Rejection> {
@@ -187,7 +190,7 @@ fn volumes(_: &PodInfo, node: &NodeInfo, cycle: &Cycle) -> Result<(), Rejection>
 }
 
 fn topology_spread(_: &PodInfo, node: &NodeInfo, cycle: &Cycle) -> Result<(), Rejection> {
-    const NAME: Name = Name::PodTopologySpread;
+    const NAME: Plugin = Plugin::PodTopologySpread;
     let base = "node(s) didn't match pod topology spread constraints";
     for constraint in &cycle.spread {
         let Some(value) = node.label(&constraint.topology) else {
@@ -201,7 +204,7 @@ fn topology_spread(_: &PodInfo, node: &NodeInfo, cycle: &Cycle) -> Result<(), Re
 }
 
 fn pod_affinity(_: &PodInfo, node: &NodeInfo, cycle: &Cycle) -> Result<(), Rejection> {
-    const NAME: Name = Name::InterPodAffinity;
+    const NAME: Plugin = Plugin::InterPodAffinity;
     if !cycle.near.is_satisfied(node) {
         return Err(Rejection::by_node(NAME, "node(s) didn't match pod affinity rules"));
     }

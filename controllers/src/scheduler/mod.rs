@@ -40,7 +40,7 @@ pub(crate) mod volumes;
 pub use planner::Planner;
 
 use cycle::{Cycle, Given};
-use explain::{Name, Names, Rejection};
+use explain::{Plugin, Plugins, Rejection};
 use preempt::{Budget, Victims};
 use queue::{Change, Queue};
 use snapshot::{Cluster, DEFAULT_SCHEDULER, NodeInfo, PodInfo, Snapshot};
@@ -172,7 +172,7 @@ struct Scheduler {
 enum Done {
     Bound(Arc<PodInfo>),
     /// The choice does not stand; which filters to wait for, none: try again after the back-off.
-    Undo(Arc<PodInfo>, Names),
+    Undo(Arc<PodInfo>, Plugins),
     Reported,
 }
 
@@ -370,7 +370,7 @@ impl Scheduler {
         let mut filters = explain::filters(rejections);
         if filters.is_empty() {
             // Without any node, the first one may help.
-            filters = Names::of(&[Name::NodeName]);
+            filters = Plugins::of(&[Plugin::NodeName]);
         }
         let mut message = explain::message(nodes, rejections);
         let mut state = self.state.lock();
@@ -410,40 +410,40 @@ fn on_node(state: &mut State, old: Option<&Arc<Node>>, new: Option<&Arc<Node>>) 
 }
 
 /// The filters to which a change of a node matters.
-fn changed_for(old: &Node, new: &Node) -> Names {
+fn changed_for(old: &Node, new: &Node) -> Plugins {
     let (spec, status) = ((&old.spec, &new.spec), (old.status.as_ref(), new.status.as_ref()));
-    let mut all = Names::default();
-    let mut note = |differs: bool, names: &[Name]| {
+    let mut all = Plugins::default();
+    let mut note = |differs: bool, names: &[Plugin]| {
         if differs {
-            all = all.with(Names::of(names));
+            all = all.with(Plugins::of(names));
         }
     };
     note(
         old.metadata.labels != new.metadata.labels,
         &[
-            Name::NodeAffinity,
-            Name::VolumeBinding,
-            Name::VolumeZone,
-            Name::PodTopologySpread,
-            Name::InterPodAffinity,
+            Plugin::NodeAffinity,
+            Plugin::VolumeBinding,
+            Plugin::VolumeZone,
+            Plugin::PodTopologySpread,
+            Plugin::InterPodAffinity,
         ],
     );
     note(
         spec.0.as_ref().and_then(|s| s.taints.as_ref()) != spec.1.as_ref().and_then(|s| s.taints.as_ref()),
-        &[Name::TaintToleration, Name::PodTopologySpread],
+        &[Plugin::TaintToleration, Plugin::PodTopologySpread],
     );
     let closed = |spec: &Option<_>| -> bool {
         let spec: &Option<k8s_openapi::api::core::v1::NodeSpec> = spec;
         spec.as_ref().and_then(|s| s.unschedulable).unwrap_or(false)
     };
-    note(closed(spec.0) != closed(spec.1), &[Name::NodeUnschedulable]);
+    note(closed(spec.0) != closed(spec.1), &[Plugin::NodeUnschedulable]);
     note(
         status.0.map(|s| (&s.allocatable, &s.capacity)) != status.1.map(|s| (&s.allocatable, &s.capacity)),
-        &[Name::NodeResourcesFit],
+        &[Plugin::NodeResourcesFit],
     );
     note(
         status.0.map(|s| &s.runtime_handlers) != status.1.map(|s| &s.runtime_handlers),
-        &[Name::RuntimeHandler],
+        &[Plugin::RuntimeHandler],
     );
     all
 }

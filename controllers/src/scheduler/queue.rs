@@ -11,7 +11,7 @@ use std::{
 use tokio::time::Instant;
 
 use super::{
-    explain::{Name, Names},
+    explain::{Plugin, Plugins},
     snapshot::{PodInfo, Resources},
 };
 
@@ -22,53 +22,53 @@ const MAX_BACKOFF: Duration = Duration::from_secs(10);
 const MAX_PARKED: Duration = Duration::from_secs(300);
 
 /// Filters whose word may change when pods come or go.
-const ABOUT_PODS: Names = Names::of(&[Name::InterPodAffinity, Name::PodTopologySpread]);
+const ABOUT_PODS: Plugins = Plugins::of(&[Plugin::InterPodAffinity, Plugin::PodTopologySpread]);
 
 /// Something that may make room for a pod.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Change {
     /// The filters that may say something else now.
-    filters: Names,
-    /// What a node has left, when that is all that changed for [`Name::NodeResourcesFit`].
+    filters: Plugins,
+    /// What a node has left, when that is all that changed for [`Plugin::NodeResourcesFit`].
     room: Option<Resources>,
 }
 
 impl Change {
     /// A node came: any filter may have waited for it.
-    pub(super) const NODE_CAME: Self = Self { filters: Names::ALL, room: None };
+    pub(super) const NODE_CAME: Self = Self { filters: Plugins::ALL, room: None };
     /// A pod got a node, or its labels changed.
     pub(super) const POD_PLACED: Self = Self { filters: ABOUT_PODS, room: None };
     /// Volumes or claims changed.
     pub(super) const VOLUME: Self = Self {
-        filters: Names::of(&[Name::VolumeBinding, Name::VolumeZone, Name::VolumeRestrictions]),
+        filters: Plugins::of(&[Plugin::VolumeBinding, Plugin::VolumeZone, Plugin::VolumeRestrictions]),
         room: None,
     };
     /// A namespace's labels changed.
-    pub(super) const NAMESPACE: Self = Self { filters: Names::of(&[Name::InterPodAffinity]), room: None };
+    pub(super) const NAMESPACE: Self = Self { filters: Plugins::of(&[Plugin::InterPodAffinity]), room: None };
     /// A runtime class changed.
     pub(super) const RUNTIME: Self =
-        Self { filters: Names::of(&[Name::RuntimeHandler, Name::NodeAffinity]), room: None };
+        Self { filters: Plugins::of(&[Plugin::RuntimeHandler, Plugin::NodeAffinity]), room: None };
 
     /// Something about a node changed that these filters look at.
-    pub(super) fn of_node(filters: Names, room: Option<Resources>) -> Option<Self> {
+    pub(super) fn of_node(filters: Plugins, room: Option<Resources>) -> Option<Self> {
         (!filters.is_empty()).then_some(Self { filters, room })
     }
 
     /// A pod left a node, which has so much left now.
     pub(super) fn pod_gone(room: Option<Resources>) -> Self {
-        let filters = Names::of(&[
-            Name::NodeResourcesFit,
-            Name::NodePorts,
-            Name::VolumeRestrictions,
-            Name::InterPodAffinity,
-            Name::PodTopologySpread,
+        let filters = Plugins::of(&[
+            Plugin::NodeResourcesFit,
+            Plugin::NodePorts,
+            Plugin::VolumeRestrictions,
+            Plugin::InterPodAffinity,
+            Plugin::PodTopologySpread,
         ]);
         Self { filters, room }
     }
 
     /// Whether a pod rejected by those filters may pass now.
-    fn may_help(&self, pod: &PodInfo, rejected_by: Names) -> bool {
-        const FIT: Names = Names::of(&[Name::NodeResourcesFit]);
+    fn may_help(&self, pod: &PodInfo, rejected_by: Plugins) -> bool {
+        const FIT: Plugins = Plugins::of(&[Plugin::NodeResourcesFit]);
         if !self.filters.meets(rejected_by) {
             return false;
         }
@@ -97,7 +97,7 @@ struct Entry {
     place: Place,
     attempts: u32,
     last: Instant,
-    rejected_by: Names,
+    rejected_by: Plugins,
     /// Changes seen while the pod was being tried.
     missed: Vec<Change>,
 }
@@ -112,7 +112,7 @@ pub(super) struct Queue {
     ready: BTreeMap<Rank, String>,
     later: BTreeSet<(Instant, String)>,
     /// Parked pods by the filters that rejected them, so that a change looks at none it cannot help.
-    parked: BTreeMap<Names, BTreeSet<String>>,
+    parked: BTreeMap<Plugins, BTreeSet<String>>,
     /// Since when each is parked.
     parked_since: BTreeSet<(Instant, String)>,
     taken: BTreeSet<String>,
@@ -138,7 +138,7 @@ impl Queue {
             place: Place::Parked,
             attempts: 0,
             last: Instant::now(),
-            rejected_by: Names::default(),
+            rejected_by: Plugins::default(),
             missed: Vec::new(),
         };
         self.entries.insert(uid.clone(), entry);
@@ -166,7 +166,7 @@ impl Queue {
 
     /// Puts a pod back that did not fit. No filter named means that something else failed:
     /// it is tried again after its back-off.
-    pub(super) fn reject(&mut self, uid: &str, filters: Names) {
+    pub(super) fn reject(&mut self, uid: &str, filters: Plugins) {
         self.leave(uid);
         let Some(entry) = self.entries.get_mut(uid) else { return };
         entry.last = Instant::now();
@@ -300,7 +300,7 @@ mod tests {
         let mut queue = Queue::default();
         queue.put(pod("a", 0));
         take(&mut queue);
-        queue.reject("a", Names::of(&[Name::NodeResourcesFit]));
+        queue.reject("a", Plugins::of(&[Plugin::NodeResourcesFit]));
         queue.wake(&Change::VOLUME);
         tokio::time::advance(Duration::from_secs(20)).await;
         assert_eq!(take(&mut queue), "-");
@@ -315,14 +315,14 @@ mod tests {
         big.requests.cpu = 500;
         queue.put(Arc::new(big));
         take(&mut queue);
-        queue.reject("a", Names::of(&[Name::NodeResourcesFit]));
+        queue.reject("a", Plugins::of(&[Plugin::NodeResourcesFit]));
         let room = |cpu| Some(Resources { cpu, pods: 1, ..Default::default() });
         tokio::time::advance(FIRST_BACKOFF).await;
         queue.wake(&Change::pod_gone(room(400)));
         assert_eq!(take(&mut queue), "-");
         queue.wake(&Change::pod_gone(room(500)));
         assert_eq!(take(&mut queue), "a");
-        queue.reject("a", Names::of(&[Name::NodeResourcesFit, Name::TaintToleration]));
+        queue.reject("a", Plugins::of(&[Plugin::NodeResourcesFit, Plugin::TaintToleration]));
         tokio::time::advance(MAX_BACKOFF).await;
         queue.wake(&Change::pod_gone(room(400)));
         assert_eq!(take(&mut queue), "a", "resources are not all that stood in its way");
@@ -335,11 +335,11 @@ mod tests {
         queue.put(pod("a", 0));
         take(&mut queue);
         queue.wake(&Change::NODE_CAME);
-        queue.reject("a", Names::of(&[Name::NodeAffinity]));
+        queue.reject("a", Plugins::of(&[Plugin::NodeAffinity]));
         assert_eq!(take(&mut queue), "-");
         tokio::time::advance(FIRST_BACKOFF).await;
         assert_eq!(take(&mut queue), "a");
-        queue.reject("a", Names::of(&[Name::NodeAffinity]));
+        queue.reject("a", Plugins::of(&[Plugin::NodeAffinity]));
         tokio::time::advance(MAX_PARKED).await;
         assert_eq!(take(&mut queue), "a", "tried again in the end");
         queue.remove("a");

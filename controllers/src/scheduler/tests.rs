@@ -338,11 +338,11 @@ fn profiles_choose_in_their_own_way() {
 fn a_change_of_a_node_wakes_those_it_matters_to() {
     let change = |before: &str, after: &str| changed_for(&node(before), &node(after));
     assert!(change("a", "a").is_empty());
-    assert_eq!(change("a cpu=1", "a cpu=2"), Names::of(&[Name::NodeResourcesFit]));
-    assert_eq!(change("a taint=x", "a"), Names::of(&[Name::TaintToleration, Name::PodTopologySpread]));
-    assert_eq!(change("a cordoned", "a"), Names::of(&[Name::NodeUnschedulable]));
-    assert_eq!(change("a", "a handler=wasm"), Names::of(&[Name::RuntimeHandler]));
-    assert!(change("a", "a disk:ssd").meets(Names::of(&[Name::NodeAffinity])));
+    assert_eq!(change("a cpu=1", "a cpu=2"), Plugins::of(&[Plugin::NodeResourcesFit]));
+    assert_eq!(change("a taint=x", "a"), Plugins::of(&[Plugin::TaintToleration, Plugin::PodTopologySpread]));
+    assert_eq!(change("a cordoned", "a"), Plugins::of(&[Plugin::NodeUnschedulable]));
+    assert_eq!(change("a", "a handler=wasm"), Plugins::of(&[Plugin::RuntimeHandler]));
+    assert!(change("a", "a disk:ssd").meets(Plugins::of(&[Plugin::NodeAffinity])));
 }
 
 #[test]

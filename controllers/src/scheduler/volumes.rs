@@ -16,7 +16,7 @@ use crate::{
     volume_binder,
 };
 
-use super::explain::Name;
+use super::explain::Plugin;
 
 /// Where a claim's volume is to be made; the scheduler's word to the provisioner.
 pub(crate) const SELECTED_NODE: &str = "volume.kubernetes.io/selected-node";
@@ -36,19 +36,19 @@ const NO_PROVISIONER: &str = "kubernetes.io/no-provisioner";
 pub(super) struct Place {
     pub(super) nodes: NodeSelector,
     /// Who says no to others, and in which words.
-    pub(super) filter: Name,
+    pub(super) filter: Plugin,
     pub(super) reason: &'static str,
 }
 
 impl Place {
     fn reached_from(nodes: NodeSelector) -> Self {
         let reason = "node(s) didn't match PersistentVolume's node affinity";
-        Self { nodes, filter: Name::VolumeBinding, reason }
+        Self { nodes, filter: Plugin::VolumeBinding, reason }
     }
 
     fn found_on(nodes: NodeSelector) -> Self {
         let reason = "node(s) didn't find available persistent volumes to bind";
-        Self { nodes, filter: Name::VolumeBinding, reason }
+        Self { nodes, filter: Plugin::VolumeBinding, reason }
     }
 }
 
@@ -64,7 +64,7 @@ pub(super) struct Volumes {
 }
 
 /// Why a pod cannot run anywhere yet: who says so, and in words for the user.
-pub(super) type Refusal = (Name, String);
+pub(super) type Refusal = (Plugin, String);
 
 /// The caches it reads.
 pub(super) struct Caches {
@@ -84,14 +84,14 @@ impl Caches {
         for name in claim_names(pod) {
             let key = Key::new(pod.metadata.namespace.clone().unwrap_or_default(), &*name);
             let claim = self.claims.get(&key).filter(|c| !is_deleting(&**c));
-            let claim = claim.ok_or_else(|| (Name::VolumeBinding, missing(pod, &name)))?;
+            let claim = claim.ok_or_else(|| (Plugin::VolumeBinding, missing(pod, &name)))?;
             if is_ephemeral(pod, &name) && !is_of(&claim, pod) {
                 let pod = Key::of(&pod.metadata);
                 let why = format!("PVC {key} was not created for pod {pod} (pod is not owner)");
-                return Err((Name::VolumeBinding, why));
+                return Err((Plugin::VolumeBinding, why));
             }
             self.refuse_second_user(pod, &key, &claim)?;
-            self.examine_claim(&claim, &mut all).map_err(|why| (Name::VolumeBinding, why))?;
+            self.examine_claim(&claim, &mut all).map_err(|why| (Plugin::VolumeBinding, why))?;
         }
         Ok(all)
     }
@@ -113,7 +113,7 @@ impl Caches {
         }
         let why =
             "node has pod using PersistentVolumeClaim with the same name and ReadWriteOncePod access mode";
-        Err((Name::VolumeRestrictions, why.into()))
+        Err((Plugin::VolumeRestrictions, why.into()))
     }
 
     fn examine_claim(&self, claim: &Arc<PersistentVolumeClaim>, all: &mut Volumes) -> Result<(), String> {
@@ -182,7 +182,11 @@ fn zone(volume: &PersistentVolume) -> Option<Place> {
     let term = NodeSelectorTerm { match_expressions: Some(demands), match_fields: None };
     let some = term.match_expressions.as_ref().is_some_and(|d| !d.is_empty());
     let nodes = NodeSelector { node_selector_terms: vec![term] };
-    some.then_some(Place { nodes, filter: Name::VolumeZone, reason: "node(s) had no available volume zone" })
+    some.then_some(Place {
+        nodes,
+        filter: Plugin::VolumeZone,
+        reason: "node(s) had no available volume zone",
+    })
 }
 
 /// Where a class makes volumes.

@@ -3,6 +3,7 @@
 //!
 //! The day is the one of the test `scale`, on paused time; what is printed is how long each part took on the
 //! cluster's clock and on ours. `cargo bench -p wasmk-controllers --bench fleet [-- NODES PODS]`
+#![allow(clippy::print_stdout, reason = "a bench prints its figures")]
 
 #[path = "../../controllers/tests/support/mod.rs"]
 mod support;

@@ -8,6 +8,7 @@
 //! scheduler starts → all bound, and a Deployment of 1,000 → all created → all bound; with the processor time and
 //! resident memory they cost, and how often threads wake when nothing happens.
 //! `cargo bench -p wasmk-controllers --bench scheduler`
+#![allow(clippy::print_stdout, reason = "a bench prints its figures")]
 
 use std::{
     sync::Arc,

@@ -4,7 +4,7 @@
 use std::net::{Ipv4Addr, SocketAddr};
 
 use anyhow::{Context, Result};
-use k8s_openapi::api::core::v1::{Node, Taint};
+use k8s_openapi::api::core::v1::{Node, NodeSpec, Taint};
 use kube::{
     Api, Client,
     api::{DynamicObject, Patch, PatchParams, PostParams},
@@ -46,18 +46,25 @@ fn default_class() -> Value {
     })
 }
 
-/// Keeps ordinary pods off a node of the control plane.
-pub(crate) fn control_plane_taint() -> Taint {
-    Taint { key: CONTROL_PLANE.into(), effect: "NoSchedule".into(), ..Taint::default() }
-}
-
-/// Names the node's role, which a node may not say of itself.
+/// Makes the control plane's node before it registers itself: with its role, which a node may not say of itself,
+/// and with the taint that keeps ordinary pods away. One that is there keeps its taints.
 ///
 /// # Errors
 /// When the API refuses.
-pub(crate) async fn label_control_plane(client: &Client, node: &str) -> kube::Result<()> {
-    let patch = Patch::Merge(json!({"metadata": {"labels": {CONTROL_PLANE: ""}}}));
-    Api::<Node>::all(client.clone()).patch(node, &PatchParams::default(), &patch).await.map(drop)
+pub(crate) async fn reserve_node(client: &Client, name: &str) -> kube::Result<()> {
+    let api = Api::<Node>::all(client.clone());
+    let taint = Taint { key: CONTROL_PLANE.into(), effect: "NoSchedule".into(), ..Taint::default() };
+    let mut node =
+        Node { spec: Some(NodeSpec { taints: Some(vec![taint]), ..NodeSpec::default() }), ..Node::default() };
+    node.metadata.name = Some(name.into());
+    node.metadata.labels = Some([(CONTROL_PLANE.to_owned(), String::new())].into());
+    match api.create(&PostParams::default(), &node).await {
+        Err(kube::Error::Api(status)) if status.code == 409 => {
+            let patch = Patch::Merge(json!({"metadata": {"labels": {CONTROL_PLANE: ""}}}));
+            api.patch(name, &PatchParams::default(), &patch).await.map(drop)
+        }
+        other => other.map(drop),
+    }
 }
 
 /// The service of the cluster's DNS server at its address, with the server as its one endpoint.

@@ -198,12 +198,11 @@ impl Cluster {
             tracing::warn!(error = format!("{error:#}"), "the cluster has no DNS server");
         }
         if let Some(name) = &settings.node {
-            cluster.node = Some(start_node(&cluster.api, name, &settings, &links).await?);
             if settings.control_plane {
-                bootstrap::label_control_plane(&writer, name)
-                    .await
-                    .context("cannot label the control plane's node")?;
+                let reserved = bootstrap::reserve_node(&writer, name).await;
+                reserved.context("cannot reserve the node for the control plane")?;
             }
+            cluster.node = Some(start_node(&cluster.api, name, &settings, &links).await?);
         }
         cluster.functions = cluster.start_functions(&settings, live, gateway_listener);
         cluster._claim.publish(&cluster.running)?;
@@ -446,11 +445,7 @@ async fn bind(address: SocketAddr, what: &str, flag: &str) -> Result<TcpListener
 
 async fn start_node(api: &ApiServer, name: &str, settings: &Settings, links: &Arc<Links>) -> Result<Node> {
     let client = api.client(&format!("system:node:{name}"), &["system:nodes", "system:authenticated"]);
-    let mut options = settings.node_options.clone();
-    if settings.control_plane {
-        options.register_with_taints.push(bootstrap::control_plane_taint());
-    }
-    let node = agent::node(name, &settings.data, client, &options).await?;
+    let node = agent::node(name, &settings.data, client, &settings.node_options).await?;
     links.add_local(name, node.router());
     Ok(node)
 }

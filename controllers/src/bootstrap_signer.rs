@@ -13,7 +13,7 @@ use jsonwebtoken::{Algorithm, EncodingKey};
 use k8s_openapi::api::core::v1::{ConfigMap, Secret};
 use kube::{
     Api,
-    api::{Patch, PatchParams},
+    api::PostParams,
     runtime::{WatchStreamExt, watcher},
 };
 use parking_lot::Mutex;
@@ -73,15 +73,11 @@ async fn reconcile(cx: &Context, secrets: &Informer<Secret>, map: &Mutex<Option<
     if wanted == data {
         return Ok(Next::Change);
     }
-    let mut changes: BTreeMap<&str, Option<&str>> = BTreeMap::new();
-    changes.extend(data.keys().filter(|k| !wanted.contains_key(*k)).map(|k| (k.as_str(), None)));
-    changes.extend(
-        wanted.iter().filter(|(k, v)| data.get(*k) != Some(*v)).map(|(k, v)| (k.as_str(), Some(v.as_str()))),
-    );
-    let patch = json!({"metadata": {"resourceVersion": known.metadata.resource_version}, "data": changes});
     let api: Api<ConfigMap> = Api::namespaced(cx.client.clone(), NAMESPACE);
-    let written = api.patch(MAP, &PatchParams::default(), &Patch::Merge(patch)).await;
-    let written = written.map_err(|e| Error::api("patch", "ConfigMap", Key::new(NAMESPACE, MAP), e))?;
+    let next = ConfigMap { data: Some(wanted), ..known };
+    // As a whole: the signer's role has no right to patch.
+    let written = api.replace(MAP, &PostParams::default(), &next).await;
+    let written = written.map_err(|e| Error::api("update", "ConfigMap", Key::new(NAMESPACE, MAP), e))?;
     *map.lock() = Some(written);
     Ok(Next::Change)
 }

@@ -18,10 +18,9 @@ use k8s_openapi::api::{
 };
 use kube::{
     Api,
-    api::{ApiResource, DynamicObject, Patch, PatchParams},
+    api::{ApiResource, DynamicObject, PostParams},
 };
 use parking_lot::Mutex;
-use serde_json::json;
 use wasmk_api::{LabelSelector, Timestamp};
 
 use crate::base::{Context, Error, EventKind, Informer, Key, Next, PodView, Queue, Result, time, uid};
@@ -173,7 +172,7 @@ impl Autoscaler {
         };
         found.desired = wanted;
         if wanted != current {
-            self.rescale(hpa, resource, current, wanted, now).await?;
+            self.rescale(hpa, resource, scale, wanted, now).await?;
             found.scaled = true;
         }
         Ok(found)
@@ -183,13 +182,15 @@ impl Autoscaler {
         &self,
         hpa: &Arc<HorizontalPodAutoscaler>,
         resource: &ApiResource,
-        from: i32,
+        scale: &Scale,
         to: i32,
         now: Timestamp,
     ) -> Result<()> {
         let name = hpa.spec.scale_target_ref.name.clone();
-        let patch = Patch::Merge(json!({"spec": {"replicas": to}}));
-        let written = self.api(hpa, resource).patch_scale(&name, &PatchParams::default(), &patch).await;
+        let mut next = scale.clone();
+        let from = next.spec.get_or_insert_default().replicas.replace(to).unwrap_or(0);
+        // As a whole: the role of autoscalers has no right to patch.
+        let written = self.api(hpa, resource).replace_scale(&name, &PostParams::default(), &next).await;
         written.map_err(|e| Error::api("scale", &resource.kind, Key::new("", name), e))?;
         let mut memory = self.memory.lock();
         memory.entry(uid(&**hpa).to_owned()).or_default().changes.push((now, to - from));

@@ -8,6 +8,8 @@
 //! the PATH.
 #![allow(clippy::print_stdout, reason = "a bench prints its figures")]
 
+mod common;
+
 use std::{
     net::SocketAddr,
     path::{Path, PathBuf},
@@ -16,20 +18,15 @@ use std::{
 };
 
 use bytes::Bytes;
-use http_body_util::{BodyExt, Empty};
+use common::{Connection, PATIENCE, at, load, median, millis, start};
 use hyper_util::rt::TokioIo;
-use serde_json::Value;
-use tokio::net::TcpStream;
 
 /// Starts of the program; the median is printed.
 const STARTS: usize = 7;
 /// Functions that are each called once from zero.
 const FUNCTIONS: usize = 200;
-/// How long the program is watched at rest, and loaded at each number of connections.
+/// How long the program is watched at rest.
 const REST: Duration = Duration::from_secs(10);
-const LOAD: Duration = Duration::from_secs(3);
-/// Longest wait for anything.
-const PATIENCE: Duration = Duration::from_secs(60);
 
 fn main() {
     let guests = std::env::var_os("WASMK_GUESTS").map(PathBuf::from).unwrap_or_default();
@@ -60,8 +57,9 @@ fn main() {
     );
 
     for i in 0..FUNCTIONS {
-        program.deploy(&guest, &format!("f{i}"));
+        program.deploy(&guest, &format!("f{i}"), &[]);
     }
+    program.deploy(&guest, "again", &["--reuse"]);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
     runtime.block_on(async {
         let mut cold = Vec::new();
@@ -85,7 +83,11 @@ fn main() {
     let ceiling = plain_server();
     let peer = Wasmtime::serve(&guest);
     for connections in [1, 16, 64] {
-        report("gateway, fresh instance per request", program.gateway, connections);
+        let before = program.cpu();
+        let requests = report("gateway, fresh instance per request", program.gateway, connections);
+        println!("{:36} {:.1} us of CPU a request", "", (program.cpu() - before) * 1e6 / requests);
+        let requests = report_host("gateway, reused instances", program.gateway, connections, "again");
+        assert!(requests > 0.0);
         match &peer {
             Some(peer) => report("wasmtime serve, the same component", peer.address, connections),
             None => println!("wasmtime serve: no `wasmtime` on the PATH"),
@@ -94,13 +96,19 @@ fn main() {
     }
 }
 
-fn report(what: &str, address: SocketAddr, connections: usize) {
-    let (rate, mut times) = load(address, connections);
+/// Loads the first function; the number of requests.
+fn report(what: &str, address: SocketAddr, connections: usize) -> f64 {
+    report_host(what, address, connections, "f0")
+}
+
+fn report_host(what: &str, address: SocketAddr, connections: usize, function: &str) -> f64 {
+    let (rate, mut times) = load(address, connections, &format!("{function}.default.example.com"));
     println!(
         "{what:36} {connections:3} connections {rate:8.0} /s   p50 {:.3} ms   p99 {:.3} ms",
         millis(at(&mut times, 0.5)),
         millis(at(&mut times, 0.99)),
     );
+    times.len() as f64
 }
 
 /// A server on two threads that answers by itself.
@@ -157,178 +165,4 @@ impl Wasmtime {
         }
         Some(Self { child, address: free })
     }
-}
-
-/// A running program, stopped when dropped.
-struct Program {
-    child: Child,
-    dir: PathBuf,
-    gateway: SocketAddr,
-}
-
-impl Drop for Program {
-    fn drop(&mut self) {
-        let _ = self.wasmk(&["down"]);
-        let _ = self.child.wait();
-    }
-}
-
-fn binary() -> PathBuf {
-    let bench = std::env::current_exe().expect("the bench's own path");
-    let path = bench.parent().and_then(Path::parent).expect("a target directory").join("wasmk");
-    assert!(path.exists(), "{} is not there; `make bench` builds it", path.display());
-    path
-}
-
-/// Starts the program and waits until it says that it is ready; also how long that took.
-fn start(dir: &tempfile::TempDir, flags: &[&str]) -> (Program, Duration) {
-    let data = dir.path().join("data");
-    let begun = Instant::now();
-    let child = Command::new(binary())
-        .args([
-            "up",
-            "--api-addr",
-            "127.0.0.1:0",
-            "--gateway-addr",
-            "127.0.0.1:0",
-            "--registry-addr",
-            "127.0.0.1:0",
-        ])
-        .arg("--data-dir")
-        .arg(&data)
-        .args(flags)
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .spawn()
-        .expect("wasmk starts");
-    let mut program = Program { child, dir: data, gateway: SocketAddr::from(([127, 0, 0, 1], 0)) };
-    loop {
-        // The run file appears when the API serves and the node takes pods; asking costs a process.
-        if program.dir.join("run.json").exists() {
-            let status: Value =
-                serde_json::from_str(&program.wasmk(&["status", "-o", "json"])).unwrap_or_default();
-            if status["ready"] == true {
-                let url = status["gateway"].as_str().expect("a gateway");
-                program.gateway = url.trim_start_matches("http://").parse().expect("an address");
-                return (program, begun.elapsed());
-            }
-        }
-        assert!(begun.elapsed() < PATIENCE, "wasmk up was not ready in time");
-        std::thread::sleep(Duration::from_millis(1));
-    }
-}
-
-impl Program {
-    fn wasmk(&self, args: &[&str]) -> String {
-        let out = Command::new(binary())
-            .args(args)
-            .arg("--data-dir")
-            .arg(&self.dir)
-            .env("KUBECONFIG", self.dir.join("kubeconfig"))
-            .output()
-            .expect("wasmk runs");
-        String::from_utf8_lossy(&out.stdout).into_owned()
-    }
-
-    fn deploy(&self, guest: &Path, name: &str) {
-        let out = Command::new(binary())
-            .args(["fn", "deploy", "--name", name])
-            .arg(guest)
-            .env("KUBECONFIG", self.dir.join("kubeconfig"))
-            .output()
-            .expect("wasmk runs");
-        assert!(out.status.success(), "deploying {name} failed: {}", String::from_utf8_lossy(&out.stderr));
-    }
-
-    fn proc(&self, file: &str) -> String {
-        std::fs::read_to_string(format!("/proc/{}/{file}", self.child.id())).expect("a live process")
-    }
-
-    /// MiB.
-    fn resident(&self) -> f64 {
-        field(&self.proc("status"), "VmRSS:") / 1024.0
-    }
-
-    /// Bytes handed to the file systems.
-    fn written(&self) -> f64 {
-        field(&self.proc("io"), "write_bytes:")
-    }
-
-    /// Seconds of processor time so far, in user mode and in the kernel.
-    fn cpu(&self) -> f64 {
-        let stat = self.proc("stat");
-        let after = stat.rsplit_once(')').expect("a stat line").1;
-        let ticks: Vec<f64> =
-            after.split_whitespace().skip(11).take(2).filter_map(|t| t.parse().ok()).collect();
-        // Linux counts in hundredths of a second on every platform that wasmk runs on.
-        ticks.iter().sum::<f64>() / 100.0
-    }
-}
-
-fn field(text: &str, name: &str) -> f64 {
-    let line = text.lines().find_map(|l| l.strip_prefix(name)).expect("the field is there");
-    line.split_whitespace().next().and_then(|n| n.parse().ok()).expect("a number")
-}
-
-/// One keep-alive connection to the gateway.
-struct Connection {
-    sender: hyper::client::conn::http1::SendRequest<Empty<Bytes>>,
-}
-
-impl Connection {
-    async fn open(gateway: SocketAddr) -> Self {
-        let stream = TcpStream::connect(gateway).await.expect("the gateway accepts");
-        stream.set_nodelay(true).expect("a socket option");
-        let (sender, connection) =
-            hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.expect("HTTP");
-        tokio::spawn(connection);
-        Self { sender }
-    }
-
-    /// Time from request to the first byte of the answer, which must be a success.
-    async fn call(&mut self, host: &str) -> Duration {
-        let request = hyper::Request::get("/").header("host", host).body(Empty::new()).expect("a request");
-        let begun = Instant::now();
-        let response = self.sender.send_request(request).await.expect("an answer");
-        let took = begun.elapsed();
-        assert!(response.status().is_success(), "{host} answered {}", response.status());
-        response.into_body().collect().await.expect("a whole answer");
-        took
-    }
-}
-
-/// Requests a second over so many connections, with the time of each request.
-fn load(gateway: SocketAddr, connections: usize) -> (f64, Vec<Duration>) {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
-    runtime.block_on(async {
-        let end = Instant::now() + LOAD;
-        let workers = (0..connections).map(|_| {
-            tokio::spawn(async move {
-                let mut connection = Connection::open(gateway).await;
-                let mut times = Vec::new();
-                while Instant::now() < end {
-                    times.push(connection.call("f0.default.example.com").await);
-                }
-                times
-            })
-        });
-        let mut times = Vec::new();
-        for worker in workers.collect::<Vec<_>>() {
-            times.extend(worker.await.expect("a worker ends"));
-        }
-        (times.len() as f64 / LOAD.as_secs_f64(), times)
-    })
-}
-
-fn millis(span: Duration) -> f64 {
-    span.as_secs_f64() * 1e3
-}
-
-fn median(mut spans: Vec<Duration>) -> Duration {
-    at(&mut spans, 0.5)
-}
-
-fn at(spans: &mut [Duration], share: f64) -> Duration {
-    spans.sort_unstable();
-    spans[((spans.len() - 1) as f64 * share).round() as usize]
 }

@@ -166,8 +166,14 @@ impl Context {
         }
         let patch = json!({"metadata": {"resourceVersion": object.resource_version()}, "status": status});
         let api = self.api::<K>(&namespace);
-        let done = api.patch_status(&name, &PatchParams::default(), &Patch::Merge(&patch)).await;
-        done.map(drop).map_err(|e| failed(what, e))
+        match api.patch_status(&name, &PatchParams::default(), &Patch::Merge(&patch)).await {
+            // The object has changed since this pass began; that change brings the next pass.
+            Err(kube::Error::Api(status)) if status.code == 409 => {
+                tracing::debug!("could not {what}: {}", status.message);
+                Ok(())
+            }
+            done => done.map(drop).map_err(|e| failed(what, e)),
+        }
     }
 }
 

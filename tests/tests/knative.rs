@@ -57,6 +57,25 @@ fn a_service_owns_a_configuration_and_a_route_and_is_called_by_its_host() {
 }
 
 #[test]
+fn a_pod_is_named_after_its_revision_and_serves_the_default_port() {
+    CLUSTER.apply(&service("shaped", "autoscaling.knative.dev/min-scale: \"1\"", ""));
+    let list = |path: &str| {
+        let path = format!("jsonpath={{.items[*]{path}}}");
+        CLUSTER.kubectl(&["get", "pods", "-l", "serving.knative.dev/service=shaped", "-o", &path])
+    };
+    CLUSTER.until("its pod is ready", |_| list(".status.containerStatuses[*].ready"), |ready| ready == "true");
+    let name = list(".metadata.name");
+    let parts: Vec<&str> = name.strip_prefix("shaped-00001-deployment-").unwrap().split('-').collect();
+    assert!(matches!(&parts[..], [_, suffix] if suffix.len() == 5), "{name}");
+    assert_eq!(list(".spec.containers[*].name"), "user-container", "no sidecar");
+    assert_eq!(list(".spec.containers[0].ports[*].containerPort"), "8080");
+    assert_eq!(list(".spec.containers[0].env[?(@.name=='PORT')].value"), "8080");
+    let url = format!("http://{}:8080/", list(".status.podIP"));
+    let said = std::process::Command::new("curl").args(["-s", "-m", "10", &url]).output().unwrap();
+    assert_eq!(String::from_utf8_lossy(&said.stdout), "hello world\n");
+}
+
+#[test]
 fn what_breaks_a_rule_is_refused_in_knatives_words() {
     let webhook = "admission webhook \"validation.webhook.serving.knative.dev\" denied the request: validation failed: ";
     for (manifest, expected) in [

@@ -63,7 +63,11 @@ fn a_pod_is_named_after_its_revision_and_serves_the_default_port() {
         let path = format!("jsonpath={{.items[*]{path}}}");
         CLUSTER.kubectl(&["get", "pods", "-l", "serving.knative.dev/service=shaped", "-o", &path])
     };
-    CLUSTER.until("its pod is ready", |_| list(".status.containerStatuses[*].ready"), |ready| ready == "true");
+    CLUSTER.until(
+        "its pod is ready",
+        |_| list(".status.containerStatuses[*].ready"),
+        |ready| ready == "true",
+    );
     let name = list(".metadata.name");
     let parts: Vec<&str> = name.strip_prefix("shaped-00001-deployment-").unwrap().split('-').collect();
     assert!(matches!(&parts[..], [_, suffix] if suffix.len() == 5), "{name}");

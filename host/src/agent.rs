@@ -11,7 +11,7 @@ use tokio::net::TcpStream;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tonic::transport::{Channel, Endpoint as Remote, Uri};
 use wasmk_net::tunnel;
-use wasmk_node::{Node, wasm::WasmEngine};
+use wasmk_node::{ImageCollection, Node, Thresholds, wasm::WasmEngine};
 
 use crate::{data_dir::DataDir, join::Identity, rotating::Rotating};
 
@@ -162,6 +162,20 @@ pub struct NodeOptions {
     /// Directory of pod manifests that the node runs by itself (static pods)
     #[arg(long, value_name = "DIR")]
     pub pod_manifest_path: Option<PathBuf>,
+    /// Directory of links to the containers' logs, named POD_NAMESPACE_CONTAINER-ID.log as collectors of logs
+    /// expect them in /var/log/containers [default: node/logs/containers in the data directory]
+    #[arg(long, value_name = "DIR")]
+    pub container_log_dir: Option<PathBuf>,
+    /// What is to be left of the node's resources before pods are evicted, as kubelets take it:
+    /// memory.available<64Mi,nodefs.available<256Mi,pid.available<200
+    #[arg(long, value_name = "LIST", default_value = "", hide_default_value = true)]
+    pub eviction_hard: Thresholds,
+    /// Use of the disk in percent above which images that nothing uses are removed
+    #[arg(long, value_name = "PERCENT", default_value_t = 85, value_parser = clap::value_parser!(u8).range(0..=100))]
+    pub image_gc_high_threshold: u8,
+    /// Seconds that an image is to be unused before it is removed
+    #[arg(long, value_name = "SECONDS", default_value_t = 120)]
+    pub minimum_image_ttl: u64,
     /// Pods on the node at a time
     #[arg(long, value_name = "N", default_value_t = wasmk_node::DEFAULT_MAX_PODS)]
     pub max_pods: u32,
@@ -231,6 +245,14 @@ pub async fn node(name: &str, data: &DataDir, client: kube::Client, options: &No
     settings.manifests = options.pod_manifest_path.clone();
     settings.max_pods = options.max_pods;
     settings.taints.clone_from(&options.register_with_taints);
+    settings.thresholds = options.eviction_hard;
+    settings.images = ImageCollection {
+        above_percent: options.image_gc_high_threshold,
+        unused_for: Duration::from_secs(options.minimum_image_ttl),
+    };
+    if let Some(links) = &options.container_log_dir {
+        settings.log_links = links.clone();
+    }
     let node = Node::start(settings, client, WasmEngine::new(runtime)).await;
     node.context("the node cannot start")
 }

@@ -21,7 +21,7 @@ use crate::shared::Shared;
 use crate::spec::Spec;
 
 /// Most handles (streams, files, sockets, fields) one instance holds.
-const MAX_RESOURCES: usize = 10_000;
+pub(crate) const MAX_RESOURCES: usize = 1000;
 /// Most random bytes a guest gets in one call.
 const MAX_RANDOM: u64 = 1 << 20;
 /// Most bytes a guest passes to the host in one call.

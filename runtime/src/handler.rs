@@ -42,7 +42,7 @@ struct Inner {
     linked: ProxyPre<Guest>,
     spec: Spec,
     quota: Option<Arc<Quota>>,
-    concurrency: Option<Arc<Semaphore>>,
+    concurrency: Arc<Semaphore>,
     idle: Idle,
     in_flight: AtomicU64,
     ended: Notify,
@@ -61,12 +61,16 @@ impl Program {
         };
         // Tells about mounts now instead of at the first request.
         drop(Guest::store(&self.shared, &spec)?);
-        let most = spec.http.max_concurrency;
+        // Requests that a guest sends itself, or a crowd, must leave room for its neighbours.
+        let most = match spec.http.max_concurrency {
+            0 => self.shared.fair_share(),
+            most => most,
+        };
         Ok(Handler(Arc::new(Inner {
             program: Arc::clone(self),
             linked: linked.clone(),
             quota: spec.cpu_millis.map(|millis| Arc::new(Quota::new(millis))),
-            concurrency: (most > 0).then(|| Arc::new(Semaphore::new(most as usize))),
+            concurrency: Arc::new(Semaphore::new(most as usize)),
             idle: Idle::new(spec.reuse),
             in_flight: AtomicU64::new(0),
             ended: Notify::new(),
@@ -174,12 +178,9 @@ async fn admit(inner: &Arc<Inner>, deadline: Instant) -> Result<Ticket, CallErro
     if inner.closed.is_cancelled() {
         return Err(CallError::Stopped);
     }
-    let permit = match &inner.concurrency {
-        None => None,
-        Some(permits) => Some(match Arc::clone(permits).try_acquire_owned() {
-            Ok(permit) => permit,
-            Err(_) => wait_turn(inner, permits, deadline).await?,
-        }),
+    let permit = match Arc::clone(&inner.concurrency).try_acquire_owned() {
+        Ok(permit) => permit,
+        Err(_) => wait_turn(inner, &inner.concurrency, deadline).await?,
     };
     inner.in_flight.fetch_add(1, Ordering::Relaxed);
     Ok(Ticket { inner: Arc::clone(inner), _permit: permit })

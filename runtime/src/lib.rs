@@ -12,6 +12,7 @@ mod body;
 mod cache;
 mod capabilities;
 mod declared;
+mod descriptors;
 mod engine;
 mod error;
 mod exit;

@@ -81,6 +81,11 @@ impl Shared {
         }
     }
 
+    /// Instances that one guest may have at a time when nothing else is said.
+    pub(crate) fn fair_share(&self) -> u32 {
+        (self.most / 2).max(1)
+    }
+
     pub(crate) fn slots_in_use(&self) -> u32 {
         self.most.saturating_sub(self.slots.available_permits() as u32)
     }

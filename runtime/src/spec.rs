@@ -92,7 +92,7 @@ pub struct HttpLimits {
     pub max_response_body: u64,
     /// Most bytes of all headers of a message together, as held in memory.
     pub max_header_bytes: usize,
-    /// Most requests in the guest at a time; more wait. 0: bounded only by the runtime's instances.
+    /// Most requests in the guest at a time; more wait. 0: half of the runtime's instances.
     pub max_concurrency: u32,
     /// Most outgoing HTTP requests one guest instance has in flight.
     pub max_outgoing: u32,

@@ -112,6 +112,23 @@ async fn memory_beyond_the_limit_is_refused() {
 }
 
 #[tokio::test]
+async fn tables_grow_to_their_bound_only() {
+    let fixture = fixture();
+    let grow = |elements: u32| {
+        format!(
+            "(module (table $t 1 funcref) (memory (export \"memory\") 1) (func (export \"_start\") \
+             (if (i32.eq (table.grow $t (ref.null func) (i32.const {elements})) (i32.const -1)) (then unreachable))))"
+        )
+    };
+    assert!(run(&*fixture.module(&grow(1000)).await, Spec::default()).await.success());
+    let exit = run(&*fixture.module(&grow(100_000_000)).await, Spec::default()).await;
+    assert!(
+        matches!(exit.reason, ExitReason::Trapped { .. }),
+        "it is refused, and the guest gives up: {exit:?}"
+    );
+}
+
+#[tokio::test]
 async fn the_budget_of_all_guests_is_one() {
     let fixture = fixture_with(|settings| settings.memory_budget = Some(1 << 20));
     let hold = fixture.module(&command(&format!("(drop (memory.grow (i32.const 10))) {LOOP}"))).await;

@@ -276,6 +276,35 @@ async fn misbehaviour_is_told_and_stays_alone() {
 }
 
 #[tokio::test]
+async fn what_a_guest_takes_has_an_end() {
+    let fixture = fixture();
+    let program = fixture.guest("hostile").await;
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join("file"), "x").unwrap();
+    let run = async |words: &[&str]| {
+        let (stdout, _, spec) = output();
+        let args = ["hostile"].iter().chain(words).map(|w| (*w).to_owned()).collect();
+        let mounts = vec![Mount { host: dir.path().to_owned(), guest: "/v".into(), read_only: true }];
+        let spec = Spec { args, mounts, memory_limit: Some(64 << 20), ..spec };
+        let exit = soon(program.run(spec, StopSignal::new())).await.unwrap();
+        (stdout.text().trim_end().to_owned(), exit)
+    };
+    for words in [&["sockets"][..], &["files", "/v/file"]] {
+        let (said, exit) = run(words).await;
+        let count = said.split(' ').next().and_then(|n| n.parse::<u32>().ok());
+        let ended = matches!(exit.reason, ExitReason::Trapped { .. });
+        assert!(ended || count.is_some_and(|n| (100..2000).contains(&n)), "{words:?}: {said} {exit:?}");
+    }
+    assert_eq!(run(&["random", "1000000"]).await.0, "1000000 bytes");
+    let (_, exit) = run(&["random", "1000000000"]).await;
+    assert!(matches!(exit.reason, ExitReason::Trapped { .. }), "{exit:?}");
+    assert_eq!(run(&["clock", "10000"]).await.0, "10000 calls, rising: true");
+    let (_, exit) = run(&["recurse"]).await;
+    assert!(matches!(exit.reason, ExitReason::Trapped { .. }), "{exit:?}");
+    assert_eq!(fixture.runtime.metrics().slots_in_use, 0);
+}
+
+#[tokio::test]
 async fn every_built_guest_is_tested_here() {
     let tested: BTreeSet<_> = [
         "command",
@@ -284,6 +313,7 @@ async fn every_built_guest_is_tested_here() {
         "fetch-http",
         "hello",
         "hello-http",
+        "hostile",
         "misbehave-http",
         "sockets",
     ]

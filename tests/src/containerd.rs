@@ -44,6 +44,39 @@ impl Containerd {
         format!("unix://{}", self.socket.display())
     }
 
+    /// Pushes an image that is here to a registry that speaks plain HTTP, by another name.
+    pub fn push(&self, image: &str, to: &str) {
+        self.client(&["images", "push", "--plain-http", to, image]);
+    }
+
+    /// Forgets an image's name.
+    pub fn remove(&self, image: &str) {
+        self.client(&["images", "remove", image]);
+    }
+
+    /// Names of all images that are here, one in a line.
+    pub fn images(&self) -> String {
+        self.client(&["images", "list", "--quiet"])
+    }
+
+    /// What the OCI runtime of handler `noting` was called with.
+    pub fn noted(&self) -> String {
+        std::fs::read_to_string(self.dir.path().join("c/noted")).unwrap_or_default()
+    }
+
+    fn client(&self, args: &[&str]) -> String {
+        let out = Command::new("ctr")
+            .arg("--address")
+            .arg(&self.socket)
+            .args(["--namespace", "k8s.io"])
+            .args(args)
+            .output()
+            .expect("ctr runs");
+        let said = String::from_utf8_lossy(&out.stderr);
+        assert!(out.status.success(), "ctr {}: {said}", args.join(" "));
+        String::from_utf8_lossy(&out.stdout).into_owned()
+    }
+
     /// Ends the runtime at once and starts it again; containers go on meanwhile.
     pub fn restart(&self) {
         self.tool("kill");

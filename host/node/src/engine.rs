@@ -207,6 +207,21 @@ pub trait Engine: Send + Sync + 'static {
         None
     }
 
+    /// Images that are here and that none of these names stands for.
+    async fn unused_images(&self, used: &[String]) -> Vec<String> {
+        let _ = used;
+        Vec::new()
+    }
+
+    /// Removes an image; programs made of it go on.
+    ///
+    /// # Errors
+    /// In words.
+    async fn remove_image(&self, image: &str) -> Result<(), String> {
+        let _ = image;
+        Ok(())
+    }
+
     /// The engine's own figures in the text format of Prometheus.
     fn metrics(&self) -> String {
         String::new()

@@ -184,6 +184,13 @@ impl Functions {
         }
     }
 
+    /// Images of the functions that are ready.
+    pub(crate) fn images(&self) -> Vec<String> {
+        let known = self.inner.known.read();
+        let ready = known.values().flat_map(HashMap::values).filter_map(|slot| slot.cell.get());
+        ready.filter_map(|f| f.spec.pod.containers.first()?.image.clone()).collect()
+    }
+
     /// Number of functions known.
     pub fn len(&self) -> usize {
         self.inner.known.read().values().map(HashMap::len).sum()

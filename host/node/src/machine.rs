@@ -34,13 +34,34 @@ pub(crate) fn meminfo(text: &str, row: &str) -> Option<i64> {
 
 /// Memory not in use, in bytes.
 pub(crate) fn memory_available() -> Option<i64> {
-    meminfo(&fs::read_to_string("/proc/meminfo").ok()?, "MemAvailable")
+    memory().map(|(available, _)| available)
 }
 
-/// Bytes of disk that are free under a directory.
-pub(crate) fn disk_available(dir: &Path) -> Option<i64> {
+/// Memory not in use, and all of it, in bytes.
+pub(crate) fn memory() -> Option<(i64, i64)> {
+    let text = fs::read_to_string("/proc/meminfo").ok()?;
+    Some((meminfo(&text, "MemAvailable")?, meminfo(&text, "MemTotal")?))
+}
+
+/// Bytes of the disk under a directory that are free, and all of them.
+pub(crate) fn disk(dir: &Path) -> Option<(i64, i64)> {
     let stat = nix::sys::statvfs::statvfs(dir).ok()?;
-    i64::try_from(u128::from(stat.blocks_available()) * u128::from(stat.fragment_size())).ok()
+    let bytes = |blocks: u64| i64::try_from(u128::from(blocks) * u128::from(stat.fragment_size())).ok();
+    Some((bytes(stat.blocks_available())?, bytes(stat.blocks())?))
+}
+
+/// Numbers of processes (threads count, too) that are free, and all of them.
+pub(crate) fn processes() -> Option<(i64, i64)> {
+    let read = |path: &str| fs::read_to_string(path).ok();
+    let number = |path: &str| read(path)?.trim().parse::<i64>().ok();
+    let most = [number("/proc/sys/kernel/pid_max"), number("/proc/sys/kernel/threads-max")];
+    let most = most.into_iter().flatten().min()?;
+    Some((most - tasks(&read("/proc/loadavg")?)?, most))
+}
+
+/// How many tasks there are, out of `/proc/loadavg`.
+fn tasks(loadavg: &str) -> Option<i64> {
+    loadavg.split_whitespace().nth(3)?.split_once('/')?.1.parse().ok()
 }
 
 /// What all of the machine uses: processor time since its start, and memory that is not available.
@@ -102,6 +123,7 @@ mod tests {
         assert_eq!(meminfo("MemTotalX: 1 kB\n", "MemTotal"), None);
         assert_eq!(os_image("NAME=x\nPRETTY_NAME=\"Some Linux 12\"\n"), "Some Linux 12");
         assert_eq!(os_image(""), "Linux");
+        assert_eq!((tasks("0.1 0.2 0.3 2/345 6789\n"), tasks("")), (Some(345), None));
         assert_eq!(busy("cpu  1 2 4 1000 1000 8 16 32 64 64\ncpu0 1 1 1 1\n"), 63);
     }
 

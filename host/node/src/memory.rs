@@ -11,6 +11,9 @@ use sha2::{Digest, Sha256};
 /// Where Linux keeps files in memory that need no privilege.
 const MEMORY: &str = "/dev/shm";
 
+/// The part of it that pods have nothing to do with: Secrets kept for the time without the API.
+pub(crate) const SOURCES: &str = "sources";
+
 /// The agent's own directory in memory, told from other agents' by where they keep their things;
 /// `None` where the system has no such place, and then disks are used.
 pub(crate) fn open(home: &Path) -> Option<PathBuf> {
@@ -27,8 +30,11 @@ pub(crate) fn open(home: &Path) -> Option<PathBuf> {
 
 /// Removes the directory when no pod uses it.
 pub(crate) fn close(dir: &Path) {
-    // It fails while something is in it, and then it is still needed.
-    let _ = std::fs::remove_dir(dir);
+    let mut left = std::fs::read_dir(dir).into_iter().flatten().flatten();
+    if left.all(|entry| entry.file_name() == SOURCES) {
+        // What fails to go now is found by the next start.
+        let _ = std::fs::remove_dir_all(dir);
+    }
 }
 
 #[cfg(test)]
@@ -46,6 +52,11 @@ mod tests {
         assert_ne!(dirs[0], dirs[1]);
         assert_eq!(open(homes[0].path()).as_ref(), Some(&dirs[0]));
         for dir in &dirs {
+            std::fs::create_dir(dir.join("a-pod")).unwrap();
+            std::fs::create_dir(dir.join(SOURCES)).unwrap();
+            close(dir);
+            assert!(dir.join(SOURCES).exists(), "a pod still needs it");
+            std::fs::remove_dir(dir.join("a-pod")).unwrap();
             close(dir);
             assert!(!dir.exists());
         }

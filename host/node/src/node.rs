@@ -76,8 +76,9 @@ impl Node {
         let capacity = settings.capacity.unwrap_or_else(|| machine::capacity(&settings.data_dir));
         let (events, write_events) = Events::new(client.clone(), &settings.name);
         let (view, keep_view) = View::new(client.clone());
-        let sources =
-            Arc::new(ApiSources::new(client.clone(), view.clone(), settings.data_dir.join("sources")));
+        let memory_dir = memory::open(&settings.data_dir);
+        let kept = settings.data_dir.join("sources");
+        let sources = Arc::new(ApiSources::new(client.clone(), view.clone(), kept, memory_dir.as_deref()));
         let allocatable = amounts(&capacity, settings.max_pods)
             .into_iter()
             .filter_map(|(k, v)| Some((k, v.0.parse::<Quantity>().ok()?)))
@@ -86,8 +87,7 @@ impl Node {
         let containers = settings
             .container_runtime
             .as_deref()
-            .map(|socket| Containers::new(socket, &settings.data_dir, logs.clone(), None));
-        let memory_dir = memory::open(&settings.data_dir);
+            .map(|socket| Containers::new(socket, &settings.data_dir, logs.clone(), view.clone()));
         let place = Place {
             pod_ip: None,
             host_ip: settings.address,
@@ -103,7 +103,7 @@ impl Node {
             engine: engine.clone(),
             sources,
             view: view.clone(),
-            logs: Arc::new(Logs::new(logs)),
+            logs: Arc::new(Logs::new(logs, settings.log_links.clone())),
             containers: containers.clone(),
             proxy: settings.proxy,
             running: Registry::default(),
@@ -133,8 +133,12 @@ impl Node {
         tasks.spawn(pressure::run(
             cx.clone(),
             pods.clone(),
-            settings.data_dir.clone(),
-            settings.pressure_period,
+            pressure::Rules {
+                data: settings.data_dir.clone(),
+                period: settings.pressure_period,
+                thresholds: settings.thresholds,
+                images: settings.images,
+            },
             stop.clone(),
         ));
         if let Some(dir) = settings.manifests.clone() {

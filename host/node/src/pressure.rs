@@ -10,37 +10,48 @@ use std::{
 use tokio_util::sync::CancellationToken;
 use wasmk_api::{Quantity, k8s_openapi::api::core::v1::Pod};
 
-use crate::{context::Context, engine::Usage, machine, pods::Pods, running::Running};
+use crate::{
+    context::Context,
+    engine::Usage,
+    garbage::{Collector, ImageCollection},
+    pods::Pods,
+    running::Running,
+    shortage::{Short, Thresholds},
+};
 
-/// Memory below which the node is under pressure, in bytes.
-pub(crate) const LOW_MEMORY: i64 = 64 << 20;
-/// Disk space below which the node is under pressure, in bytes.
-pub(crate) const LOW_DISK: i64 = 256 << 20;
 /// Files of a volume that are counted at most; more are taken for too many.
 const FILES: usize = 1_000_000;
 
+/// What [`run`] keeps to.
+pub(crate) struct Rules {
+    /// Where the node keeps its things.
+    pub(crate) data: PathBuf,
+    /// Time between two looks.
+    pub(crate) period: Duration,
+    /// When the node is short of something.
+    pub(crate) thresholds: Thresholds,
+    /// When images go.
+    pub(crate) images: ImageCollection,
+}
+
 /// Looks after the node's resources until told to stop.
-pub(crate) async fn run(
-    cx: Arc<Context>,
-    pods: Arc<Pods>,
-    data: PathBuf,
-    period: Duration,
-    stop: CancellationToken,
-) {
+pub(crate) async fn run(cx: Arc<Context>, pods: Arc<Pods>, rules: Rules, stop: CancellationToken) {
+    let mut images = Collector::default();
     loop {
         tokio::select! {
             () = stop.cancelled() => return,
-            () = tokio::time::sleep(period) => {}
+            () = tokio::time::sleep(rules.period) => {}
         }
         for pod in pods.list() {
             if let Some(text) = over_volume_limit(&cx, &pod).await {
                 pods.evict(&pod, text);
             }
         }
-        let low = [
-            ("memory", machine::memory_available().is_some_and(|m| m < LOW_MEMORY)),
-            ("ephemeral-storage", machine::disk_available(&data).is_some_and(|d| d < LOW_DISK)),
-        ];
+        let short = || Short::now(&rules.data, &rules.thresholds);
+        images.pass(&cx, &pods, &rules.data, rules.images, short().disk).await;
+        // What the images took is free again now.
+        let short = short();
+        let low = [("memory", short.memory), ("ephemeral-storage", short.disk), ("pids", short.processes)];
         if let Some((resource, _)) = low.into_iter().find(|(_, low)| *low) {
             evict_one(&cx, &pods, resource).await;
         }
@@ -108,8 +119,14 @@ async fn evict_one(cx: &Context, pods: &Pods, resource: &str) {
         let names = pod.spec.iter().flat_map(|s| s.containers.iter().map(|c| c.name.as_str()));
         names.filter_map(one).map(|u: Usage| u.memory).sum()
     };
+    let disk = |pod: &Pod| -> u64 {
+        let uid = pod.metadata.uid.clone().unwrap_or_default();
+        let written = theirs.iter().filter(|u| u.uid == uid).map(|u| u.disk).sum::<u64>();
+        size(&cx.pods_dir.join(uid)).saturating_add(written)
+    };
+    let used = |pod: &Pod| if resource == "ephemeral-storage" { disk(pod) } else { memory(pod) };
     let candidates: Vec<Candidate> =
-        all.iter().filter(|p| is_candidate(p)).map(|p| Candidate::of(p, memory(p))).collect();
+        all.iter().filter(|p| is_candidate(p)).map(|p| Candidate::of(p, used(p), resource)).collect();
     let Some(victim) = first_to_go(&candidates) else { return };
     if let Some(pod) = all.iter().find(|p| p.metadata.uid.as_deref() == Some(&victim.uid)) {
         pods.evict(pod, format!("The node was low on resource: {resource}."));
@@ -134,11 +151,11 @@ struct Candidate {
 }
 
 impl Candidate {
-    fn of(pod: &Pod, used: u64) -> Self {
+    fn of(pod: &Pod, used: u64, resource: &str) -> Self {
         let spec = pod.spec.as_ref();
         let request = |c: &wasmk_api::k8s_openapi::api::core::v1::Container| {
             let requests = c.resources.as_ref()?.requests.as_ref()?;
-            u64::try_from(requests.get("memory")?.0.parse::<Quantity>().ok()?.value()).ok()
+            u64::try_from(requests.get(resource)?.0.parse::<Quantity>().ok()?.value()).ok()
         };
         Self {
             uid: pod.metadata.uid.clone().unwrap_or_default(),

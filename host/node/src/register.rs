@@ -37,8 +37,8 @@ use wasmk_net::AddressPool;
 
 use crate::{
     machine,
-    pressure::{LOW_DISK, LOW_MEMORY},
     settings::{Capacity, Settings},
+    shortage::Short,
 };
 
 /// Namespace of the nodes' Leases.
@@ -224,7 +224,7 @@ impl Registrar {
     }
 
     async fn shortness_changed(&self) {
-        let look = || Short::now(&self.settings.data_dir);
+        let look = || Short::now(&self.settings.data_dir, &self.settings.thresholds);
         let before = look();
         while look() == before {
             tokio::time::sleep(SHORT_PERIOD).await;
@@ -246,7 +246,7 @@ impl Registrar {
             allocatable: Some(amounts),
             conditions: Some(conditions(
                 self.addresses.borrow().is_some(),
-                Short::now(&self.settings.data_dir),
+                Short::now(&self.settings.data_dir, &self.settings.thresholds),
                 previous,
                 now,
             )),
@@ -358,22 +358,6 @@ pub(crate) fn amounts(capacity: &Capacity, max_pods: u32) -> BTreeMap<String, Ap
     .into()
 }
 
-/// What the node is short of.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-struct Short {
-    memory: bool,
-    disk: bool,
-}
-
-impl Short {
-    fn now(data_dir: &Path) -> Self {
-        Self {
-            memory: machine::memory_available().is_some_and(|m| m < LOW_MEMORY),
-            disk: machine::disk_available(data_dir).is_some_and(|d| d < LOW_DISK),
-        }
-    }
-}
-
 fn conditions(has_range: bool, short: Short, previous: &NodeStatus, now: Timestamp) -> Vec<NodeCondition> {
     let low = short.memory;
     let memory = if low {
@@ -386,17 +370,18 @@ fn conditions(has_range: bool, short: Short, previous: &NodeStatus, now: Timesta
     } else {
         ("False", "KubeletHasNoDiskPressure", "kubelet has no disk pressure")
     };
+    let processes = if short.processes {
+        ("True", "KubeletHasInsufficientPID", "kubelet has insufficient PID available")
+    } else {
+        ("False", "KubeletHasSufficientPID", "kubelet has sufficient PID available")
+    };
     let ready = if has_range {
         ("True", "KubeletReady", "kubelet is posting ready status")
     } else {
         ("False", "KubeletNotReady", "container runtime network not ready: the node has no pod range yet")
     };
-    let rows = [
-        ("MemoryPressure", memory),
-        ("DiskPressure", disk),
-        ("PIDPressure", ("False", "KubeletHasSufficientPID", "kubelet has sufficient PID available")),
-        ("Ready", ready),
-    ];
+    let rows =
+        [("MemoryPressure", memory), ("DiskPressure", disk), ("PIDPressure", processes), ("Ready", ready)];
     let condition = |(kind, (status, reason, message)): (&str, (&str, &str, &str))| {
         let before = previous.conditions.iter().flatten().find(|c| c.type_ == kind && c.status == status);
         NodeCondition {
@@ -426,7 +411,8 @@ mod tests {
     #[test]
     fn readiness_follows_the_range_and_keeps_its_time() {
         let at = |s| Timestamp(wasmk_api::k8s_openapi::jiff::Timestamp::from_second(s).unwrap());
-        let first = conditions(false, Short { disk: true, memory: false }, &NodeStatus::default(), at(1));
+        let first =
+            conditions(false, Short { disk: true, ..Short::default() }, &NodeStatus::default(), at(1));
         let before = NodeStatus { conditions: Some(first), ..NodeStatus::default() };
         let second = conditions(true, Short::default(), &before, at(2));
         let time = |list: &[NodeCondition], kind: &str| {

@@ -9,6 +9,8 @@ use std::{
 
 use wasmk_api::k8s_openapi::api::core::v1::Taint;
 
+use crate::{garbage::ImageCollection, shortage::Thresholds};
+
 /// Pods a node takes when nothing is said: Wasm pods are small.
 pub const DEFAULT_MAX_PODS: u32 = 10_000;
 
@@ -37,6 +39,13 @@ pub struct Settings {
     pub lease_period: Duration,
     /// Time between two looks at what pods take of the node.
     pub pressure_period: Duration,
+    /// What is to be left of the node's resources; below it pods are evicted.
+    pub thresholds: Thresholds,
+    /// When images that nothing uses are removed.
+    pub images: ImageCollection,
+    /// Directory of links to containers' logs, named as collectors of logs expect it:
+    /// `POD_NAMESPACE_CONTAINER-ID.log`.
+    pub log_links: PathBuf,
     /// Run the service proxy.
     pub proxy: bool,
     /// Socket of the container runtime that runs OCI containers; `None` when there is none.
@@ -59,9 +68,11 @@ pub struct Capacity {
 impl Settings {
     /// The usual settings of a node that keeps its things in `data_dir`.
     pub fn new(name: impl Into<String>, data_dir: impl Into<PathBuf>) -> Self {
+        let data_dir = data_dir.into();
         Self {
             name: name.into(),
-            data_dir: data_dir.into(),
+            log_links: data_dir.join("logs/containers"),
+            data_dir,
             pod_cidr: None,
             labels: BTreeMap::new(),
             taints: Vec::new(),
@@ -71,6 +82,8 @@ impl Settings {
             capacity: None,
             lease_period: Duration::from_secs(10),
             pressure_period: Duration::from_secs(10),
+            thresholds: Thresholds::default(),
+            images: ImageCollection::default(),
             proxy: true,
             container_runtime: None,
             manifests: None,

@@ -22,6 +22,7 @@ use wasmk_net::View;
 
 use crate::{
     engine::Failure,
+    memory::SOURCES,
     pod::env::{CONFIG_ERROR, Sources},
 };
 
@@ -32,6 +33,8 @@ const READ_LIMIT: Duration = Duration::from_secs(10);
 const FRESH: f64 = 0.8;
 /// Tokens remembered at most; others are asked for anew each time.
 const KEPT_TOKENS: usize = 20_000;
+/// What Secrets are called here.
+const SECRET: &str = "secret";
 /// Objects kept on disk for the time when the API is out of reach.
 const KEPT: usize = 1024;
 
@@ -41,6 +44,8 @@ pub(crate) struct ApiSources {
     client: kube::Client,
     view: View,
     dir: PathBuf,
+    /// Where Secrets are kept: not on a disk, if that can be had.
+    secret_dir: PathBuf,
     tokens: Mutex<HashMap<TokenKey, (Instant, String)>>,
 }
 
@@ -48,10 +53,13 @@ pub(crate) struct ApiSources {
 type TokenKey = (String, String, i64);
 
 impl ApiSources {
-    /// Sources over a client and a view; `dir` keeps what was read.
-    pub(crate) fn new(client: kube::Client, view: View, dir: PathBuf) -> Self {
+    /// Sources over a client and a view; `dir` keeps what was read, and `memory`, where there is such a
+    /// place, what must not be on a disk.
+    pub(crate) fn new(client: kube::Client, view: View, dir: PathBuf, memory: Option<&Path>) -> Self {
         trim(&dir);
-        Self { client, view, dir, tokens: Mutex::default() }
+        let secret_dir = memory.map_or_else(|| dir.clone(), |memory| memory.join(SOURCES));
+        trim(&secret_dir);
+        Self { client, view, dir, secret_dir, tokens: Mutex::default() }
     }
 
     async fn read<K>(&self, kind: &str, namespace: &str, name: &str) -> Result<Option<K>, Failure>
@@ -81,7 +89,8 @@ impl ApiSources {
     where
         K: Serialize + DeserializeOwned + Clone + std::fmt::Debug,
     {
-        let file = self.dir.join(format!("{kind}_{namespace}_{name}.json"));
+        let dir = if kind == SECRET { &self.secret_dir } else { &self.dir };
+        let file = dir.join(format!("{kind}_{namespace}_{name}.json"));
         let failure = match tokio::time::timeout(READ_LIMIT, api.get_opt(name)).await {
             Ok(Ok(None)) => {
                 let _ = std::fs::remove_file(file);
@@ -165,7 +174,7 @@ impl Sources for ApiSources {
     }
 
     async fn secret(&self, namespace: &str, name: &str) -> Result<Option<Secret>, Failure> {
-        self.read("secret", namespace, name).await
+        self.read(SECRET, namespace, name).await
     }
 
     async fn token(&self, pod: &Pod, audience: Option<&str>, seconds: i64) -> Result<String, Failure> {

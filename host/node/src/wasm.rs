@@ -115,6 +115,18 @@ impl Engine for WasmEngine {
         Some(Usage { cpu_nanos, memory: usage.memory() })
     }
 
+    async fn unused_images(&self, used: &[String]) -> Vec<String> {
+        let used: Vec<Reference> = used.iter().filter_map(|name| name.parse().ok()).collect();
+        let images = self.runtime.images().list().await.unwrap_or_default();
+        let names = images.into_iter().map(|image| image.reference().to_string());
+        names.filter(|name| used.iter().all(|u| u.whole() != *name)).collect()
+    }
+
+    async fn remove_image(&self, image: &str) -> Result<(), String> {
+        let reference: Reference = image.parse().map_err(|e| format!("{e}"))?;
+        self.runtime.images().remove(&reference).await.map(drop).map_err(|e| e.to_string())
+    }
+
     fn metrics(&self) -> String {
         let m = self.runtime.metrics();
         let mut out = String::new();

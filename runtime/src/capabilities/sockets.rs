@@ -85,6 +85,9 @@ fn make<S: Send>(
     guest: &mut Guest,
     create: impl Fn(&mut WasiSocketsCtxView<'_>) -> SocketResult<S> + Send + Sync,
 ) -> SocketResult<S> {
+    if !crate::descriptors::any_left() {
+        return Err(ErrorCode::NewSocketLimit.into());
+    }
     let network = Arc::clone(&guest.network);
     let mut made = None;
     network.enter(None, &mut || made = Some(create(&mut guest.sockets())));
@@ -96,6 +99,9 @@ async fn udp_create(
     mut store: StoreContextMut<'_, Guest>,
     (family,): (IpAddressFamily,),
 ) -> SocketResult<Resource<UdpSocket>> {
+    if !crate::descriptors::any_left() {
+        return Err(ErrorCode::NewSocketLimit.into());
+    }
     let guest = store.data_mut();
     let network = Arc::clone(&guest.network);
     let mut sockets = guest.sockets();

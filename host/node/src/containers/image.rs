@@ -1,12 +1,17 @@
 //! Images of containers.
 
-use wasmk_cri::v1::{AuthConfig, Image, ImageSpec, ImageStatusRequest, PullImageRequest};
+use std::{collections::BTreeSet, path::PathBuf};
+
+use parking_lot::Mutex;
+use wasmk_cri::v1::{AuthConfig, Image, ImageSpec, ImageStatusRequest, PullImageRequest, RemoveImageRequest};
 
 use super::{Containers, failure};
 use crate::engine::{Failure, Login, PullPolicy, Wanted};
 
 /// Registry of names that name none.
 const DEFAULT_REGISTRY: &str = "docker.io";
+/// Fetched images that are remembered; more are left to the administrator.
+const MOST_FETCHED: usize = 10_000;
 
 /// A container image that is here.
 #[derive(Clone, Debug)]
@@ -82,6 +87,10 @@ impl Containers {
             match self.client.pull_image(request).await {
                 Ok(answer) => {
                     let image = self.image(&answer.image_ref).await.map_err(failure("ErrImagePull"))?;
+                    // With another name it was here before, and is somebody else's.
+                    if let Some(image) = image.as_ref().filter(|i| i.repo_tags.len() <= 1) {
+                        self.fetched.add(&image.id);
+                    }
                     let gone = || Failure::new("ErrImagePull", format!("image {name} is gone again"));
                     return image.map(|i| pulled(name, i, true)).ok_or_else(gone);
                 }
@@ -89,6 +98,75 @@ impl Containers {
             }
         }
         Err(last.unwrap_or_else(|| Failure::new("ErrImagePull", format!("image {name} was not pulled"))))
+    }
+}
+
+impl Containers {
+    /// Images that this agent fetched and that stand for none of the names `used`; none while the runtime
+    /// does not answer.
+    pub(crate) async fn unused_images(&self, used: &[String]) -> Vec<String> {
+        let mut kept = Vec::new();
+        for name in used {
+            match self.image(name).await {
+                Ok(image) => kept.extend(image.map(|i| i.id)),
+                Err(_) => return Vec::new(),
+            }
+        }
+        self.fetched.list().into_iter().filter(|id| !kept.contains(id)).collect()
+    }
+
+    /// Removes an image.
+    ///
+    /// # Errors
+    /// In words.
+    pub(crate) async fn remove_image(&self, id: &str) -> Result<(), String> {
+        match self.client.remove_image(RemoveImageRequest { image: Some(spec(id)) }).await {
+            Err(error) if !error.is_not_found() => Err(error.message),
+            _ => {
+                self.fetched.remove(id);
+                Ok(())
+            }
+        }
+    }
+}
+
+/// A list of images that outlives this process.
+pub(super) struct Fetched {
+    file: PathBuf,
+    ids: Mutex<BTreeSet<String>>,
+}
+
+impl Fetched {
+    pub(super) fn open(file: PathBuf) -> Self {
+        let ids = std::fs::read(&file).ok().and_then(|bytes| serde_json::from_slice(&bytes).ok());
+        Self { file, ids: Mutex::new(ids.unwrap_or_default()) }
+    }
+
+    fn list(&self) -> Vec<String> {
+        self.ids.lock().iter().cloned().collect()
+    }
+
+    fn add(&self, id: &str) {
+        let mut ids = self.ids.lock();
+        if ids.len() < MOST_FETCHED && ids.insert(id.into()) {
+            self.save(&ids);
+        }
+    }
+
+    fn remove(&self, id: &str) {
+        let mut ids = self.ids.lock();
+        if ids.remove(id) {
+            self.save(&ids);
+        }
+    }
+
+    /// What cannot be kept means that an image stays longer than it must.
+    fn save(&self, ids: &BTreeSet<String>) {
+        let fresh = self.file.with_extension("new");
+        let bytes = serde_json::to_vec(ids).unwrap_or_default();
+        if let Err(error) = std::fs::write(&fresh, bytes).and_then(|()| std::fs::rename(&fresh, &self.file)) {
+            tracing::warn!(%error, "cannot keep the list of fetched images");
+        }
     }
 }
 
@@ -133,6 +211,17 @@ fn pulled(name: &str, image: Image, fetched: bool) -> Pulled {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn fetched_images_are_remembered() {
+        let dir = tempfile::tempdir().unwrap();
+        let open = || Fetched::open(dir.path().join("list.json"));
+        let list = open();
+        list.add("sha256:1");
+        list.add("sha256:2");
+        list.remove("sha256:1");
+        assert_eq!(open().list(), ["sha256:2"]);
+    }
 
     #[test]
     fn names_tell_their_registry() {

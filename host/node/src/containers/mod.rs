@@ -13,6 +13,7 @@ mod watch;
 
 use std::{
     collections::HashMap,
+    net::IpAddr,
     path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
@@ -22,11 +23,13 @@ use sha2::{Digest, Sha256};
 use tokio::sync::watch as channel;
 use wasmk_api::k8s_openapi::api::core::v1::Pod;
 use wasmk_cri::{Client, Info};
+use wasmk_net::View;
 
 use crate::engine::Failure;
 
 pub(crate) use config::{Identity, hosts};
 pub use sandbox::Sandbox;
+pub(crate) use stats::ContainerUsage;
 pub(crate) use watch::{Seen, States};
 
 /// How often the runtime is asked how it is.
@@ -51,19 +54,28 @@ pub(crate) struct Containers {
     info: channel::Sender<Option<Info>>,
     owner: String,
     logs: PathBuf,
-    dns: Option<std::net::IpAddr>,
+    view: View,
+    /// IDs of the images that this agent fetched; others are not its to remove.
+    fetched: image::Fetched,
 }
 
 impl Containers {
     /// The runtime at a socket. `home` is the agent's own directory, which tells its things from
-    /// another's; `logs` is where container logs go; `dns` is the cluster's name server as pods reach it.
-    pub(crate) fn new(socket: &Path, home: &Path, logs: PathBuf, dns: Option<std::net::IpAddr>) -> Arc<Self> {
+    /// another's; `logs` is where container logs go; the cluster's name server is found in `view`.
+    pub(crate) fn new(socket: &Path, home: &Path, logs: PathBuf, view: View) -> Arc<Self> {
         let client = Client::new(socket);
         let home = home.canonicalize().unwrap_or_else(|_| home.into());
         let digest = Sha256::digest(home.as_os_str().as_encoded_bytes());
         let owner = digest.iter().take(8).map(|b| format!("{b:02x}")).collect();
         let states = States::new(client.clone());
-        Arc::new(Self { client, states, info: channel::Sender::new(None), owner, logs, dns })
+        let fetched = image::Fetched::open(home.join("fetched-images.json"));
+        Arc::new(Self { client, states, info: channel::Sender::new(None), owner, logs, view, fetched })
+    }
+
+    /// The cluster's name server as pods reach it, if there is one.
+    fn dns(&self) -> Option<IpAddr> {
+        let service = self.view.service("kube-system", "kube-dns")?;
+        service.spec.as_ref()?.cluster_ip.as_ref()?.parse().ok()
     }
 
     /// Asks the runtime how it is, again and again.

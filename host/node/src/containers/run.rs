@@ -39,7 +39,7 @@ impl Containers {
                 sandbox.attempt,
                 self.pod_labels(pod),
                 &self.logs,
-                self.dns,
+                self.dns(),
             )),
             config: Some(config),
         };

@@ -61,7 +61,7 @@ impl Containers {
             attempt = attempt.max(old.attempt + 1);
             self.discard(&old.id).await.map_err(failure(SANDBOX_ERROR))?;
         }
-        let sandbox = config::sandbox(pod, attempt, self.pod_labels(pod), &self.logs, self.dns);
+        let sandbox = config::sandbox(pod, attempt, self.pod_labels(pod), &self.logs, self.dns());
         let request = RunPodSandboxRequest { config: Some(sandbox), runtime_handler: handler.into() };
         let id = self.client.run_pod_sandbox(request).await.map_err(failure(SANDBOX_ERROR))?.pod_sandbox_id;
         let made = self.look(&id, attempt).await?;

@@ -38,6 +38,7 @@ pub(crate) fn router(cx: Arc<Context>, pods: Arc<Pods>) -> Router {
         .route("/runningpods/", get(observe::pods))
         .route("/metrics", get(observe::metrics))
         .route("/metrics/resource", get(observe::resource))
+        .route("/metrics/cadvisor", get(observe::cadvisor))
         .route("/stats/summary", get(observe::summary))
         .route("/containerLogs/{namespace}/{pod}/{container}", get(logs::container))
         .route("/functionLogs/{namespace}/{revision}", get(logs::function))

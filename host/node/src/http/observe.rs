@@ -4,10 +4,13 @@ use std::{collections::HashMap, fmt::Write};
 
 use axum::{Json, extract::State};
 use serde_json::{Value, json};
-use wasmk_api::{Timestamp, k8s_openapi::api::core::v1::Pod};
+use wasmk_api::{
+    Timestamp,
+    k8s_openapi::api::core::v1::{ContainerStatus, Pod},
+};
 
 use super::Shared;
-use crate::{engine::Usage, machine, running::Running};
+use crate::{containers::ContainerUsage, engine::Usage, machine, running::Running};
 
 pub(super) async fn pods(State(shared): State<Shared>) -> Json<Value> {
     let pods = shared.pods.list();
@@ -66,6 +69,8 @@ struct Usages<'a> {
     shared: &'a Shared,
     /// Of the container runtime, by uid of the pod and name.
     theirs: HashMap<(String, String), Usage>,
+    /// Bytes of their own files, likewise.
+    disks: HashMap<(String, String), u64>,
 }
 
 impl<'a> Usages<'a> {
@@ -74,8 +79,16 @@ impl<'a> Usages<'a> {
             Some(containers) => containers.usage().await,
             None => Vec::new(),
         };
-        let theirs = theirs.into_iter().map(|u| ((u.uid, u.container), u.usage)).collect();
-        Self { shared, theirs }
+        let key = |u: &ContainerUsage| (u.uid.clone(), u.container.clone());
+        let disks = theirs.iter().map(|u| (key(u), u.disk)).collect();
+        let theirs = theirs.into_iter().map(|u| (key(&u), u.usage)).collect();
+        Self { shared, theirs, disks }
+    }
+
+    /// Bytes that a container wrote into its own files; guests have none.
+    fn disk(&self, pod: &Pod, container: &str) -> u64 {
+        let uid = pod.metadata.uid.clone().unwrap_or_default();
+        self.disks.get(&(uid, container.to_string())).copied().unwrap_or(0)
     }
 
     /// `None` of a container that does not run.
@@ -151,6 +164,67 @@ pub(super) async fn resource(State(shared): State<Shared>) -> String {
     let _ = write!(out, "# TYPE container_cpu_usage_seconds_total counter\n{cpu}");
     let _ = write!(out, "# TYPE container_memory_working_set_bytes gauge\n{memory}");
     out
+}
+
+/// The figures of containers with the names and labels that cAdvisor gives them.
+pub(super) async fn cadvisor(State(shared): State<Shared>) -> String {
+    let usage = Usages::read(&shared).await;
+    let rows = [
+        ("container_cpu_usage_seconds_total", "counter"),
+        ("container_memory_working_set_bytes", "gauge"),
+        ("container_memory_usage_bytes", "gauge"),
+        ("container_spec_memory_limit_bytes", "gauge"),
+        ("container_fs_usage_bytes", "gauge"),
+        ("container_start_time_seconds", "gauge"),
+        ("container_last_seen", "gauge"),
+    ];
+    let mut text = rows.map(|_| String::new());
+    let now = Timestamp::now().0.as_second();
+    for pod in shared.pods.list() {
+        let status = pod.status.as_ref().and_then(|s| s.container_statuses.as_deref()).unwrap_or_default();
+        for (name, used) in containers(&usage, &pod) {
+            let known = status.iter().find(|s| s.name == name);
+            let started = known
+                .and_then(|s| Some(s.state.as_ref()?.running.as_ref()?.started_at.clone()?.0.as_second()));
+            let labels = labels(&pod, name, known);
+            let values = [
+                seconds(used.cpu_nanos).to_string(),
+                used.memory.to_string(),
+                used.memory.to_string(),
+                memory_limit(&pod, name).to_string(),
+                usage.disk(&pod, name).to_string(),
+                started.unwrap_or(0).to_string(),
+                now.to_string(),
+            ];
+            for ((out, (metric, _)), value) in text.iter_mut().zip(rows).zip(values) {
+                // Writing to a string cannot fail.
+                let _ = writeln!(out, "{metric}{labels} {value}");
+            }
+        }
+    }
+    rows.iter().zip(text).map(|((metric, kind), lines)| format!("# TYPE {metric} {kind}\n{lines}")).collect()
+}
+
+fn labels(pod: &Pod, container: &str, status: Option<&ContainerStatus>) -> String {
+    let part = |s: &Option<String>| s.clone().unwrap_or_default();
+    let id = status.and_then(|s| s.container_id.clone()).unwrap_or_default();
+    let name = id.split_once("://").map_or(id.as_str(), |(_, id)| id);
+    let image = status.map(|s| s.image.clone()).unwrap_or_default();
+    let meta = &pod.metadata;
+    format!(
+        "{{container=\"{container}\",id=\"/kubepods/pod{}/{name}\",image=\"{image}\",name=\"{name}\",namespace=\"{}\",pod=\"{}\"}}",
+        part(&meta.uid),
+        part(&meta.namespace),
+        part(&meta.name)
+    )
+}
+
+/// 0 when there is none.
+fn memory_limit(pod: &Pod, container: &str) -> u64 {
+    let containers =
+        pod.spec.iter().flat_map(|s| s.containers.iter().chain(s.init_containers.iter().flatten()));
+    let of = containers.into_iter().find(|c| c.name == container);
+    of.and_then(crate::pod::memory_limit).unwrap_or(0)
 }
 
 fn seconds(nanos: u64) -> f64 {

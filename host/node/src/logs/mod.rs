@@ -22,6 +22,9 @@ pub use reader::{LogOptions, LogStream};
 pub use ring::{LogRing, RING_BYTES, RING_LINES};
 pub use writer::{FILE_BYTES, FILES, LINE_BYTES, LogWriter};
 
+/// Extension of the file beside a log that says where it is linked from.
+const LINK: &str = "link";
+
 /// Which output a line came from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Stream {
@@ -56,6 +59,7 @@ pub trait LogSink: Send + Sync {
 /// All logs of this node.
 pub struct Logs {
     root: PathBuf,
+    links: PathBuf,
     /// Versions of the logs that are being written.
     live: Mutex<HashMap<PathBuf, Weak<watch::Sender<u64>>>>,
 }
@@ -76,9 +80,9 @@ pub struct LogName<'a> {
 }
 
 impl Logs {
-    /// Logs under `root`, which is made when the first one is written.
-    pub fn new(root: PathBuf) -> Self {
-        Self { root, live: Mutex::default() }
+    /// Logs under `root`, and links to them under `links`; both are made when they are first needed.
+    pub fn new(root: PathBuf, links: PathBuf) -> Self {
+        Self { root, links, live: Mutex::default() }
     }
 
     fn pod_dir(&self, namespace: &str, pod: &str, uid: &str) -> PathBuf {
@@ -118,9 +122,27 @@ impl Logs {
             std::fs::create_dir_all(dir)?;
         }
         if let Some(old) = name.run.checked_sub(2) {
-            writer::remove_all(&self.path(&LogName { run: old, ..name.clone() }));
+            let old = self.path(&LogName { run: old, ..name.clone() });
+            unlink(&old.with_extension(LINK));
+            writer::remove_all(&old);
         }
         Ok(path)
+    }
+
+    /// Lets the log of a run be found under the name that collectors of logs know, with the container's ID.
+    ///
+    /// # Errors
+    /// When the link cannot be made.
+    pub fn link(&self, name: &LogName<'_>, id: &str) -> io::Result<()> {
+        let (log, LogName { namespace, pod, container, .. }) = (self.path(name), name);
+        let link = self.links.join(format!("{pod}_{namespace}_{container}-{id}.log"));
+        std::fs::create_dir_all(&self.links)?;
+        // Beside the log stands where it is linked from, so that the link goes with it.
+        for (at, to) in [(&link, &log), (&log.with_extension(LINK), &link)] {
+            let _ = std::fs::remove_file(at);
+            std::os::unix::fs::symlink(to, at)?;
+        }
+        Ok(())
     }
 
     fn enter(&self, path: PathBuf, version: &Arc<watch::Sender<u64>>) {
@@ -152,7 +174,23 @@ impl Logs {
 
     /// Forgets all logs of a pod.
     pub fn remove(&self, namespace: &str, pod: &str, uid: &str) {
-        remove_dir(&self.pod_dir(namespace, pod, uid));
+        let dir = self.pod_dir(namespace, pod, uid);
+        let entries = |dir: &Path| std::fs::read_dir(dir).into_iter().flatten().flatten();
+        for file in entries(&dir).flat_map(|container| entries(&container.path())) {
+            if file.path().extension().is_some_and(|e| e == LINK) {
+                unlink(&file.path());
+            }
+        }
+        remove_dir(&dir);
+    }
+}
+
+/// Removes a link to a log, and what says where it is.
+fn unlink(mark: &Path) {
+    if let Ok(link) = std::fs::read_link(mark) {
+        // Somebody else may have removed it already.
+        let _ = std::fs::remove_file(link);
+        let _ = std::fs::remove_file(mark);
     }
 }
 

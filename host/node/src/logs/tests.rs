@@ -16,7 +16,7 @@ async fn text(logs: &Logs, options: LogOptions) -> String {
 #[tokio::test]
 async fn options_choose_lines() {
     let dir = tempfile::tempdir().unwrap();
-    let logs = Logs::new(dir.path().into());
+    let logs = Logs::new(dir.path().into(), dir.path().join("containers"));
     let writer = logs.create(&name(0)).unwrap();
     for (second, line) in ["one", "two", "three"].iter().enumerate() {
         let time: wasmk_api::Timestamp = format!("2026-01-01T00:00:0{second}Z").parse().unwrap();
@@ -40,7 +40,7 @@ async fn options_choose_lines() {
 #[tokio::test]
 async fn pieces_become_lines_and_a_rest_is_kept_at_the_end() {
     let dir = tempfile::tempdir().unwrap();
-    let logs = Logs::new(dir.path().into());
+    let logs = Logs::new(dir.path().into(), dir.path().join("containers"));
     let writer = logs.create(&name(0)).unwrap();
     writer.write(Stream::Stdout, b"hel");
     writer.write(Stream::Stderr, b"oops\n");
@@ -57,7 +57,7 @@ async fn pieces_become_lines_and_a_rest_is_kept_at_the_end() {
 #[tokio::test]
 async fn follow_ends_with_the_run_and_crosses_a_rotation() {
     let dir = tempfile::tempdir().unwrap();
-    let logs = Logs::new(dir.path().into());
+    let logs = Logs::new(dir.path().into(), dir.path().join("containers"));
     let writer = logs.create(&name(0)).unwrap();
     let mut stream = logs.read(&name(0), LogOptions { follow: true, ..LogOptions::default() }).unwrap();
     writer.write(Stream::Stdout, b"first\n");
@@ -83,7 +83,7 @@ async fn follow_ends_with_the_run_and_crosses_a_rotation() {
 #[test]
 fn files_are_bounded() {
     let dir = tempfile::tempdir().unwrap();
-    let logs = Logs::new(dir.path().into());
+    let logs = Logs::new(dir.path().into(), dir.path().join("containers"));
     let writer = logs.create(&name(0)).unwrap();
     let block = [b'z'; 8192];
     for _ in 0..(FILE_BYTES as usize / 8192) * 4 {
@@ -99,7 +99,7 @@ fn files_are_bounded() {
 #[tokio::test]
 async fn lines_from_before_the_pod_are_in_its_log_once() {
     let dir = tempfile::tempdir().unwrap();
-    let logs = Logs::new(dir.path().into());
+    let logs = Logs::new(dir.path().into(), dir.path().join("containers"));
     let ring = LogRing::default();
     ring.write(Stream::Stdout, b"early\n");
     let first = logs.create(&name(0)).unwrap();
@@ -118,4 +118,25 @@ async fn lines_from_before_the_pod_are_in_its_log_once() {
         ring.write(Stream::Stderr, format!("{n}\n").as_bytes());
     }
     assert_eq!(ring.since(0).0.len(), RING_LINES);
+}
+
+#[test]
+fn links_to_logs_come_and_go_with_them() {
+    let dir = tempfile::tempdir().unwrap();
+    let logs = Logs::new(dir.path().into(), dir.path().join("containers"));
+    for run in 0..3 {
+        logs.create(&name(run)).unwrap().line(wasmk_api::Timestamp::now(), Stream::Stdout, b"hello");
+        logs.link(&name(run), &format!("id{run}")).unwrap();
+    }
+    let listed = || {
+        let entries = std::fs::read_dir(dir.path().join("containers")).unwrap().flatten();
+        let mut all: Vec<_> = entries.map(|e| e.path()).collect();
+        all.sort();
+        all
+    };
+    assert_eq!(listed().len(), 2, "that of the run before the previous one is gone");
+    assert!(std::fs::read_to_string(&listed()[0]).unwrap().ends_with(" stdout F hello\n"));
+    let LogName { namespace, pod, uid, .. } = name(0);
+    logs.remove(namespace, pod, uid);
+    assert!(listed().is_empty());
 }

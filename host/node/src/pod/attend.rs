@@ -129,10 +129,14 @@ impl Attended<'_> {
         if !self.run.found.as_ref().is_some_and(|f| f.started) {
             probe::watch(Which::Startup, &reach, found, self.run).await;
         }
-        tokio::join!(
-            probe::watch(Which::Liveness, &reach, found, self.run),
-            probe::watch(Which::Readiness, &reach, found, self.run)
-        );
+        // Of a container that is to end nobody asks whether it should.
+        let liveness = async {
+            tokio::select! {
+                () = probe::watch(Which::Liveness, &reach, found, self.run) => {}
+                _ = self.run.stop.requested() => {}
+            }
+        };
+        tokio::join!(liveness, probe::watch(Which::Readiness, &reach, found, self.run));
         std::future::pending().await
     }
 }

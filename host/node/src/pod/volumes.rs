@@ -99,8 +99,13 @@ async fn one(
         downward_files(pod, downward.items.as_deref(), mode, place, &mut files)?;
     } else {
         let kind = kind_of(volume);
-        let text =
-            format!("volumes of kind {kind} are not available on this node; use a claim of a storage class");
+        let instead = match kind.as_str() {
+            "flexVolume" => {
+                "FlexVolume drivers are superseded by CSI drivers; use a claim of a CSI driver's storage class"
+            }
+            _ => "use a claim of a storage class",
+        };
+        let text = format!("volumes of kind {kind} are not available on this node; {instead}");
         return Err(Failure::new(VOLUME_ERROR, text));
     }
     let (target, group) = (target.to_path_buf(), own::group(pod));

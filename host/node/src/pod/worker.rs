@@ -24,7 +24,7 @@ use super::{
     store::Record,
     volumes,
 };
-use crate::{context::Context, engine::Failure, events::Level, static_pods};
+use crate::{context::Context, engine::Failure, events::Level, logs::LogName, static_pods};
 
 /// Messages from runs that wait for the loop at most.
 const NEWS: usize = 32;
@@ -35,7 +35,7 @@ const WRITE_LIMIT: Duration = Duration::from_secs(15);
 /// Wait before a pod's surroundings are made again.
 const SETUP_RETRY: Duration = Duration::from_secs(5);
 /// How often volumes that follow the API are brought up to date.
-const REFRESH: Duration = Duration::from_secs(60);
+const REFRESH: Duration = Duration::from_secs(45);
 /// Plans in a row without waiting for news; more would mean plans that do not settle.
 const MAX_STEPS: usize = 16;
 
@@ -450,6 +450,8 @@ impl Worker {
                     // Waits of failed pulls do not count against the first run.
                     container.delay = 0;
                 }
+                let (id, run) = (container.id.clone(), container.restarts);
+                self.link_log(name, &id, run);
             }
             Progress::Blocked(failure) => {
                 container.block(failure.reason, &failure.message, now);
@@ -463,6 +465,16 @@ impl Worker {
                 self.runs.remove(name);
             }
             Progress::Probed(which, finding) => self.probed(name, which, finding),
+        }
+    }
+
+    fn link_log(&self, container: &str, id: &str, run: u32) {
+        let part = |s: &'_ Option<String>| s.clone().unwrap_or_default();
+        let (namespace, pod) = (part(&self.pod.metadata.namespace), part(&self.pod.metadata.name));
+        let name = LogName { namespace: &namespace, pod: &pod, uid: self.uid(), container, run };
+        let id = id.split_once("://").map_or(id, |(_, id)| id);
+        if let Err(error) = self.cx.logs.link(&name, id) {
+            tracing::warn!(pod = %self.name(), %error, "cannot link to a container's log");
         }
     }
 

@@ -29,6 +29,12 @@ fn misbehave(request: Request) -> Response {
                 out.write_all(&[b'x'; 4096])?;
             }
         }),
+        // It calls itself before it answers, and so on.
+        "/spawn" => {
+            let own = format!("http://{}/spawn", request.authority());
+            let answer = wasmk_guest::fetch("GET", &own, &Default::default(), &[]);
+            Response::text(format!("spawned: {}\n", answer.is_ok()))
+        }
         path => Response::text(format!("no such misbehaviour: {path}\n")).with_status(404),
     }
 }

@@ -1,0 +1,105 @@
+//! Removes images that no pod needs when the disk is filling up.
+
+use std::{
+    collections::{BTreeSet, HashMap},
+    path::Path,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use wasmk_api::k8s_openapi::api::core::v1::Pod;
+
+use crate::{context::Context, machine, pods::Pods};
+
+/// When images are removed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ImageCollection {
+    /// Use of the disk, in hundredths, above which unused images go.
+    pub above_percent: u8,
+    /// How long an image is to be unused before it goes.
+    pub unused_for: Duration,
+}
+
+impl Default for ImageCollection {
+    fn default() -> Self {
+        Self { above_percent: 85, unused_for: Duration::from_secs(120) }
+    }
+}
+
+/// An image on this node.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+enum Unused {
+    Wasm(String),
+    Container(String),
+}
+
+/// What is known of images nobody uses.
+#[derive(Default)]
+pub(crate) struct Collector {
+    since: HashMap<Unused, Instant>,
+}
+
+impl Collector {
+    /// Removes what has been unused for long enough, if the disk is that full; `now` when it is too
+    /// full already.
+    pub(crate) async fn pass(
+        &mut self,
+        cx: &Arc<Context>,
+        pods: &Pods,
+        data: &Path,
+        rule: ImageCollection,
+        now: bool,
+    ) {
+        if !now && !is_full(data, rule.above_percent) {
+            self.since.clear();
+            return;
+        }
+        let used = used(cx, &pods.list());
+        let unused = look(cx, &used).await;
+        let seen = Instant::now();
+        self.since.retain(|image, _| unused.contains(image));
+        for image in unused {
+            let since = *self.since.entry(image.clone()).or_insert(seen);
+            if now || since.elapsed() >= rule.unused_for {
+                remove(cx, &image).await;
+                self.since.remove(&image);
+            }
+        }
+    }
+}
+
+fn is_full(data: &Path, percent: u8) -> bool {
+    machine::disk(data).is_some_and(|(available, total)| {
+        i128::from(total - available) * 100 > i128::from(total) * i128::from(percent)
+    })
+}
+
+/// Images that pods and functions of this node name.
+fn used(cx: &Context, pods: &[Arc<Pod>]) -> Vec<String> {
+    let mut all: BTreeSet<String> = cx.functions.images().into_iter().collect();
+    for spec in pods.iter().filter_map(|p| p.spec.as_ref()) {
+        let containers = spec.containers.iter().chain(spec.init_containers.iter().flatten());
+        all.extend(containers.filter_map(|c| c.image.clone()));
+    }
+    all.into_iter().collect()
+}
+
+async fn look(cx: &Context, used: &[String]) -> Vec<Unused> {
+    let mut all: Vec<Unused> = cx.engine.unused_images(used).await.into_iter().map(Unused::Wasm).collect();
+    if let Some(containers) = &cx.containers {
+        all.extend(containers.unused_images(used).await.into_iter().map(Unused::Container));
+    }
+    all
+}
+
+async fn remove(cx: &Context, image: &Unused) {
+    let removed = match (image, &cx.containers) {
+        (Unused::Wasm(name), _) => cx.engine.remove_image(name).await,
+        (Unused::Container(id), Some(containers)) => containers.remove_image(id).await,
+        (Unused::Container(_), None) => return,
+    };
+    match removed {
+        Ok(()) => tracing::info!(?image, "an image that nothing uses was removed, the disk is filling up"),
+        Err(error) => tracing::warn!(?image, error, "cannot remove an image that nothing uses"),
+    }
+}

@@ -1,0 +1,191 @@
+//! Images of containers: where they are pulled from, when, by which names, what of them is applied, which
+//! OCI runtime starts them, and when they go again. Skipped, with a word, where containers cannot be run.
+
+use wasmk_tests::{
+    node::{Node, container, fetch, pod},
+    program::Program,
+};
+
+/// A pod that prints one line of an image.
+fn run(name: &str, image: &str, policy: &str) -> String {
+    let more = if policy.is_empty() { String::new() } else { format!(", imagePullPolicy: {policy}") };
+    let line = container("main", "cat /changed 2>/dev/null || echo box", &more);
+    pod(name, "restartPolicy: Never, ", &[line]).replace("localhost/box:1", image)
+}
+
+const REASON: &str = "{.status.containerStatuses[0].state.waiting.reason}";
+
+fn ended(p: &Program, name: &str) -> String {
+    p.until_value(&format!("pod/{name}"), "{.status.phase}", "Succeeded");
+    p.kubectl(&["logs", name])
+}
+
+#[test]
+fn images_come_from_registries_and_go_when_unused() {
+    // Everything unused goes as soon as it is seen, except where the story says otherwise.
+    let gc = ["--image-gc-high-threshold", "0", "--minimum-image-ttl", "3600"];
+    let Some(node) = Node::start_with(&gc) else { return };
+    a_registry_lists_what_was_pushed(&node);
+    both_formats_are_pulled_and_applied(&node);
+    names_are_tags_and_digests(&node);
+    policies_decide_when_to_pull(&node);
+    another_oci_runtime_can_be_chosen(&node);
+    unused_images_go(node);
+}
+
+/// The cluster's registry, as image names have it.
+fn registry(p: &Program) -> String {
+    p.address("registry").to_string()
+}
+
+fn a_registry_lists_what_was_pushed(node: &Node) {
+    let registry = registry(&node.program);
+    let catalog = || fetch(&format!("http://{registry}/v2/_catalog")).replace([' ', '\n'], "");
+    assert_eq!(catalog(), r#"{"repositories":[]}"#);
+    node.containerd.push("localhost/box:1", &format!("{registry}/busybox:1"));
+    assert_eq!(catalog(), r#"{"repositories":["busybox"]}"#);
+    let tags = fetch(&format!("http://{registry}/v2/busybox/tags/list")).replace([' ', '\n'], "");
+    assert!(tags.contains(r#""tags":["1"]"#), "{tags}");
+}
+
+/// Plain HTTP is spoken to a registry on this machine.
+fn both_formats_are_pulled_and_applied(node: &Node) {
+    let (p, registry) = (&node.program, registry(&node.program));
+    for format in ["entry", "docker"] {
+        let image = format!("{registry}/made/{format}:1");
+        node.containerd.push(&format!("localhost/{format}:1"), &image);
+        node.containerd.remove(&format!("localhost/{format}:1"));
+        let name = format!("as-{format}");
+        p.apply(&format!(
+            "apiVersion: v1\nkind: Pod\nmetadata: {{name: {name}}}\nspec: {{restartPolicy: Never, containers: [{{name: main, image: '{image}'}}]}}\n"
+        ));
+        assert_eq!(ended(p, &name), "made so\n/work\n1000\nupper\nno /removed\n", "{format}");
+        let id = p.value(&format!("pod/{name}"), "{.status.containerStatuses[0].imageID}");
+        assert!(id.starts_with(&format!("{registry}/made/{format}@sha256:")), "{id}");
+        p.until_event(&name, "Successfully pulled image");
+    }
+}
+
+fn names_are_tags_and_digests(node: &Node) {
+    let (p, registry) = (&node.program, registry(&node.program));
+    let image = format!("{registry}/made/entry");
+    node.containerd.push(&format!("{image}:1"), &format!("{image}:sha-84d581d"));
+    let id = p.value("pod/as-entry", "{.status.containerStatuses[0].imageID}");
+    let digest = id.split_once('@').expect("a digest").1;
+    p.apply(
+        &(run("by-tag", &format!("{image}:sha-84d581d"), "")
+            + &run("by-digest", &format!("{image}@{digest}"), "")),
+    );
+    for name in ["by-tag", "by-digest"] {
+        assert_eq!(ended(p, name), "upper\n");
+        assert_eq!(p.value(&format!("pod/{name}"), "{.status.containerStatuses[0].imageID}"), id);
+    }
+    let wrong = format!("{image}@sha256:{}", "0".repeat(64));
+    p.apply(&(run("by-wrong-digest", &wrong, "") + &run("by-no-tag", &format!("{image}:none"), "")));
+    for name in ["by-wrong-digest", "by-no-tag"] {
+        p.until_event(name, "Failed to pull image");
+    }
+    p.kubectl(&["delete", "pod", "by-tag", "by-digest", "by-wrong-digest", "by-no-tag", "--now"]);
+}
+
+fn policies_decide_when_to_pull(node: &Node) {
+    let (p, registry) = (&node.program, registry(&node.program));
+    let image = format!("{registry}/moving");
+    let move_to = |to: &str, tag: &str| node.containerd.push(to, &format!("{image}:{tag}"));
+    move_to("localhost/box:1", "1");
+    move_to("localhost/box:1", "latest");
+    p.apply(&(run("first", &format!("{image}:1"), "") + &run("newest", &image, "")));
+    assert_eq!((ended(p, "first"), ended(p, "newest")), ("box\n".into(), "box\n".into()));
+    let policy = "{.spec.containers[0].imagePullPolicy}";
+    assert_eq!(
+        (p.value("pod/first", policy), p.value("pod/newest", policy)),
+        ("IfNotPresent".into(), "Always".into())
+    );
+    // The tags come to stand for another image; who has the old one keeps it unless told otherwise.
+    move_to(&format!("{registry}/made/entry:1"), "1");
+    move_to(&format!("{registry}/made/entry:1"), "latest");
+    p.apply(
+        &(run("second", &format!("{image}:1"), "")
+            + &run("newer", &image, "")
+            + &run("stays", &format!("{image}:1"), "Never")
+            + &run("absent", &format!("{image}:2"), "Never")),
+    );
+    for (name, expect) in [("second", "box\n"), ("newer", "upper\n"), ("stays", "box\n")] {
+        assert_eq!(ended(p, name), expect, "{name}");
+    }
+    p.until_value("pod/absent", REASON, "ErrImageNeverPull");
+    p.apply(&run("third", &format!("{image}:1"), "Always"));
+    assert_eq!(ended(p, "third"), "upper\n");
+    p.kubectl(&["delete", "pod", "first", "second", "newest", "newer", "stays", "absent", "third", "--now"]);
+}
+
+fn another_oci_runtime_can_be_chosen(node: &Node) {
+    let p = &node.program;
+    let handlers = p.value("node/node-a", "{.status.runtimeHandlers[*].name}");
+    assert!(handlers.split(' ').any(|h| h == "noting"), "{handlers}");
+    p.apply("apiVersion: node.k8s.io/v1\nkind: RuntimeClass\nmetadata: {name: other}\nhandler: noting\n");
+    let one = |name: &str, class: &str| {
+        pod(
+            name,
+            &format!("restartPolicy: Never, runtimeClassName: {class}, "),
+            &[container("main", "echo ran", "")],
+        )
+    };
+    p.apply(&one("by-runc", "runc"));
+    assert_eq!(ended(p, "by-runc"), "ran\n");
+    let id = |name: &str| {
+        p.value(&format!("pod/{name}"), "{.status.containerStatuses[0].containerID}")
+            .replace("containerd://", "")
+    };
+    assert!(!node.containerd.noted().contains(&id("by-runc")));
+    p.apply(&one("by-other", "other"));
+    assert_eq!(ended(p, "by-other"), "ran\n");
+    assert!(node.containerd.noted().contains(&id("by-other")), "the class's runtime started it");
+    p.apply(
+        "apiVersion: node.k8s.io/v1\nkind: RuntimeClass\nmetadata: {name: nowhere}\nhandler: none-such\n",
+    );
+    let refused = p.kubectl_output(&["apply", "-f", "-"], Some(&one("by-none", "nowhere")));
+    if refused.status.success() {
+        p.until(
+            "it is not started",
+            |p| p.events("by-none"),
+            |text| text.contains("FailedCreatePodSandBox") || text.contains("FailedScheduling"),
+        );
+    }
+    p.kubectl(&["delete", "pod", "by-runc", "by-other", "by-none", "--now", "--ignore-not-found"]);
+}
+
+fn unused_images_go(node: Node) {
+    let Node { program, containerd } = node;
+    let registry = registry(&program);
+    let image = format!("{registry}/made/entry:1");
+    let hello = program.push("hello");
+    program.apply(&format!(
+        "apiVersion: v1\nkind: Pod\nmetadata: {{name: guest}}\nspec: {{containers: [{{name: main, image: '{hello}', ports: [{{containerPort: 8000}}]}}]}}\n"
+    ));
+    program.until_row("guest", "1/1 Running");
+    program.kubectl(&["delete", "pod", "as-docker", "guest", "--now"]);
+    // It is in use by a pod that has ended but is still there.
+    assert!(containerd.images().contains(&image));
+    let flags = [
+        "--container-runtime-endpoint",
+        &containerd.endpoint(),
+        "--image-gc-high-threshold",
+        "0",
+        "--minimum-image-ttl",
+        "0",
+    ];
+    let program = program.kill_with(&flags);
+    program.until("unused ones go", |_| containerd.images(), |images| !images.contains("made/docker"));
+    let kept = containerd.images();
+    assert!(
+        kept.contains("made/entry")
+            && kept.contains("localhost/box:1")
+            && kept.contains("localhost/sandbox:1"),
+        "{kept}"
+    );
+    let store = format!("{}/node/runtime/images/refs", program.data_dir());
+    let guests = |_: &Program| std::fs::read_dir(&store).map_or(0, Iterator::count);
+    program.until("those of guests, too", guests, |n| *n == 0);
+    drop(program);
+}

@@ -163,7 +163,7 @@ impl HttpService for Handler {
 /// A request's place in the handler.
 struct Ticket {
     inner: Arc<Inner>,
-    _permit: Option<OwnedSemaphorePermit>,
+    _permit: OwnedSemaphorePermit,
 }
 
 impl Drop for Ticket {

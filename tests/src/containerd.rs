@@ -49,6 +49,14 @@ impl Containerd {
         self.client(&["images", "push", "--plain-http", to, image]);
     }
 
+    /// Makes a registry's images come from another address.
+    pub fn mirror(&self, registry: &str, url: &str) {
+        let dir = self.dir.path().join("c/certs").join(registry);
+        std::fs::create_dir_all(&dir).expect("a directory");
+        let text = format!("[host.\"{url}\"]\n  capabilities = [\"pull\", \"resolve\"]\n");
+        std::fs::write(dir.join("hosts.toml"), text).expect("a file");
+    }
+
     /// Forgets an image's name.
     pub fn remove(&self, image: &str) {
         self.client(&["images", "remove", image]);

@@ -126,6 +126,11 @@ impl Program {
         self.dir.path().join("data").display().to_string()
     }
 
+    /// Its process.
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
     /// A directory for the test's own files.
     pub fn scratch(&self) -> &Path {
         self.dir.path()

@@ -28,6 +28,7 @@ fn images_come_from_registries_and_go_when_unused() {
     a_registry_lists_what_was_pushed(&node);
     both_formats_are_pulled_and_applied(&node);
     names_are_tags_and_digests(&node);
+    names_tell_the_registry(&node);
     policies_decide_when_to_pull(&node);
     another_oci_runtime_can_be_chosen(&node);
     unused_images_go(node);
@@ -86,6 +87,24 @@ fn names_are_tags_and_digests(node: &Node) {
         p.until_event(name, "Failed to pull image");
     }
     p.kubectl(&["delete", "pod", "by-tag", "by-digest", "by-wrong-digest", "by-no-tag", "--now"]);
+}
+
+/// Each registry is another one here, so that it shows which one was asked.
+fn names_tell_the_registry(node: &Node) {
+    let (p, registry) = (&node.program, registry(&node.program));
+    for (name, image, host, repository) in [
+        ("of-hub", "redis:7", "docker.io", "library/redis:7"),
+        ("of-user", "someone/tool:1", "docker.io", "someone/tool:1"),
+        ("of-gcr", "gcr.io/project/app:1", "gcr.io", "project/app:1"),
+        ("of-k8s", "k8s.gcr.io/echoserver:1", "k8s.gcr.io", "echoserver:1"),
+    ] {
+        node.containerd.mirror(host, &format!("http://{registry}"));
+        node.containerd.push(&format!("{registry}/made/entry:1"), &format!("{registry}/{repository}"));
+        p.apply(&run(name, image, ""));
+        assert_eq!(ended(p, name), "upper\n", "{image}");
+        assert!(node.containerd.images().contains(&format!("{host}/{repository}")));
+        p.kubectl(&["delete", "pod", name]);
+    }
 }
 
 fn policies_decide_when_to_pull(node: &Node) {

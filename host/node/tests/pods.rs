@@ -82,7 +82,10 @@ async fn what_cannot_start_says_why() {
         assert_eq!(pod["status"]["containerStatuses"][0]["state"]["waiting"]["message"], message);
     }
     let (status, text) = cluster.get("/containerLogs/default/image/c").await;
-    assert_eq!((status, text.as_str()), (400, "container \"c\" in pod \"image\" is waiting to start"));
+    let told: serde_json::Value = serde_json::from_str(&text).unwrap();
+    assert_eq!((status, &told["reason"]), (400, &json!("BadRequest")));
+    let message = told["message"].as_str().unwrap();
+    assert!(message.starts_with("container \"c\" in pod \"image\" is waiting to start: "), "{message}");
 }
 
 #[tokio::test]

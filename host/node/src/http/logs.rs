@@ -106,7 +106,10 @@ fn open(
         return Err(Refusal::bad(format!("container {container} is not valid for pod {pod}")));
     }
     let uid = known.metadata.uid.clone().unwrap_or_default();
-    let waiting = || Refusal::bad(format!("container \"{container}\" in pod \"{pod}\" is waiting to start"));
+    let waiting = || {
+        let why = waits_for(&known, container);
+        Refusal::bad(format!("container \"{container}\" in pod \"{pod}\" is waiting to start: {why}"))
+    };
     let run = match (previous, latest_run(shared, &known, container)) {
         (false, Some(run)) => run,
         (true, Some(run)) if run > 0 => run - 1,
@@ -118,6 +121,18 @@ fn open(
     };
     let name = LogName { namespace, pod, uid: &uid, container, run };
     shared.cx.logs.read(&name, options).map_err(|_| waiting())
+}
+
+/// What a container waits for, as kubectl's users know it.
+fn waits_for(pod: &Pod, container: &str) -> String {
+    let status = pod.status.as_ref();
+    let all = status.into_iter().flat_map(|s| [&s.container_statuses, &s.init_container_statuses]);
+    let state = all.flatten().flatten().find(|s| s.name == container).and_then(|s| s.state.clone());
+    match state.and_then(|s| s.waiting?.reason).as_deref() {
+        Some("ErrImagePull" | "ImagePullBackOff") => "trying and failing to pull image".into(),
+        Some(reason) => reason.into(),
+        None => "ContainerCreating".into(),
+    }
 }
 
 pub(super) fn has_container(pod: &Pod, name: &str) -> bool {

@@ -37,6 +37,9 @@ const CHANNELS: [&str; 2] = ["v5.channel.k8s.io", "v4.channel.k8s.io"];
 pub(super) const STREAMS: &str = "v4.channel.k8s.io";
 /// Longest wait for a client to open its streams.
 const OPENING: Duration = Duration::from_secs(30);
+/// Rest before the first message to a client: kubectl before 1.33 reads before it knows its channels, and
+/// throws away what comes by then.
+const SETTLE: Duration = Duration::from_millis(50);
 /// Longest wait for a client to leave after the end.
 const LEAVING: Duration = Duration::from_secs(5);
 
@@ -121,9 +124,17 @@ where
         }
     };
     let outward = async {
+        let settled = tokio::time::sleep(SETTLE);
         let mut pump = Pump::new(local.out, work(remote));
+        let first = pump.next().await;
+        settled.await;
+        let mut next = Some(first);
         let status = loop {
-            match pump.next().await {
+            let step = match next.take() {
+                Some(step) => step,
+                None => pump.next().await,
+            };
+            match step {
                 Step::Output(Stream::Stdout, bytes) => send(&mut sink, STDOUT, &bytes).await?,
                 Step::Output(Stream::Stderr, bytes) => send(&mut sink, STDERR, &bytes).await?,
                 Step::Done(status) => break status,

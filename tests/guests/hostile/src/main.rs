@@ -2,7 +2,6 @@
 
 use std::{env, fs::File, time::Duration};
 
-use wasip2::random::random::get_random_bytes;
 use wasip2::sockets::network::IpAddressFamily;
 use wasip2::sockets::tcp_create_socket::create_tcp_socket;
 use wasip2::sockets::udp_create_socket::create_udp_socket;
@@ -55,8 +54,17 @@ fn files(path: &str) {
     println!("{} files, then {refusal}", open.len());
 }
 
-fn random(bytes: u64) {
-    println!("{} bytes", get_random_bytes(bytes).len());
+#[link(wasm_import_module = "wasi_snapshot_preview1")]
+unsafe extern "C" {
+    fn random_get(buffer: *mut u8, length: usize) -> u16;
+}
+
+/// All in one call.
+fn random(bytes: usize) {
+    let mut buffer = vec![0; bytes];
+    // SAFETY: the buffer has that length.
+    let code = unsafe { random_get(buffer.as_mut_ptr(), bytes) };
+    println!("{bytes} bytes: {code}");
 }
 
 fn clock(calls: u64) {

@@ -31,6 +31,7 @@ fn containers_of_a_pod_share_and_pods_do_not() {
             processors_are_shared_as_asked,
             a_sandbox_outlives_its_containers,
             a_pod_on_the_nodes_network,
+            a_port_of_the_node_leads_to_one_pod,
         ],
     );
 }
@@ -150,6 +151,29 @@ fn a_pod_on_the_nodes_network(p: &Program) {
     assert_eq!(ip, p.value("node/node-a", "{.status.addresses[0].address}"));
     p.until("the node's port", |_| fetch(&format!("http://{ip}:{free}/p")), |text| text == "here\n");
     p.kubectl(&["delete", "pod", "host", "--now"]);
+}
+
+fn a_port_of_the_node_leads_to_one_pod(p: &Program) {
+    let free =
+        std::net::TcpListener::bind("127.0.0.1:0").and_then(|l| l.local_addr()).expect("a free port").port();
+    let ports = format!(", ports: [{{containerPort: 8080, hostPort: {free}}}]");
+    let line = "mkdir -p /www; echo inside >/www/p; httpd -f -p 8080 -h /www";
+    p.apply(&pod("mapped", "", &[container("main", line, &ports)]));
+    p.until_row("mapped", "1/1 Running");
+    let node = p.value("node/node-a", "{.status.addresses[0].address}");
+    let url = format!("http://{node}:{free}/p");
+    p.until("the node's port", |_| fetch(&url), |text| text == "inside\n");
+    let guest = format!(
+        "apiVersion: v1\nkind: Pod\nmetadata: {{name: mapped-guest}}\nspec: {{terminationGracePeriodSeconds: 1, containers: \
+         [{{name: main, image: '{}', ports: [{{containerPort: 8000, hostPort: {free}}}]}}]}}\n",
+        p.push("hello")
+    );
+    p.apply(&guest);
+    p.until_event("mapped-guest", "didn't have free ports");
+    p.kubectl(&["delete", "pod", "mapped", "--now"]);
+    p.until_row("mapped-guest", "1/1 Running");
+    p.until("the guest has it now", |_| fetch(&url), |text| text.contains("hello"));
+    p.kubectl(&["delete", "pod", "mapped-guest", "--now"]);
 }
 
 #[test]
@@ -500,6 +524,7 @@ fn the_node_tells_of_itself() {
     the_node_has_its_status(p);
     the_nodes_labels_choose(p);
     logs_are_files_on_the_node(p);
+    full_logs_are_moved_away(p);
     let ip = "{.status.podIP}";
     p.until_value("pod/logged", "{.status.phase}", "Running");
     assert!(p.value("pod/logged", ip).starts_with("10."));
@@ -566,6 +591,23 @@ fn logs_are_files_on_the_node(p: &Program) {
     }
 }
 
+/// What the runtime writes is moved away when it is full, and the runtime goes on in a new file.
+fn full_logs_are_moved_away(p: &Program) {
+    let line = "yes $(seq -s x 300) | head -n 10000; echo the end; sleep 600";
+    p.apply(&pod("talkative", "", &[container("main", line, "")]));
+    p.until_row("talkative", "1/1 Running");
+    let uid = p.value("pod/talkative", "{.metadata.uid}");
+    let dir = format!("{}/node/logs/default_talkative_{uid}/main", p.data_dir());
+    let size = |name: &str| std::fs::metadata(format!("{dir}/{name}")).map_or(0, |m| m.len());
+    p.until("a full file is moved away", |_| size("0.log.1"), |n| *n >= 10 << 20);
+    p.within("talkative", "echo still here >/proc/1/fd/1");
+    let last = |p: &Program| p.kubectl(&["logs", "talkative", "--tail=1"]);
+    p.until("the new file is written", last, |text| text == "still here\n");
+    assert!(size("0.log") < 1 << 20, "{}", size("0.log"));
+    p.kubectl(&["delete", "pod", "talkative", "--now"]);
+    assert!(!std::path::Path::new(&dir).exists(), "logs go with their pod");
+}
+
 fn usage_is_told(p: &Program) {
     let hello = p.push("hello");
     p.apply(&format!("apiVersion: v1\nkind: Pod\nmetadata: {{name: guest}}\nspec: {{containers: [{{name: main, image: '{hello}', ports: [{{containerPort: 8000}}]}}]}}\n"));
@@ -579,6 +621,8 @@ fn usage_is_told(p: &Program) {
             resource.contains("container_memory_working_set_bytes{")
                 && resource.contains("container_cpu_usage_seconds_total{")
         );
+        let metrics = node("metrics");
+        assert!(metrics.contains("kubelet_pod_start_duration_seconds_bucket"), "{metrics}");
         p.until(
             "cadvisor's metrics",
             |_| node("metrics/cadvisor"),

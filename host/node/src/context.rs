@@ -8,7 +8,7 @@ use wasmk_net::{AddressPool, View};
 
 use crate::{
     containers::Containers, engine::Engine, events::Events, functions::Functions, logs::Logs,
-    pod::env::Sources, running::Registry,
+    pod::env::Sources, running::Registry, starts::Starts,
 };
 
 /// Images prepared (fetched, compiled) at the same time.
@@ -50,6 +50,8 @@ pub(crate) struct Context {
     pub addresses: watch::Receiver<Option<Arc<AddressPool>>>,
     /// What pods may use altogether.
     pub allocatable: BTreeMap<String, Quantity>,
+    /// How long pods took to start.
+    pub started: Starts,
     /// Permits for preparing images.
     pub starts: Semaphore,
 }

@@ -32,6 +32,7 @@ mod serve;
 mod settings;
 mod shortage;
 mod sources;
+mod starts;
 mod static_pods;
 pub mod wasm;
 

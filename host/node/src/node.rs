@@ -25,6 +25,7 @@ use crate::{
     running::Registry,
     settings::Settings,
     sources::ApiSources,
+    starts::Starts,
     static_pods,
 };
 
@@ -112,6 +113,7 @@ impl Node {
             pods_dir: pods_dir.clone(),
             addresses: addresses_out,
             allocatable,
+            started: Starts::default(),
             starts: Semaphore::new(STARTS),
         });
         // Pods that are taken up should know at once whether there is a runtime.

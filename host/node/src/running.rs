@@ -4,6 +4,7 @@ use std::{collections::HashMap, sync::Arc};
 
 use parking_lot::Mutex;
 use tokio_util::sync::DropGuard;
+use wasmk_net::{plan::Table, proxy::Proxy};
 
 use crate::{engine::Launch, netns::Netns};
 
@@ -34,6 +35,8 @@ struct Inner {
     containers: HashMap<(String, String), (u64, Running)>,
     /// Network namespaces of pods that have one, by uid.
     namespaces: HashMap<String, Surroundings>,
+    /// What listens on the node for a pod, by uid.
+    ports: HashMap<String, Proxy>,
     last: u64,
 }
 
@@ -80,6 +83,16 @@ impl Registry {
                 drop(inner.namespaces.insert(uid.into(), surroundings));
             }
             None => drop(inner.namespaces.remove(uid)),
+        }
+    }
+
+    /// Makes the node's ports that lead to a pod be those of the table.
+    pub(crate) fn set_ports(&self, uid: &str, table: Table) {
+        let mut inner = self.inner.lock();
+        if table.is_empty() {
+            drop(inner.ports.remove(uid));
+        } else {
+            inner.ports.entry(uid.into()).or_default().set(table);
         }
     }
 

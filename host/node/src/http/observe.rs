@@ -43,6 +43,7 @@ pub(super) async fn metrics(State(shared): State<Shared>) -> String {
         "# HELP {family} Time from an image's name to an answer's first byte, by step.\n# TYPE {family} histogram\n"
     );
     shared.cx.functions.metrics(&mut out);
+    out.push_str(&shared.cx.started.text());
     out.push_str(&shared.cx.engine.metrics());
     out
 }

@@ -10,6 +10,7 @@ mod images;
 mod message;
 mod own;
 pub mod plan;
+mod ports;
 mod probe;
 mod setup;
 pub mod state;

@@ -11,7 +11,7 @@ use wasmk_net::proxy;
 use super::{
     env::Place,
     images::{self, Choice},
-    status, volumes,
+    ports, status, volumes,
 };
 use crate::{
     containers::{Containers, Sandbox},
@@ -50,7 +50,11 @@ impl SetUp {
         let mut placed = Placed { ip: self.ip, sandbox: self.sandbox.clone(), fresh: false };
         let outcome = self.place(&mut placed).await;
         let outcome = match outcome {
-            Ok(()) => self.volumes(placed.ip).await,
+            Ok(()) => {
+                let table = placed.ip.map(|ip| ports::table(&self.pod, ip.into(), self.cx.host_ip));
+                self.cx.running.set_ports(self.uid(), table.unwrap_or_default());
+                self.volumes(placed.ip).await
+            }
             failed => failed,
         };
         (placed, outcome)

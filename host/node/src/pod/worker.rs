@@ -86,6 +86,7 @@ impl Handle {
 pub(crate) fn spawn(cx: Arc<Context>, pod: Arc<Pod>, state: Option<PodState>) -> Handle {
     let (wish, wishes) = watch::channel(Wish::Pod(pod.clone()));
     let now = Timestamp::now();
+    let arrived = state.is_none().then(tokio::time::Instant::now);
     let state = match state {
         Some(mut state) => {
             state.resume(now);
@@ -105,6 +106,7 @@ pub(crate) fn spawn(cx: Arc<Context>, pod: Arc<Pod>, state: Option<PodState>) ->
         retry_at: None,
         runs: HashMap::new(),
         next_run: 0,
+        arrived,
         released: false,
         news_in,
         state,
@@ -132,6 +134,8 @@ struct Worker {
     retry_at: Option<tokio::time::Instant>,
     runs: HashMap<String, Live>,
     next_run: u64,
+    /// When the pod came to this node, until all of it runs.
+    arrived: Option<tokio::time::Instant>,
     /// Everything the pod held is freed.
     released: bool,
     news_in: mpsc::Sender<(String, u64, Progress)>,
@@ -317,6 +321,7 @@ impl Worker {
             if let Some(pool) = &*self.cx.addresses.borrow() {
                 pool.give_back(self.uid());
             }
+            self.cx.running.set_ports(self.uid(), Default::default());
             self.discard_sandbox();
         }
     }
@@ -452,6 +457,7 @@ impl Worker {
                 }
                 let (id, run) = (container.id.clone(), container.restarts);
                 self.link_log(name, &id, run);
+                self.count_start();
             }
             Progress::Blocked(failure) => {
                 container.block(failure.reason, &failure.message, now);
@@ -465,6 +471,15 @@ impl Worker {
                 self.runs.remove(name);
             }
             Progress::Probed(which, finding) => self.probed(name, which, finding),
+        }
+    }
+
+    fn count_start(&mut self) {
+        let containers = self.pod.spec.iter().flat_map(|s| &s.containers);
+        if containers.into_iter().all(|c| self.state.containers.get(&c.name).is_some_and(|k| k.is_live()))
+            && let Some(arrived) = self.arrived.take()
+        {
+            self.cx.started.add(arrived.elapsed());
         }
     }
 

@@ -115,6 +115,7 @@ impl Worker {
             pool.give_back(self.uid());
         }
         self.cx.running.set_namespace(self.uid(), None);
+        self.cx.running.set_ports(self.uid(), Default::default());
         if let Some(memory) = &self.cx.memory_dir {
             // What was never there need not be removed.
             let _ = std::fs::remove_dir_all(memory.join(self.uid()));

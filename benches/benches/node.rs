@@ -1,0 +1,80 @@
+//! Figures of a node, from outside: how many Wasm pods a second it starts, how soon one runs after it has
+//! arrived, and how much memory one takes while nobody asks it anything.
+//!
+//! Promises: >= 2,000 pods a second, <= 5 ms from arrival to Running, a few hundred KiB at most. The pods are
+//! those of one Deployment, so that controllers, scheduler and API are in the first figure. Run with
+//! `make bench`, or `cargo bench -p wasmk-benches --bench node [PODS]`; the machine should be otherwise idle.
+#![allow(clippy::print_stdout, reason = "a bench prints its figures")]
+
+use std::time::{Duration, Instant};
+
+use wasmk_tests::program::Program;
+
+/// Pods started when nothing is said.
+const PODS: usize = 500;
+/// Longest wait for all of them.
+const PATIENCE: Duration = Duration::from_secs(300);
+/// The histogram of starts.
+const STARTS: &str = "kubelet_pod_start_duration_seconds_bucket{le=\"";
+
+fn main() {
+    let pods = std::env::args().skip(1).find_map(|a| a.parse().ok()).unwrap_or(PODS);
+    let program = Program::start();
+    let image = program.push("hello");
+    deploy(&program, &image, 1);
+    let before = resident(&program);
+    let began = Instant::now();
+    deploy(&program, &image, pods + 1);
+    let took = began.elapsed().as_secs_f64();
+    let each = (resident(&program) - before) / to_f64(pods);
+    println!(
+        "Wasm pods started                           {:8.0} /s   promise >= 2,000 /s",
+        to_f64(pods) / took
+    );
+    let metrics = program.kubectl(&["get", "--raw", "/api/v1/nodes/node-a/proxy/metrics"]);
+    for (name, part) in [("p50", 0.5), ("p99", 0.99)] {
+        let millis = quantile(&metrics, part) * 1000.0;
+        println!(
+            "arrival at the node to Running, {name}         {millis:8.1} ms   promise <= 5 ms (end of the bucket)"
+        );
+    }
+    println!(
+        "memory of an idle Wasm pod                  {each:8.1} KiB  controllers' and API's part included"
+    );
+}
+
+fn deploy(program: &Program, image: &str, replicas: usize) {
+    program.apply(&format!(
+        "apiVersion: apps/v1\nkind: Deployment\nmetadata: {{name: many}}\nspec: {{replicas: {replicas}, selector: {{matchLabels: {{app: many}}}}, \
+         template: {{metadata: {{labels: {{app: many}}}}, spec: {{containers: [{{name: c, image: '{image}', ports: [{{containerPort: 8000}}]}}]}}}}}}\n"
+    ));
+    let deadline = Instant::now() + PATIENCE;
+    while program.value("deployment/many", "{.status.readyReplicas}") != replicas.to_string() {
+        assert!(Instant::now() < deadline, "not all pods run:\n{}", program.log());
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+/// KiB of memory that the program holds.
+fn resident(program: &Program) -> f64 {
+    let status = std::fs::read_to_string(format!("/proc/{}/status", program.id())).unwrap_or_default();
+    let row = status.lines().find_map(|l| l.strip_prefix("VmRSS:"));
+    row.and_then(|r| r.trim().strip_suffix(" kB")?.parse().ok()).unwrap_or(0.0)
+}
+
+/// The end, in seconds, of the bucket in which that part of all starts is reached.
+fn quantile(metrics: &str, part: f64) -> f64 {
+    let rows = metrics.lines().filter_map(|l| l.strip_prefix(STARTS)?.split_once("\"} "));
+    let rows: Vec<(f64, f64)> = rows
+        .filter_map(|(end, n)| {
+            Some((end.parse().ok().or((end == "+Inf").then_some(f64::INFINITY))?, n.parse().ok()?))
+        })
+        .collect();
+    let all = rows.last().map_or(0.0, |(_, n)| *n);
+    rows.iter().find(|(_, n)| *n >= all * part).map_or(f64::INFINITY, |(end, _)| *end)
+}
+
+#[allow(clippy::cast_precision_loss, reason = "counts of pods are small")]
+fn to_f64(count: usize) -> f64 {
+    count as f64
+}

@@ -19,7 +19,7 @@ use kube::{
 };
 use wasmk_api::Quantity;
 
-use crate::base::{Context, Error, Informer, Key, Next, Queue, Result, is_deleting, is_finished, on_change};
+use crate::base::{Context, Error, Informer, Key, Next, Queue, Result, is_deleting, is_finished};
 
 const NAME: &str = "resourcequota-controller";
 /// How often resources without a cache are counted.
@@ -52,7 +52,14 @@ pub(crate) async fn run(cx: Context) {
         services: cx.cache(),
         cx: cx.clone(),
     };
-    on_change(&counter.quotas, &queue);
+    // A changed status is this controller's own doing, or a charge of admission for what is not stored yet: counting
+    // now would take the charge back.
+    let changed = queue.clone();
+    counter.quotas.subscribe(move |old, new| {
+        if let Some(new) = new.filter(|new| old.is_none_or(|old| old.spec != new.spec)) {
+            changed.add(Key::of(&new.metadata));
+        }
+    });
     wake(&counter.pods, &counter.quotas, &queue, |old, new| {
         new.is_none() || is_finished(old) != new.is_some_and(is_finished)
     });
@@ -88,12 +95,20 @@ impl Counter {
         let hard = quota.spec.as_ref().and_then(|s| s.hard.clone()).unwrap_or_default();
         let mut used: BTreeMap<String, ApiQuantity> = BTreeMap::new();
         let mut again = RESYNC;
-        let known = usage(
+        let mut known = usage(
             &quota,
             &self.pods.in_namespace(&key.namespace),
             &self.claims.in_namespace(&key.namespace),
             &self.services.in_namespace(&key.namespace),
         );
+        if lowers(&quota, &known) {
+            // Admission may have charged what the caches do not show yet. What is charged after this is asked changes
+            // the quota, and the write below fails.
+            let namespace = &key.namespace;
+            let (pods, claims, services) =
+                tokio::try_join!(self.all(namespace), self.all(namespace), self.all(namespace))?;
+            known = usage(&quota, &pods, &claims, &services);
+        }
         for name in hard.keys() {
             let amount = match known.get(name.as_str()) {
                 Some(amount) => *amount,
@@ -115,6 +130,18 @@ impl Counter {
             self.cx.replace_status(&next).await?;
         }
         Ok(Next::After(again))
+    }
+
+    /// The objects of a namespace as the server has them at present.
+    async fn all<K>(&self, namespace: &str) -> Result<Vec<Arc<K>>>
+    where
+        K: kube::Resource<Scope = k8s_openapi::NamespaceResourceScope, DynamicType = ()>,
+        K: Clone + std::fmt::Debug + serde::de::DeserializeOwned,
+    {
+        let api: Api<K> = Api::namespaced(self.cx.client.clone(), namespace);
+        let listed = api.list(&ListParams::default()).await;
+        let listed = listed.map_err(|e| Error::api("list", &K::kind(&()), Key::new(namespace, ""), e))?;
+        Ok(listed.items.into_iter().map(Arc::new).collect())
     }
 
     /// How many objects of a resource there are; `None` when the name is no object count.
@@ -140,6 +167,15 @@ impl Counter {
         let rest = first.metadata.remaining_item_count.unwrap_or(0);
         Ok(Some(i64::try_from(first.items.len()).unwrap_or(0) + rest))
     }
+}
+
+/// Whether a count is below what the quota says is used.
+fn lowers(quota: &ResourceQuota, known: &Usage) -> bool {
+    let used = quota.status.as_ref().and_then(|s| s.used.as_ref());
+    used.into_iter().flatten().any(|(name, amount)| {
+        let before: Quantity = amount.0.parse().unwrap_or_default();
+        known.get(name.as_str()).is_some_and(|now| *now < before)
+    })
 }
 
 /// Amounts as their owners write them: bytes in powers of 1024 where that is exact.

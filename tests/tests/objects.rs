@@ -451,3 +451,32 @@ fn whatever_kubectl_does_can_be_asked_of_the_api() {
     assert_eq!(ask("DELETE", &one, "json", r#"{"propagationPolicy":"Background"}"#)["status"], "Success");
     assert_eq!(ask("GET", &one, "json", "")["code"], 404);
 }
+
+#[test]
+fn a_quota_limits_storage() {
+    let place = Place::new(&CLUSTER, "storage-quota");
+    place.sh("kubectl create quota disks --hard=requests.storage=5Gi,persistentvolumeclaims=2");
+    let claim = |name: &str, size: &str| {
+        let text = format!(
+            "apiVersion: v1\nkind: PersistentVolumeClaim\nmetadata: {{name: {name}}}\nspec:\n  storageClassName: none\n  \
+             accessModes: [ReadWriteOnce]\n  resources: {{requests: {{storage: {size}}}}}\n"
+        );
+        place.write("claim.yaml", &text);
+        let out = place.output("kubectl create -f claim.yaml");
+        (out.status.success(), String::from_utf8_lossy(&out.stderr).into_owned())
+    };
+    let known = |_: &Program| place.sh("kubectl get quota disks -o jsonpath={.status.hard}");
+    CLUSTER.until("the quota's status", known, |said| said.contains("5Gi"));
+    assert!(claim("one", "3Gi").0);
+    let (made, said) = claim("large", "3Gi");
+    assert!(!made && said.contains("exceeded quota: disks, requested: requests.storage=3Gi, used: requests.storage=3Gi, limited: requests.storage=5Gi"), "{said}");
+    assert!(claim("two", "1Gi").0);
+    let (made, said) = claim("three", "1Gi");
+    assert!(
+        !made
+            && said.contains(
+                "persistentvolumeclaims=1, used: persistentvolumeclaims=2, limited: persistentvolumeclaims=2"
+            ),
+        "{said}"
+    );
+}

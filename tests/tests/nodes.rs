@@ -96,6 +96,13 @@ fn an_agent_goes_on_without_its_cluster_and_reports_again() {
     let pods = p.kubectl(&["get", "pods", "-A", "-o", "name"]);
     assert_eq!(pods, "pod/remote\n");
     assert_eq!(p.value("pod/remote", "{.spec.nodeName}"), "edge");
+
+    // It goes on as if nothing had been.
+    signal("CONT", agent.0.id());
+    p.until_value("node/edge", READY, "True");
+    p.until_value("node/edge", "{.spec.taints}", "");
+    p.until_row("remote", "1/1 Running 0");
+    assert_eq!(p.value("pod/remote", started), before, "it is the same pod");
 }
 
 #[test]

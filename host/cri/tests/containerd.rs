@@ -84,7 +84,8 @@ async fn run(client: &Client, sandbox_id: &str, command: &str) -> String {
 async fn a_container_lives_and_ends() {
     let Some((_containerd, client)) = Containerd::start() else { return };
     let info = client.info().await.unwrap();
-    assert_eq!((info.name.as_str(), info.trouble, info.handlers), ("containerd", None, vec!["runc".into()]));
+    assert_eq!((info.name.as_str(), info.trouble), ("containerd", None));
+    assert!(info.handlers.iter().any(|handler| handler == "runc"), "{:?}", info.handlers);
     let spec = |image: &str| Some(ImageSpec { image: image.into(), ..ImageSpec::default() });
     for (image, there) in [("localhost/box:1", true), ("localhost/none:1", false)] {
         let request = ImageStatusRequest { image: spec(image), verbose: false };

@@ -14,7 +14,7 @@ use kube::{
     api::{Patch, PatchParams, PostParams},
 };
 use serde_json::json;
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 use wasmk_api::{
     Timestamp,
@@ -45,6 +45,8 @@ use crate::{
 const LEASES: &str = "kube-node-lease";
 /// How long a Lease holds without renewal, in seconds.
 const LEASE_SECONDS: i32 = 40;
+/// After so long without a renewal, in seconds, the cluster may take the node for lost.
+const LAPSE_SECONDS: i64 = LEASE_SECONDS as i64 / 2;
 /// The status is written at least this often.
 const STATUS_PERIOD: Duration = Duration::from_secs(300);
 /// How often it is seen whether the node has become short of something, or no longer is.
@@ -82,6 +84,8 @@ pub(crate) struct Registrar {
     addresses: watch::Sender<Option<Arc<AddressPool>>>,
     /// How the container runtime is, if one is named.
     containers: watch::Receiver<Option<Info>>,
+    /// The Lease was renewed after a lapse, so that the Node may say what is no longer true.
+    lapsed: Notify,
 }
 
 impl Registrar {
@@ -94,7 +98,7 @@ impl Registrar {
         addresses: watch::Sender<Option<Arc<AddressPool>>>,
         containers: watch::Receiver<Option<Info>>,
     ) -> Self {
-        Self { settings, capacity, runtime, client, addresses, containers }
+        Self { settings, capacity, runtime, client, addresses, containers, lapsed: Notify::new() }
     }
 
     /// Registers, then renews and updates until told to stop.
@@ -216,6 +220,7 @@ impl Registrar {
                 // Without a container runtime there is no news of one.
                 Ok(()) = containers.changed() => {}
                 () = self.shortness_changed() => {}
+                () = self.lapsed.notified() => {}
                 () = tokio::time::sleep(STATUS_PERIOD) => {}
             }
             containers.mark_unchanged();
@@ -295,9 +300,16 @@ impl Registrar {
     async fn renew(&self, node: &Node) {
         let mut ticks = tokio::time::interval(self.settings.lease_period);
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        // By the clock on the wall, which goes on while the machine sleeps.
+        let mut last = Timestamp::now();
         loop {
             ticks.tick().await;
             self.until_done("renew the node's lease", || Box::pin(self.beat(node))).await;
+            let now = Timestamp::now();
+            if now.0.as_second() - last.0.as_second() >= LAPSE_SECONDS {
+                self.lapsed.notify_one();
+            }
+            last = now;
         }
     }
 

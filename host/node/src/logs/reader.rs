@@ -51,6 +51,7 @@ pub(super) fn stream(path: PathBuf, live: Option<Arc<watch::Sender<u64>>>, optio
         files: VecDeque::new(),
         path,
         file: None,
+        moved: false,
         news,
         begun: false,
         pending: BytesMut::new(),
@@ -74,6 +75,8 @@ struct Reader {
     /// Files still to read, oldest first, each with its starting offset.
     files: VecDeque<(PathBuf, u64)>,
     file: Option<File>,
+    /// The file was moved away and is read to its end.
+    moved: bool,
     news: Option<watch::Receiver<u64>>,
     begun: bool,
     /// The beginning of a line whose end is not read yet.
@@ -106,8 +109,17 @@ impl Reader {
                 }
                 return Ok(Some(out));
             }
-            if !self.files.is_empty() || self.rotated().await? {
+            if self.moved {
+                self.moved = false;
+                self.files.push_back((self.path.clone(), 0));
+            }
+            if !self.files.is_empty() {
                 self.file = None;
+                continue;
+            }
+            if self.rotated().await? {
+                // What was written between the read and the move is read before the current file.
+                self.moved = true;
                 continue;
             }
             match &mut self.news {
@@ -138,15 +150,11 @@ impl Reader {
         Ok(false)
     }
 
-    /// Whether the file read last is no longer the current one; the current one is next then.
-    async fn rotated(&mut self) -> io::Result<bool> {
+    /// Whether the file read last is no longer the current one, so that nothing is added to it any more.
+    async fn rotated(&self) -> io::Result<bool> {
         let Some(file) = &self.file else { return Ok(false) };
         let Ok(current) = tokio::fs::metadata(&self.path).await else { return Ok(false) };
-        if file.metadata().await?.ino() == current.ino() {
-            return Ok(false);
-        }
-        self.files.push_back((self.path.clone(), 0));
-        Ok(true)
+        Ok(file.metadata().await?.ino() != current.ino())
     }
 
     /// Stored lines as the client wants them.

@@ -132,7 +132,9 @@ fn a_sandbox_outlives_its_containers(p: &Program) {
     p.until_row("steady", "1/1 Running 0");
     let identity = "readlink /proc/self/ns/net";
     let (ip, namespace) = (p.value("pod/steady", "{.status.podIP}"), p.within("steady", identity));
-    p.within("steady", "echo kept >/tmp/file; kill -TERM 1");
+    p.within("steady", "echo kept >/tmp/file");
+    // The command may be ended together with its container.
+    p.kubectl_output(&["exec", "steady", "--", "kill", "-TERM", "1"], None);
     p.until_row("steady", "1/1 Running 1");
     assert_eq!(p.value("pod/steady", "{.status.podIP}"), ip);
     assert_eq!(p.within("steady", identity), namespace);
@@ -259,7 +261,8 @@ fn an_ending_pod_has_its_time(p: &Program) {
     let began = Instant::now();
     p.kubectl(&["delete", "pod", "deaf"]);
     let took = began.elapsed().as_secs_f32();
-    assert!(took >= 3.9, "it has its whole time, not {took} s");
+    // The time of deletion is in whole seconds.
+    assert!(took >= 3.0, "it has its whole time, not {took} s");
     p.kubectl(&["delete", "pod", "usual", "--force", "--grace-period=0"]);
 }
 

@@ -286,7 +286,11 @@ fn with(quota: &Object, wanted: &BTreeMap<String, Quantity>) -> Object {
     let Some(used) = used.as_object_mut() else { return new };
     for (name, more) in wanted {
         let before = used.get(name).and_then(quantity).unwrap_or_default();
-        let like = used.get(name).and_then(Value::as_str).unwrap_or("").to_owned();
+        // Nothing has no form of its own.
+        let like = match used.get(name).and_then(Value::as_str) {
+            None | Some("0") => text_of(quota.at(&["status", "hard"]), name),
+            Some(text) => text.to_owned(),
+        };
         used.insert(name.clone(), show(before + *more, &like).into());
     }
     new

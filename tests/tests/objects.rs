@@ -280,11 +280,17 @@ spec:
     - {name: Delay, type: integer, jsonPath: .spec.delay}
 ";
 
+/// Waits for a definition. kubectl refuses to wait for one that has no conditions yet, so it is asked again.
+fn established(place: &Place, name: &str) {
+    let wait = format!("kubectl wait --for=condition=Established crd/{name} --timeout=30s");
+    place.until_that(&wait, |said| said.contains("condition met"));
+}
+
 #[test]
 fn a_kind_of_ones_own_is_like_the_others() {
     let place = Place::new(&CLUSTER, "countdowns");
     place.apply(COUNTDOWNS);
-    place.sh("kubectl wait --for=condition=Established crd/countdowns.stable.dwk --timeout=30s");
+    established(&place, "countdowns.stable.dwk");
     let doomsday = "apiVersion: stable.dwk/v1\nkind: Countdown\nmetadata: {name: doomsday}\nspec: {length: 20, delay: 1200, image: x}\n";
     assert_eq!(place.apply(doomsday), "countdown.stable.dwk/doomsday created");
     assert_eq!(place.sh("kubectl get cd | xargs"), "NAME LENGTH DELAY doomsday 20 1200");
@@ -336,7 +342,7 @@ fn a_kind_may_be_the_whole_clusters() {
         .replace("Countdown", "Epoch")
         .replace("[cd]", "[eo]");
     place.apply(&text);
-    place.sh("kubectl wait --for=condition=Established crd/epochs.stable.dwk --timeout=30s");
+    established(&place, "epochs.stable.dwk");
     place.apply("apiVersion: stable.dwk/v1\nkind: Epoch\nmetadata: {name: first}\nspec: {length: 1}\n");
     assert_eq!(place.sh("kubectl get --raw /apis/stable.dwk/v1/epochs/first | jq -c '[.metadata.name, .metadata.namespace]'"), r#"["first",null]"#);
     place.fails("kubectl get --raw /apis/stable.dwk/v1/namespaces/whole/epochs/first");

@@ -78,7 +78,7 @@ fn files_outside_are_out_of_reach(p: &Program) {
     let dir = p.scratch().join("volume");
     std::fs::create_dir_all(dir.join("in")).expect("a directory");
     std::fs::write(p.scratch().join("secret"), "not for guests").expect("a file");
-    for (link, to) in [("up", "../secret"), ("root", "/"), ("in/far", "../../secret")] {
+    for (link, to) in [("up", "../secret"), ("top", "/"), ("in/far", "../../secret")] {
         std::os::unix::fs::symlink(to, dir.join(link)).expect("a link");
     }
     let volume = format!(", volumes: [{{name: v, hostPath: {{path: {}}}}}]", dir.display());
@@ -87,7 +87,7 @@ fn files_outside_are_out_of_reach(p: &Program) {
         "/v/../secret",
         "/v/in/../../secret",
         "/v/in/far",
-        "/v/root/etc/passwd",
+        "/v/top/etc/passwd",
         "/etc/passwd",
         "/proc/self/environ",
     ];

@@ -315,7 +315,7 @@ spec:
   selector: {matchLabels: {app: web}}
   template:
     metadata: {labels: {app: web}}
-    spec: {containers: [{name: main, image: 'registry.example.org/web:1', ports: [{containerPort: 8080}]}]}
+    spec: {containers: [{name: main, image: 'example.org/web:1', ports: [{containerPort: 8080}]}]}
 ";
 
 /// One line of a walk: the arguments, and what the output has in it.
@@ -331,10 +331,7 @@ const CHANGES: &[Line] = &[
     (&["label", "deployment", "web", "tier=front"], "deployment.apps/web labeled"),
     (&["get", "deployments", "-l", "tier=front", "-L", "tier", "--no-headers"], "front"),
     (&["label", "deployment", "web", "tier-"], "deployment.apps/web"),
-    (
-        &["set", "image", "deployment/web", "main=registry.example.org/web:2"],
-        "deployment.apps/web image updated",
-    ),
+    (&["set", "image", "deployment/web", "main=example.org/web:2"], "deployment.apps/web image updated"),
     (&["set", "env", "deployment/web", "COLOUR=blue"], "deployment.apps/web env updated"),
     (&["set", "env", "deployment/web", "--list"], "COLOUR=blue"),
     (
@@ -366,7 +363,7 @@ const CHANGES: &[Line] = &[
         "deployment.apps/web patched",
     ),
     (&["get", "all"], "service/web"),
-    (&["describe", "deployment", "web"], "registry.example.org/web:2"),
+    (&["describe", "deployment", "web"], "example.org/web:2"),
     (&["scale", "deployment", "web", "--replicas=0", "--current-replicas=0"], "deployment.apps/web scaled"),
 ];
 
@@ -384,7 +381,7 @@ const MAKES: &[Line] = &[
     (&["auth", "can-i", "create", "pods"], "yes"),
     (&["auth", "can-i", "--list", "--as=robot"], "pods"),
     (&["create", "quota", "small", "--hard=configmaps=9"], "resourcequota/small created"),
-    (&["create", "job", "once", "--image=registry.example.org/once:1"], "job.batch/once created"),
+    (&["create", "job", "once", "--image=example.org/once:1"], "job.batch/once created"),
     (&["create", "secret", "generic", "token", "--from-literal=a=b"], "secret/token created"),
     (&["create", "service", "nodeport", "open", "--tcp=80"], "service/open created"),
     (&["create", "service", "externalname", "far", "--external-name=example.org"], "service/far created"),
@@ -439,7 +436,7 @@ fn the_everyday_verbs_do_their_work() {
         assert!(undone.contains("deployment.apps/web rolled back"), "{undone}");
         let image = "jsonpath={.spec.template.spec.containers[0].image}";
         let image = kubectl.run(&["get", "-n", &ns, "deployment", "web", "-o", image]);
-        assert_eq!(image, "registry.example.org/web:1");
+        assert_eq!(image, "example.org/web:1");
         assert!(
             kubectl.refused(&["auth", "can-i", "delete", "pods", "--as=robot", "-n", &ns], None).is_empty()
         );
@@ -455,7 +452,7 @@ fn edits(kubectl: &Kubectl, ns: &str) {
     let out = CLUSTER.client("env".as_ref(), &args, None);
     assert!(String::from_utf8_lossy(&out.stdout).contains("deployment.apps/web edited"), "{out:?}");
     let text = kubectl.run(&["get", "-n", ns, "deployment", "web", "-o", "yaml"]);
-    assert!(text.contains("image: registry.example.org/web:3"), "{text}");
+    assert!(text.contains("image: example.org/web:3"), "{text}");
 }
 
 fn compares(kubectl: &Kubectl, ns: &str) {
@@ -463,8 +460,7 @@ fn compares(kubectl: &Kubectl, ns: &str) {
     assert_eq!(there.status.code(), Some(1), "{there:?}");
     let text = String::from_utf8_lossy(&there.stdout).into_owned();
     assert!(
-        text.contains("-        image: registry.example.org/web:3")
-            || text.contains("-      - image: registry"),
+        text.contains("-        image: example.org/web:3") || text.contains("-      - image: registry"),
         "{text}"
     );
     kubectl.run_with(&["apply", "-n", ns, "-f", "-"], Some(WEB));
@@ -473,7 +469,7 @@ fn compares(kubectl: &Kubectl, ns: &str) {
         "deployment.apps/web unchanged\n"
     );
     let last = kubectl.run(&["apply", "-n", ns, "view-last-applied", "deployment/web"]);
-    assert!(last.contains("image: registry.example.org/web:1"), "{last}");
+    assert!(last.contains("image: example.org/web:1"), "{last}");
     let replaced = kubectl.run_with(&["replace", "-n", ns, "-f", "-"], Some(WEB));
     assert_eq!(replaced, "deployment.apps/web replaced\n");
     kubectl.run(&["delete", "-n", ns, "deployment/web", "--wait=false"]);

@@ -21,8 +21,12 @@ use crate::base::{
 mod indexes;
 mod plan;
 mod policy;
+mod replace;
+mod tally;
+mod verdict;
 
-use plan::{FINALIZER, INDEX, INDEX_FAILURES, Plan};
+use plan::Plan;
+use tally::{FINALIZER, INDEX, INDEX_FAILURES};
 
 const NAME: &str = "job-controller";
 const ENV: &str = "JOB_COMPLETION_INDEX";

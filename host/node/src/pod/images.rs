@@ -132,13 +132,13 @@ mod tests {
     #[test]
     fn pull_secrets_are_read() {
         let config = json!({"auths": {
-            "https://index.docker.io/v1/": {"auth": "dTpw"},
+            "https://docker.io/v1/": {"auth": "dTpw"},
             "r:5000": {"username": "a", "password": "b"},
             "empty": {},
         }});
         let logins = docker_logins(config.to_string().as_bytes()).unwrap();
         let shown: Vec<_> =
             logins.iter().map(|l| format!("{} {}:{}", l.registry, l.username, l.password)).collect();
-        assert_eq!(shown, ["index.docker.io u:p", "r:5000 a:b"]);
+        assert_eq!(shown, ["docker.io u:p", "r:5000 a:b"]);
     }
 }

@@ -158,8 +158,8 @@ pub(super) struct Tls {
 #[derive(Clone, Debug, clap::Args)]
 pub(super) struct DockerRegistry {
     name: String,
-    /// The registry
-    #[arg(long, default_value = "https://index.docker.io/v1/")]
+    /// The registry [default: the one of images that name none]
+    #[arg(long, default_value = "docker.io", hide_default_value = true)]
     docker_server: String,
     #[arg(long)]
     docker_username: String,

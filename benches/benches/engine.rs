@@ -159,10 +159,8 @@ fn program(runtime: &Runtime, wasm: Vec<u8>) -> Arc<Program> {
 }
 
 fn main() {
-    let guests = std::env::var_os("WASMK_GUESTS").map_or_else(
-        || PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../target/guests")),
-        PathBuf::from,
-    );
+    let guests =
+        std::env::var_os("WASMK_GUESTS").map_or_else(|| PathBuf::from("../target/guests"), PathBuf::from);
     let path = guests.join("hello.wasm");
     let Ok(wasm) = std::fs::read(&path) else {
         eprintln!("{} is missing: run tools/build-test-guests", path.display());

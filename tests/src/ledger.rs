@@ -67,15 +67,15 @@ pub fn stands(repository: &Path, proof: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::program::repository;
 
     #[test]
     fn every_proof_is_a_test_that_exists() {
-        let repository = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
         let rows = rows();
         let missing: Vec<_> = rows
             .iter()
             .flat_map(|row| row.proofs.iter().map(move |proof| (&row.id, proof)))
-            .filter(|(_, proof)| !stands(repository, proof))
+            .filter(|(_, proof)| !stands(repository(), proof))
             .collect();
         assert!(missing.is_empty(), "proofs that name no test: {missing:?}");
     }

@@ -5,6 +5,7 @@ use std::{
     net::{SocketAddr, TcpListener},
     path::{Path, PathBuf},
     process::{Child, ChildStdin, Command, Output, Stdio},
+    sync::LazyLock,
     time::{Duration, Instant},
 };
 
@@ -368,7 +369,12 @@ pub fn guest(name: &str) -> PathBuf {
     path
 }
 
-/// The repository's root.
+/// The repository's root. Tests and benches run in the directory of their package; where they were
+/// compiled says nothing, as clones may share what they build.
 pub fn repository() -> &'static Path {
-    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("tests/ is in the repository")
+    static ROOT: LazyLock<PathBuf> = LazyLock::new(|| {
+        let package = std::env::current_dir().expect("a working directory");
+        package.parent().expect("a package is in the repository").into()
+    });
+    &ROOT
 }

@@ -11,7 +11,7 @@ use k8s_openapi::api::{
     core::v1::ObjectReference,
 };
 use kube::api::ObjectMeta;
-use wasmk_api::Timestamp;
+use wasmk_api::{Schedule, Timestamp};
 
 use crate::{
     base::{
@@ -20,10 +20,6 @@ use crate::{
     },
     job,
 };
-
-mod schedule;
-
-use schedule::Schedule;
 
 const NAME: &str = "cronjob-controller";
 const SCHEDULED_AT: &str = "batch.kubernetes.io/cronjob-scheduled-timestamp";

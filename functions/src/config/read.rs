@@ -63,23 +63,9 @@ impl Values<'_> {
     }
 }
 
-/// A duration as Go writes it, of whole or fractional `h`, `m`, `s`, `ms` parts; `0` needs no unit.
+/// A duration as Go writes it, that is not negative.
 pub(crate) fn duration(text: &str) -> Option<Duration> {
-    if text == "0" {
-        return Some(Duration::ZERO);
-    }
-    let mut total = Duration::ZERO;
-    let mut rest = text;
-    while !rest.is_empty() {
-        let end = rest.find(|c: char| !c.is_ascii_digit() && c != '.')?;
-        let number: f64 = rest[..end].parse().ok()?;
-        let units = [("ms", 0.001), ("us", 1e-6), ("ns", 1e-9), ("s", 1.0), ("m", 60.0), ("h", 3600.0)];
-        let (unit, after) =
-            units.iter().find_map(|(suffix, factor)| Some((*factor, rest[end..].strip_prefix(suffix)?)))?;
-        total = total.checked_add(Duration::try_from_secs_f64(number * unit).ok()?)?;
-        rest = after;
-    }
-    (!text.is_empty()).then_some(total)
+    Duration::try_from(wasmk_api::parse_duration(text)?).ok()
 }
 
 /// A duration as Go prints it: `1h0m0s`, `6s`.

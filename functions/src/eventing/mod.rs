@@ -5,7 +5,6 @@
 //! memory: they do not outlive the process. Objects are read from watches; nothing here keeps state of its own.
 
 mod api_source;
-mod cron;
 mod deliver;
 mod event;
 mod ping;

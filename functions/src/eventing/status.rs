@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use tokio::time::sleep;
 use wasmk_api::{Timestamp, knative::Condition};
 
-use super::{Eventing, broker_url, cron::Schedule, deliver::Sink, resource};
+use super::{Eventing, broker_url, deliver::Sink, ping::Times, resource};
 use crate::conditions::{State, assemble};
 
 /// Changes this close together are looked at together.
@@ -102,12 +102,8 @@ fn sink(destination: &Value, namespace: &str) -> (State, Value) {
 }
 
 fn schedule(spec: &Value) -> State {
-    let zone = spec["timezone"].as_str().filter(|z| !z.is_empty()).unwrap_or("UTC");
-    if Timestamp::now().0.in_tz(zone).is_err() {
-        return State::failed("InvalidTimezone", format!("unknown time zone {zone}"));
-    }
-    match Schedule::read(spec["schedule"].as_str().unwrap_or("* * * * *")) {
+    match Times::read(spec) {
         Ok(_) => State::True,
-        Err(why) => State::failed("InvalidSchedule", why),
+        Err((reason, why)) => State::failed(reason, why),
     }
 }

@@ -20,8 +20,11 @@ struct Containerd(tempfile::TempDir);
 
 impl Containerd {
     fn tool(&self, verb: &str) -> std::process::Output {
-        let tool = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tools/test-containerd");
-        Command::new(tool).arg(verb).arg(self.0.path().join("c")).output().expect("the tool runs")
+        Command::new("../../tools/test-containerd")
+            .arg(verb)
+            .arg(self.0.path().join("c"))
+            .output()
+            .expect("the tool runs")
     }
 
     fn start() -> Option<(Self, Client)> {

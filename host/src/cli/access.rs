@@ -199,11 +199,7 @@ fn pair(text: &str) -> Result<(String, String), String> {
 }
 
 fn duration(text: &str) -> Result<Duration, String> {
-    if text == "0" {
-        return Ok(Duration::ZERO);
-    }
-    let parsed: Option<jiff::SignedDuration> = text.parse().ok();
-    let parsed = parsed.and_then(|span| Duration::try_from(span).ok());
+    let parsed = wasmk_api::parse_duration(text).and_then(|span| Duration::try_from(span).ok());
     parsed.ok_or_else(|| "a time such as `90s` or `1h30m` was expected".to_owned())
 }
 

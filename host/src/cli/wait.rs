@@ -142,26 +142,11 @@ async fn one(api: &Api, path: &str, named: &str, until: &Until, deadline: Instan
 /// # Errors
 /// When it is none; the message names it.
 pub(super) fn duration(text: &str) -> Result<Duration> {
-    let mut total = Duration::ZERO;
-    let mut rest = text;
-    while !rest.is_empty() && rest != "0" {
-        let digits = rest.find(|c: char| !c.is_ascii_digit()).unwrap_or(rest.len());
-        let (number, tail) = rest.split_at(digits);
-        let letters = tail.find(|c: char| c.is_ascii_digit()).unwrap_or(tail.len());
-        let (unit, tail) = tail.split_at(letters);
-        let number: u64 =
-            number.parse().ok().with_context(|| format!("{text:?} is not a duration like 30s or 5m"))?;
-        total = total.saturating_add(match unit {
-            "ms" => Duration::from_millis(number),
-            "s" => Duration::from_secs(number),
-            "m" => Duration::from_secs(number.saturating_mul(60)),
-            "h" => Duration::from_secs(number.saturating_mul(3600)),
-            _ => bail!("{text:?} lacks a unit (ms, s, m or h)"),
-        });
-        rest = tail;
-    }
+    let parsed = wasmk_api::parse_duration(text);
+    let parsed = parsed.with_context(|| format!("{text:?} is not a duration like 30s, 5m or 1h30m"))?;
+    let span = Duration::try_from(parsed).ok().with_context(|| format!("{text:?} is negative"))?;
     // Longer than anybody waits; later times cannot be counted with.
-    Ok(total.min(Duration::from_secs(u64::from(u32::MAX))))
+    Ok(span.min(Duration::from_secs(u64::from(u32::MAX))))
 }
 
 #[cfg(test)]
@@ -193,7 +178,7 @@ mod tests {
         for (text, seconds) in [("90s", 90.0), ("1h30m", 5400.0), ("500ms", 0.5), ("0", 0.0), ("0s", 0.0)] {
             assert_eq!(duration(text).unwrap().as_secs_f64(), seconds, "{text}");
         }
-        for bad in ["5", "m", "1d", "x"] {
+        for bad in ["5", "m", "1d", "x", "-1s"] {
             assert!(duration(bad).is_err(), "{bad}");
         }
     }

@@ -350,7 +350,7 @@ async fn history_is_bounded_by_bytes() {
 /// A directory that format 1 left, closed properly: 32 revisions over three segments, compacted at 20.
 fn format_1() -> tempfile::TempDir {
     let dir = tempfile::tempdir().unwrap();
-    copy_files(&Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/format-1"), dir.path());
+    copy_files(Path::new("tests/format-1"), dir.path());
     dir
 }
 

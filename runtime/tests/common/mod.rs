@@ -106,8 +106,7 @@ pub fn component(core: &str) -> Vec<u8> {
     use wit_component::{ComponentEncoder, StringEncoding, embed_component_metadata};
     let mut core = wat::parse_str(core).unwrap();
     let mut resolve = wit_parser::Resolve::default();
-    let wit = Path::new(env!("CARGO_MANIFEST_DIR")).join("../sdk/wit");
-    let (package, _) = resolve.push_dir(wit).unwrap();
+    let (package, _) = resolve.push_dir("../sdk/wit").unwrap();
     let world = resolve.select_world(&[package], Some("function")).unwrap();
     embed_component_metadata(&mut core, &resolve, world, StringEncoding::UTF8).unwrap();
     ComponentEncoder::default().validate(true).module(&core).unwrap().encode().unwrap()

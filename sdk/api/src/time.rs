@@ -2,6 +2,7 @@
 
 use std::{fmt, str::FromStr, time::Duration};
 
+use jiff::SignedDuration;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
 /// A moment, written in RFC 3339 with whole seconds: `2026-01-31T12:00:00Z`.
@@ -58,6 +59,55 @@ impl<'de> Deserialize<'de> for Timestamp {
     }
 }
 
+/// A span as Go writes it: `1h30m`, `-2.5s`, `300ms`, `0`; units `ns`, `us`, `ms`, `s`, `m`, `h`.
+/// `None` when it is none, or longer than 292 years.
+pub fn parse_duration(text: &str) -> Option<SignedDuration> {
+    let (negative, mut rest) = match text.strip_prefix('-') {
+        Some(rest) => (true, rest),
+        None => (false, text.strip_prefix('+').unwrap_or(text)),
+    };
+    if rest == "0" {
+        return Some(SignedDuration::ZERO);
+    }
+    if rest.is_empty() {
+        return None;
+    }
+    let mut total = 0_i128;
+    while !rest.is_empty() {
+        let end = rest.find(|c: char| !c.is_ascii_digit() && c != '.')?;
+        let (number, after) = rest.split_at(end);
+        let end = after.find(|c: char| c.is_ascii_digit() || c == '.').unwrap_or(after.len());
+        let (unit, after) = after.split_at(end);
+        total = total.checked_add(nanoseconds(number, unit)?)?;
+        rest = after;
+    }
+    let total = i64::try_from(if negative { -total } else { total }).ok()?;
+    Some(SignedDuration::from_nanos(total))
+}
+
+/// Of `2.5` and `s`. Digits beyond the nanosecond do not count.
+fn nanoseconds(number: &str, unit: &str) -> Option<i128> {
+    let unit: i128 = match unit {
+        "ns" => 1,
+        "us" | "µs" | "μs" => 1_000,
+        "ms" => 1_000_000,
+        "s" => 1_000_000_000,
+        "m" => 60_000_000_000,
+        "h" => 3_600_000_000_000,
+        _ => return None,
+    };
+    let (whole, part) = number.split_once('.').unwrap_or((number, ""));
+    if (whole.is_empty() && part.is_empty()) || part.contains('.') {
+        return None;
+    }
+    let whole: i64 = if whole.is_empty() { 0 } else { whole.parse().ok()? };
+    // As many digits as a fraction of an hour can make felt.
+    let part = &part[..part.len().min(15)];
+    let fraction: i128 = if part.is_empty() { 0 } else { part.parse().ok()? };
+    let scale = 10_i128.pow(u32::try_from(part.len()).ok()?);
+    i128::from(whole).checked_mul(unit)?.checked_add(fraction * unit / scale)
+}
+
 /// An age as kubectl prints it: `12s`, `3m4s`, `5h6m`, `2d3h`, `10d`, `3y12d`.
 pub fn human_duration(span: Duration) -> String {
     let seconds = span.as_secs();
@@ -96,6 +146,26 @@ mod tests {
             (864_000, "10d"),
         ] {
             assert_eq!(human_duration(Duration::from_secs(seconds)), text);
+        }
+    }
+
+    #[test]
+    fn durations_as_go_writes_them() {
+        for (text, millis) in [
+            ("90s", 90_000),
+            ("1h30m", 5_400_000),
+            ("-2.5s", -2_500),
+            ("1m.5s", 60_500),
+            ("+300ms", 300),
+            ("1500us", 1),
+            ("0", 0),
+            ("0s", 0),
+        ] {
+            assert_eq!(parse_duration(text).unwrap().as_millis(), millis, "{text}");
+        }
+        for bad in ["", "-", "5", "m", "1d", "x", "1.2.3s", ".s", "5 s", "99999999999999999999h", "9999999h"]
+        {
+            assert_eq!(parse_duration(bad), None, "{bad}");
         }
     }
 

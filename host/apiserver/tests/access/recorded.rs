@@ -14,7 +14,7 @@ use crate::support::{self, Server};
 const DIFFERENT: [&str; 1] = ["rbac/escalation/role-create-ns/empty"];
 
 fn vectors(file: &str) -> String {
-    let path = format!("{}/../../tests/vectors/{file}", env!("CARGO_MANIFEST_DIR"));
+    let path = format!("../../tests/vectors/{file}");
     let packed = std::fs::File::open(&path).unwrap_or_else(|e| panic!("{path}: {e}"));
     let mut text = String::new();
     flate2::read::GzDecoder::new(packed).read_to_string(&mut text).unwrap();

@@ -18,7 +18,7 @@ use wasmk_apiserver::ServiceRange;
 const AT_ONCE: usize = 8;
 
 fn folder() -> PathBuf {
-    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../tests/vectors")
+    PathBuf::from("../../tests/vectors")
 }
 
 fn cases(area: &str) -> Vec<Value> {

@@ -1,14 +1,14 @@
 //! `CronJob`.
 
 use serde_json::Value;
-use wasmk_api::{Object, Timestamp};
+use wasmk_api::{Object, Schedule, Timestamp};
 
 use crate::errors::{At, Errors};
 use crate::fields::{in_spec, spec, status};
 use crate::pod::defaults;
 use crate::table::{age, or, since, yes_no};
 use crate::value::{flag, list, map_mut, or_null, set_default, some_map, text, text_at};
-use crate::workloads::{cron_schedule, job_validate, not_negative};
+use crate::workloads::{job_validate, not_negative};
 use crate::{Column, Kind, columns, pod_warnings, selector};
 
 /// Jobs are named after their cron job and its schedule's time, eleven characters more.
@@ -101,7 +101,7 @@ fn check_spec(spec: &Value, old: Option<&Value>, at: &At<'_>, errors: &mut Error
 
 fn check_schedule(schedule: &str, spec: &Value, old: Option<&Value>, at: &At<'_>, errors: &mut Errors) {
     let place = at.field("schedule");
-    if let Err(why) = cron_schedule::check(schedule) {
+    if let Err(why) = Schedule::parse(schedule) {
         errors.invalid_text(&place, schedule, &why);
     }
     if !schedule.contains("TZ") {

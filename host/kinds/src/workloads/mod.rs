@@ -1,7 +1,6 @@
 //! Kinds that make pods from a template.
 
 pub(crate) mod cron_job;
-pub(crate) mod cron_schedule;
 pub(crate) mod daemon_set;
 pub(crate) mod deployment;
 pub(crate) mod job;

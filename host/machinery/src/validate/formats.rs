@@ -82,43 +82,8 @@ fn base64(text: &str) -> bool {
 
 /// Nanoseconds of `1h30m`, `-2.5s`, or of `3 days`; `None` when it is none.
 pub(super) fn duration(text: &str) -> Option<i64> {
-    go_duration(text).or_else(|| worded_duration(text))
-}
-
-fn go_duration(text: &str) -> Option<i64> {
-    let (negative, mut rest) = match text.as_bytes().first()? {
-        b'-' => (true, &text[1..]),
-        b'+' => (false, &text[1..]),
-        _ => (false, text),
-    };
-    if rest == "0" {
-        return Some(0);
-    }
-    let mut nanos = 0f64;
-    if rest.is_empty() {
-        return None;
-    }
-    while !rest.is_empty() {
-        let end = rest.find(|c: char| !c.is_ascii_digit() && c != '.')?;
-        let number: f64 = rest[..end].parse().ok()?;
-        rest = &rest[end..];
-        let end = rest.find(|c: char| c.is_ascii_digit() || c == '.').unwrap_or(rest.len());
-        nanos += number * go_unit(&rest[..end])?;
-        rest = &rest[end..];
-    }
-    (nanos.abs() < 9.2e18).then_some(if negative { -nanos as i64 } else { nanos as i64 })
-}
-
-fn go_unit(unit: &str) -> Option<f64> {
-    Some(match unit {
-        "ns" => 1.0,
-        "us" | "µs" | "μs" => 1e3,
-        "ms" => 1e6,
-        "s" => 1e9,
-        "m" => 6e10,
-        "h" => 3.6e12,
-        _ => return None,
-    })
+    let go = wasmk_api::parse_duration(text).and_then(|span| i64::try_from(span.as_nanos()).ok());
+    go.or_else(|| worded_duration(text))
 }
 
 fn worded_duration(text: &str) -> Option<i64> {

@@ -8,10 +8,11 @@
 //! clients' own CPU, which is about as much again, comes from the same machine.
 #![allow(clippy::print_stdout, reason = "a bench prints its figures")]
 
+mod common;
+
 use std::{
     net::SocketAddr,
     path::{Path, PathBuf},
-    process::{Child, Command, Stdio},
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},
@@ -21,6 +22,7 @@ use std::{
 
 use base64::{Engine, engine::general_purpose::STANDARD};
 use bytes::Bytes;
+use common::{LOAD, PATIENCE, Process, at, millis, spawn};
 use http_body_util::{BodyExt, Full};
 use hyper::{Request, client::conn::http1::SendRequest};
 use hyper_util::rt::TokioIo;
@@ -28,8 +30,7 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject};
 use serde_json::{Value, json};
 use tokio::{net::TcpStream, sync::Barrier};
 
-/// How long each sort of request is made at each number of clients.
-const LOAD: Duration = Duration::from_secs(3);
+/// Numbers of clients at which each sort of request is made.
 const CLIENTS: [usize; 3] = [1, 16, 64];
 /// Objects of the lists, of 1 KB each; one in a hundred has the selected label.
 const OBJECTS: usize = 10_000;
@@ -38,44 +39,19 @@ const WATCHERS: usize = 1000;
 const EVENTS: usize = 1000;
 const ROLES: usize = 1000;
 const BINDINGS: usize = 5000;
-/// Longest wait for anything.
-const PATIENCE: Duration = Duration::from_secs(120);
 
-/// A running API without node and controllers; killed when dropped.
+/// A running API without node and controllers.
 struct Server {
-    child: Child,
+    process: Process,
     address: SocketAddr,
     tls: Arc<rustls::ClientConfig>,
     anonymous: Arc<rustls::ClientConfig>,
     dir: PathBuf,
 }
 
-impl Drop for Server {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
-fn binary() -> PathBuf {
-    let bench = std::env::current_exe().expect("the bench's own path");
-    let path = bench.parent().and_then(Path::parent).expect("a target directory").join("wasmk");
-    assert!(path.exists(), "{} is not there; `make bench` builds it", path.display());
-    path
-}
-
 fn start(dir: &Path) -> Server {
     let data = dir.join("data");
-    let free = ["--api-addr", "--gateway-addr", "--registry-addr", "--ingress-addr"];
-    let child = Command::new(binary())
-        .args(["up", "--no-node", "--controllers=-*"])
-        .args(free.iter().flat_map(|flag| [*flag, "127.0.0.1:0"]))
-        .arg("--data-dir")
-        .arg(&data)
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .spawn()
-        .expect("wasmk starts");
+    let process = spawn(&data, &["--no-node", "--controllers=-*"]);
     let begun = Instant::now();
     while !data.join("run.json").exists() {
         assert!(begun.elapsed() < PATIENCE, "wasmk up was not ready in time");
@@ -85,7 +61,7 @@ fn start(dir: &Path) -> Server {
     let config: Value = serde_yaml::from_str(&text).expect("a kubeconfig's form");
     let url = config["clusters"][0]["cluster"]["server"].as_str().expect("a URL");
     let address = url.trim_start_matches("https://").parse().expect("an address");
-    Server { child, address, tls: client(&config, true), anonymous: client(&config, false), dir: data }
+    Server { process, address, tls: client(&config, true), anonymous: client(&config, false), dir: data }
 }
 
 /// TLS settings as a kubeconfig has them, with its certificate or without.
@@ -113,27 +89,6 @@ fn client(config: &Value, known: bool) -> Arc<rustls::ClientConfig> {
 }
 
 impl Server {
-    fn proc(&self, file: &str) -> String {
-        std::fs::read_to_string(format!("/proc/{}/{file}", self.child.id())).expect("a live process")
-    }
-
-    /// Seconds of processor time so far.
-    fn cpu(&self) -> f64 {
-        let stat = self.proc("stat");
-        let after = stat.rsplit_once(')').expect("a stat line").1;
-        let ticks: Vec<f64> =
-            after.split_whitespace().skip(11).take(2).filter_map(|t| t.parse().ok()).collect();
-        // Linux counts in hundredths of a second on every platform that wasmk runs on.
-        ticks.iter().sum::<f64>() / 100.0
-    }
-
-    /// Resident memory, MiB.
-    fn resident(&self) -> f64 {
-        let status = self.proc("status");
-        let line = status.lines().find_map(|l| l.strip_prefix("VmRSS:")).expect("the field is there");
-        line.split_whitespace().next().and_then(|n| n.parse::<f64>().ok()).expect("a number") / 1024.0
-    }
-
     async fn connect(&self) -> Connection {
         Connection::open(self.address, self.tls.clone(), None).await
     }
@@ -234,7 +189,7 @@ async fn writes(server: &Server, clients: usize) {
     let mut made = vec![usize::MAX; clients];
     for (what, make) in WRITES {
         let deletes = what == "delete";
-        let cpu = server.cpu();
+        let cpu = server.process.cpu();
         let begun = Instant::now();
         let mut workers = Vec::new();
         for (client, most) in made.iter().copied().enumerate() {
@@ -260,7 +215,8 @@ async fn writes(server: &Server, clients: usize) {
             }
             times.extend(done);
         }
-        let (seconds, cpu, count) = (begun.elapsed().as_secs_f64(), server.cpu() - cpu, times.len() as f64);
+        let (seconds, cpu, count) =
+            (begun.elapsed().as_secs_f64(), server.process.cpu() - cpu, times.len() as f64);
         println!(
             "{what:8} {clients:3} clients {:8.0} /s   p50 {:7.3} ms   p99 {:7.3} ms   {:6.3} ms of CPU each   {:8.0} /s of CPU",
             count / seconds,
@@ -273,7 +229,7 @@ async fn writes(server: &Server, clients: usize) {
 }
 
 async fn lists(server: &Server) {
-    let before = server.resident();
+    let before = server.process.resident();
     let next = Arc::new(AtomicUsize::new(0));
     let mut workers = Vec::new();
     for _ in 0..64 {
@@ -292,7 +248,7 @@ async fn lists(server: &Server) {
     for worker in workers {
         worker.await.expect("a worker ends");
     }
-    println!("memory of {OBJECTS} objects of 1 KB          {:8.1} MiB", server.resident() - before);
+    println!("memory of {OBJECTS} objects of 1 KB          {:8.1} MiB", server.process.resident() - before);
     let mut connection = server.connect().await;
     for (what, query) in [("full", "".to_owned()), ("1 % by label", "?labelSelector=share%3Dfew".into())] {
         let (mut times, mut size) = (Vec::new(), 0);
@@ -369,7 +325,7 @@ async fn watches(server: &Server) {
         }));
     }
     ready.wait().await;
-    let (mut connection, cpu, begun) = (server.connect().await, server.cpu(), Instant::now());
+    let (mut connection, cpu, begun) = (server.connect().await, server.process.cpu(), Instant::now());
     for at in 0..EVENTS {
         let mut object = map(&format!("watched-{at}"), "watched");
         object["data"] = json!({ "sent": nanos().to_string() });
@@ -379,7 +335,7 @@ async fn watches(server: &Server) {
     for worker in workers {
         times.extend(worker.await.expect("a watcher ends"));
     }
-    let cpu = server.cpu() - cpu;
+    let cpu = server.process.cpu() - cpu;
     let (count, seconds) = (times.len(), begun.elapsed().as_secs_f64());
     println!(
         "{WATCHERS} watchers of {EVENTS} events: {:8.0} deliveries/s   p50 {:.2} ms   p99 {:.2} ms   {} lost   {:.1} us of CPU each",
@@ -393,7 +349,7 @@ async fn watches(server: &Server) {
 
 /// Requests over connections of their own, from so many clients.
 async fn handshakes(server: &Server, clients: usize) {
-    let cpu = server.cpu();
+    let cpu = server.process.cpu();
     let workers: Vec<_> = (0..clients)
         .map(|_| {
             let (address, tls) = (server.address, server.tls.clone());
@@ -418,14 +374,14 @@ async fn handshakes(server: &Server, clients: usize) {
     println!(
         "handshakes with a request, {clients:2} clients     {:8.0} /s   {:6.3} ms of CPU each",
         f64::from(count) / LOAD.as_secs_f64(),
-        (server.cpu() - cpu) * 1e3 / f64::from(count),
+        (server.process.cpu() - cpu) * 1e3 / f64::from(count),
     );
 }
 
 /// A connection's requests one after the other; times and CPU of each.
 async fn requests(server: &Server, what: &str, mut connection: Connection, request: (&str, &str, Value)) {
     let (method, path, body) = request;
-    let (cpu, mut times) = (server.cpu(), Vec::new());
+    let (cpu, mut times) = (server.process.cpu(), Vec::new());
     let end = Instant::now() + LOAD;
     while Instant::now() < end {
         let sent = Instant::now();
@@ -437,7 +393,7 @@ async fn requests(server: &Server, what: &str, mut connection: Connection, reque
         times.len() as f64 / LOAD.as_secs_f64(),
         millis(at(&mut times, 0.5)),
         millis(at(&mut times, 0.99)),
-        (server.cpu() - cpu) * 1e3 / times.len() as f64,
+        (server.process.cpu() - cpu) * 1e3 / times.len() as f64,
     );
 }
 
@@ -473,15 +429,6 @@ async fn access(server: &Server) {
         let what = format!("access reviews, {what}");
         requests(server, &what, server.connect().await, ("POST", reviews, review)).await;
     }
-}
-
-fn millis(span: Duration) -> f64 {
-    span.as_secs_f64() * 1e3
-}
-
-fn at(spans: &mut [Duration], share: f64) -> Duration {
-    spans.sort_unstable();
-    spans[((spans.len() - 1) as f64 * share).round() as usize]
 }
 
 fn main() {

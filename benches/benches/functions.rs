@@ -50,13 +50,13 @@ fn main() {
     runtime.block_on(cold(program.gateway, called, "called once each"));
     runtime.block_on(burst(&program, &dir, &image));
 
-    let before = program.resident();
+    let before = program.process.resident();
     let took = register(&program, &dir, &image, called..number);
     let more = (number - called).max(1) as f64;
     println!(
         "{number} functions registered: {:.0} MiB resident (promise < 1024), {:.1} KiB each, {:.2} ms each to register",
-        program.resident(),
-        (program.resident() - before) * 1024.0 / more,
+        program.process.resident(),
+        (program.process.resident() - before) * 1024.0 / more,
         millis(took) / more
     );
     runtime.block_on(cold(program.gateway, called, "with all registered"));

@@ -43,17 +43,20 @@ fn main() {
 
     let (program, _) = start(&dir, &[]);
     std::thread::sleep(Duration::from_secs(2));
-    let (cpu, written) = (program.cpu(), program.written());
+    let (cpu, written) = (program.process.cpu(), program.process.written());
     std::thread::sleep(REST);
     let seconds = REST.as_secs_f64();
-    println!("resident at rest                            {:8.1} MiB  promise <= 64 MiB", program.resident());
+    println!(
+        "resident at rest                            {:8.1} MiB  promise <= 64 MiB",
+        program.process.resident()
+    );
     println!(
         "CPU at rest                                 {:8.2} %    promise <= 0.5 %",
-        (program.cpu() - cpu) / seconds * 100.0
+        (program.process.cpu() - cpu) / seconds * 100.0
     );
     println!(
         "written at rest                             {:8.2} kB/s promise <= 0.2 kB/s",
-        (program.written() - written) / seconds / 1e3
+        (program.process.written() - written) / seconds / 1e3
     );
 
     for i in 0..FUNCTIONS {
@@ -83,9 +86,9 @@ fn main() {
     let ceiling = plain_server();
     let peer = Wasmtime::serve(&guest);
     for connections in [1, 16, 64] {
-        let before = program.cpu();
+        let before = program.process.cpu();
         let requests = report("gateway, fresh instance per request", program.gateway, connections);
-        println!("{:36} {:.1} us of CPU a request", "", (program.cpu() - before) * 1e6 / requests);
+        println!("{:36} {:.1} us of CPU a request", "", (program.process.cpu() - before) * 1e6 / requests);
         report_host("gateway, reused instances", program.gateway, connections, "again");
         match &peer {
             Some(peer) => {

@@ -14,22 +14,18 @@ use hyper_util::rt::TokioIo;
 use serde_json::Value;
 use tokio::net::TcpStream;
 
-/// How long the gateway is loaded at each number of connections.
+/// How long each sort of load lasts.
 pub const LOAD: Duration = Duration::from_secs(3);
 /// Longest wait for anything.
 pub const PATIENCE: Duration = Duration::from_secs(60);
 
-/// A running program, stopped when dropped.
-pub struct Program {
-    child: Child,
-    dir: PathBuf,
-    pub gateway: SocketAddr,
-}
+/// A process of wasmk; killed when dropped.
+pub struct Process(Child);
 
-impl Drop for Program {
+impl Drop for Process {
     fn drop(&mut self) {
-        let _ = self.wasmk(&["down"]);
-        let _ = self.child.wait();
+        let _ = self.0.kill();
+        let _ = self.0.wait();
     }
 }
 
@@ -40,28 +36,67 @@ fn binary() -> PathBuf {
     path
 }
 
+/// Starts `wasmk up` on free ports; its run file appears when it serves.
+pub fn spawn(data: &Path, flags: &[&str]) -> Process {
+    let free = ["--api-addr", "--gateway-addr", "--registry-addr", "--ingress-addr"];
+    let child = Command::new(binary())
+        .arg("up")
+        .args(free.iter().flat_map(|flag| [*flag, "127.0.0.1:0"]))
+        .arg("--data-dir")
+        .arg(data)
+        .args(flags)
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn();
+    Process(child.expect("wasmk starts"))
+}
+
+impl Process {
+    fn proc(&self, file: &str) -> String {
+        std::fs::read_to_string(format!("/proc/{}/{file}", self.0.id())).expect("a live process")
+    }
+
+    /// MiB.
+    pub fn resident(&self) -> f64 {
+        field(&self.proc("status"), "VmRSS:") / 1024.0
+    }
+
+    /// Bytes handed to the file systems.
+    pub fn written(&self) -> f64 {
+        field(&self.proc("io"), "write_bytes:")
+    }
+
+    /// Seconds of processor time so far, in user mode and in the kernel.
+    pub fn cpu(&self) -> f64 {
+        let stat = self.proc("stat");
+        let after = stat.rsplit_once(')').expect("a stat line").1;
+        let ticks: Vec<f64> =
+            after.split_whitespace().skip(11).take(2).filter_map(|t| t.parse().ok()).collect();
+        // Linux counts in hundredths of a second on every platform that wasmk runs on.
+        ticks.iter().sum::<f64>() / 100.0
+    }
+}
+
+/// A running program, stopped when dropped.
+pub struct Program {
+    pub process: Process,
+    dir: PathBuf,
+    pub gateway: SocketAddr,
+}
+
+impl Drop for Program {
+    fn drop(&mut self) {
+        let _ = self.wasmk(&["down"]);
+        let _ = self.process.0.wait();
+    }
+}
+
 /// Starts the program and waits until it says that it is ready; also how long that took.
 pub fn start(dir: &tempfile::TempDir, flags: &[&str]) -> (Program, Duration) {
     let data = dir.path().join("data");
     let begun = Instant::now();
-    let child = Command::new(binary())
-        .args([
-            "up",
-            "--api-addr",
-            "127.0.0.1:0",
-            "--gateway-addr",
-            "127.0.0.1:0",
-            "--registry-addr",
-            "127.0.0.1:0",
-        ])
-        .arg("--data-dir")
-        .arg(&data)
-        .args(flags)
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .spawn()
-        .expect("wasmk starts");
-    let mut program = Program { child, dir: data, gateway: SocketAddr::from(([127, 0, 0, 1], 0)) };
+    let process = spawn(&data, flags);
+    let mut program = Program { process, dir: data, gateway: SocketAddr::from(([127, 0, 0, 1], 0)) };
     loop {
         // The run file appears when the API serves and the node takes pods; asking costs a process.
         if program.dir.join("run.json").exists() {
@@ -101,30 +136,6 @@ impl Program {
     pub fn deploy(&self, guest: &Path, name: &str, flags: &[&str]) {
         let guest = guest.to_str().expect("a UTF-8 path");
         self.run(&[&["fn", "deploy", "--name", name, guest], flags].concat());
-    }
-
-    fn proc(&self, file: &str) -> String {
-        std::fs::read_to_string(format!("/proc/{}/{file}", self.child.id())).expect("a live process")
-    }
-
-    /// MiB.
-    pub fn resident(&self) -> f64 {
-        field(&self.proc("status"), "VmRSS:") / 1024.0
-    }
-
-    /// Bytes handed to the file systems.
-    pub fn written(&self) -> f64 {
-        field(&self.proc("io"), "write_bytes:")
-    }
-
-    /// Seconds of processor time so far, in user mode and in the kernel.
-    pub fn cpu(&self) -> f64 {
-        let stat = self.proc("stat");
-        let after = stat.rsplit_once(')').expect("a stat line").1;
-        let ticks: Vec<f64> =
-            after.split_whitespace().skip(11).take(2).filter_map(|t| t.parse().ok()).collect();
-        // Linux counts in hundredths of a second on every platform that wasmk runs on.
-        ticks.iter().sum::<f64>() / 100.0
     }
 }
 

@@ -152,12 +152,11 @@ impl Outlet {
         }
     }
 
-    /// Hands on what is there.
+    /// Hands on what is there. Nothing is lost when it is given up half way.
     pub(super) async fn drain(&self, out: &mpsc::Sender<(Stream, Bytes)>) {
-        while let Some(piece) = self.take() {
-            if out.send(piece).await.is_err() {
-                return;
-            }
+        while let Ok(place) = out.reserve().await {
+            let Some(piece) = self.take() else { return };
+            place.send(piece);
         }
     }
 }
@@ -199,6 +198,22 @@ mod tests {
         outlet.drain(&out).await;
         assert_eq!(client.recv().await.unwrap().1.len(), OUTPUT_BYTES);
         assert!(outlet.poll_room(&mut cx).is_ready());
+    }
+
+    #[tokio::test]
+    async fn a_piece_that_waits_for_the_client_outlives_the_pump() {
+        let outlet = Outlet::default();
+        let (out, mut client) = mpsc::channel(1);
+        outlet.write(Stream::Stdout, b"first");
+        outlet.write(Stream::Stdout, b"second");
+        tokio::select! {
+            biased;
+            () = outlet.pump(&out) => unreachable!("the client is there"),
+            () = tokio::task::yield_now() => {}
+        }
+        assert_eq!(client.recv().await.unwrap().1, "first");
+        outlet.drain(&out).await;
+        assert_eq!(client.recv().await.unwrap().1, "second");
     }
 
     #[test]

@@ -289,7 +289,7 @@ async fn connection(
     port: u16,
     data: u32,
     error: u32,
-    mut bytes: mpsc::Receiver<Vec<u8>>,
+    bytes: mpsc::Receiver<Vec<u8>>,
     out: mpsc::Sender<Vec<u8>>,
 ) {
     let stream = match target.connect(port).await {
@@ -301,22 +301,33 @@ async fn connection(
             return;
         }
     };
+    pump(stream, bytes, &out, |bytes| spdy::data(data, bytes, false)).await;
+    let _ = out.send(spdy::data(data, &[], true)).await;
+    let _ = out.send(spdy::data(error, &[], true)).await;
+}
+
+/// Carries bytes between a port and a client until the port ends or the client is gone; `frame` makes
+/// of what the port says what the client gets.
+async fn pump<B: AsRef<[u8]> + Send + 'static, F>(
+    stream: TcpStream,
+    mut bytes: mpsc::Receiver<B>,
+    out: &mpsc::Sender<F>,
+    frame: impl Fn(&[u8]) -> F,
+) {
     let (mut reader, mut writer) = stream.into_split();
     let inward = tokio::spawn(async move {
         while let Some(bytes) = bytes.recv().await {
-            writer.write_all(&bytes).await?;
+            writer.write_all(bytes.as_ref()).await?;
         }
         writer.shutdown().await
     });
     let mut buffer = vec![0; CHUNK];
     while let Ok(length @ 1..) = reader.read(&mut buffer).await {
-        if out.send(spdy::data(data, &buffer[..length], false)).await.is_err() {
+        if out.send(frame(&buffer[..length])).await.is_err() {
             break;
         }
     }
     inward.abort();
-    let _ = out.send(spdy::data(data, &[], true)).await;
-    let _ = out.send(spdy::data(error, &[], true)).await;
 }
 
 #[cfg(test)]

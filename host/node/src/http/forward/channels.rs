@@ -7,7 +7,7 @@ use std::io;
 use bytes::Bytes;
 use futures::{SinkExt, StreamExt};
 use tokio::{
-    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
+    io::{AsyncRead, AsyncWrite},
     sync::mpsc,
     task::JoinSet,
 };
@@ -16,7 +16,7 @@ use tokio_tungstenite::{
     tungstenite::{Message, protocol::Role},
 };
 
-use super::{CHUNK, QUEUE, Target};
+use super::{QUEUE, Target, pump};
 
 /// The only version there is of it.
 pub(super) const PROTOCOL: &str = "v4.channel.k8s.io";
@@ -96,7 +96,7 @@ async fn connection(
     target: Target,
     port: u16,
     channel: u8,
-    mut bytes: mpsc::Receiver<Bytes>,
+    bytes: mpsc::Receiver<Bytes>,
     out: mpsc::Sender<Message>,
 ) {
     let on = |channel: u8, bytes: &[u8]| {
@@ -116,25 +116,14 @@ async fn connection(
             return;
         }
     };
-    let (mut reader, mut writer) = stream.into_split();
-    let inward = tokio::spawn(async move {
-        while let Some(bytes) = bytes.recv().await {
-            writer.write_all(&bytes).await?;
-        }
-        writer.shutdown().await
-    });
-    let mut buffer = vec![0; CHUNK];
-    while let Ok(length @ 1..) = reader.read(&mut buffer).await {
-        if out.send(on(channel, &buffer[..length])).await.is_err() {
-            break;
-        }
-    }
-    inward.abort();
+    pump(stream, bytes, &out, |bytes| on(channel, bytes)).await;
 }
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+    use super::{super::CHUNK, *};
 
     #[test]
     fn ports_come_from_the_query() {

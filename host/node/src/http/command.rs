@@ -154,9 +154,11 @@ impl Outlet {
 
     /// Hands on what is there. Nothing is lost when it is given up half way.
     pub(super) async fn drain(&self, out: &mpsc::Sender<(Stream, Bytes)>) {
-        while let Ok(place) = out.reserve().await {
-            let Some(piece) = self.take() else { return };
-            place.send(piece);
+        while !self.inner.lock().pieces.is_empty() {
+            let Ok(place) = out.reserve().await else { return };
+            if let Some(piece) = self.take() {
+                place.send(piece);
+            }
         }
     }
 }

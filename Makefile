@@ -40,11 +40,7 @@ licences: ## licences of dependencies, and crates that are banned
 ledger: ## how many features are proven by a test, per area
 	@cargo run -q --locked -p wasmk-tests --bin ledger
 
-bench: build ## the figures, beside what was promised
+bench: ## the figures, beside what was promised
 	@tools/build-test-guests >/dev/null
-	cargo bench --locked -p wasmk-store --bench store
-	cargo bench --locked -p wasmk-controllers --bench scheduler
-	cargo bench --locked -p wasmk-controllers --bench fleet
-	cargo bench --locked -p wasmk-functions --bench gateway
-	cargo bench --locked -p wasmk-runtime --bench engine
-	cargo bench --locked -p wasmk-benches
+	cargo bench --locked --workspace --bench program --bench store --bench objects --bench scheduler --bench fleet \
+	  --bench engine --bench gateway --bench functions --bench api --bench node

@@ -281,13 +281,13 @@ impl Fleet {
         gone
     }
 
-    /// Counts a request of a member until the returned value is dropped.
-    pub fn begin(&self, member: &Arc<Member>) -> InFlight {
+    /// Counts a request of a member, which came at `since`, until the returned value is dropped.
+    pub fn begin(&self, member: &Arc<Member>, since: Instant) -> InFlight {
         let before = member.activity.in_flight.fetch_add(1, Relaxed);
         member.activity.started.fetch_add(1, Relaxed);
         if before == 0 && member.replicas.load(Relaxed) <= 0 {
             self.woken.notify_one();
         }
-        InFlight { member: member.clone(), since: Instant::now() }
+        InFlight { member: member.clone(), since }
     }
 }

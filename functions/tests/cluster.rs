@@ -103,7 +103,7 @@ impl Cluster {
             send(&client, "POST", "/api/v1/namespaces/knative-serving/configmaps", &map).await.unwrap();
         }
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let functions = Functions::start(client.clone(), listener, settings);
+        let functions = Functions::start(client.clone(), listener, settings).unwrap();
         Self { api, client, functions, seen }
     }
 

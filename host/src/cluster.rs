@@ -204,7 +204,7 @@ impl Cluster {
             }
             cluster.node = Some(start_node(&cluster.api, name, &settings, &links).await?);
         }
-        cluster.functions = cluster.start_functions(&settings, live, gateway_listener);
+        cluster.functions = cluster.start_functions(&settings, live, gateway_listener)?;
         cluster._claim.publish(&cluster.running)?;
         Ok(cluster)
     }
@@ -376,9 +376,14 @@ impl Cluster {
         self.api.client(user, &["system:authenticated"])
     }
 
-    fn start_functions(&self, settings: &Settings, live: Live, listener: TcpListener) -> Option<Functions> {
+    fn start_functions(
+        &self,
+        settings: &Settings,
+        live: Live,
+        listener: TcpListener,
+    ) -> std::io::Result<Option<Functions>> {
         if settings.controllers.iter().any(|c| c == "-*") {
-            return None;
+            return Ok(None);
         }
         let executor: Arc<dyn Executor> = match &self.node {
             Some(node) => Arc::new(InPlace(node.functions())),
@@ -386,7 +391,7 @@ impl Cluster {
         };
         let client = self.client("system:serviceaccount:knative-serving:controller");
         let wanted = wasmk_functions::Settings { live, executor };
-        Some(Functions::start(client, listener, wanted))
+        Functions::start(client, listener, wanted).map(Some)
     }
 }
 

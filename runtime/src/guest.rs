@@ -123,7 +123,7 @@ fn context(spec: &Spec) -> Result<WasiCtxBuilder, Error> {
     let mut context = WasiCtxBuilder::new();
     context
         .args(&spec.args)
-        .envs(&environment(&spec.env))
+        .envs(&spec.env)
         .stdout(Output(Arc::clone(&spec.stdout)))
         .stderr(Output(Arc::clone(&spec.stderr)))
         .max_random_size(MAX_RANDOM)
@@ -149,11 +149,11 @@ fn context(spec: &Spec) -> Result<WasiCtxBuilder, Error> {
     Ok(context)
 }
 
-/// Each variable once, with its last value, at the place of its first.
-fn environment(variables: &[(String, String)]) -> Vec<(&str, &str)> {
-    let mut seen: Vec<(&str, &str)> = Vec::with_capacity(variables.len());
+/// Each variable once, with its last value, at the place of its first: what a guest's environment is made of.
+pub(crate) fn environment(variables: Vec<(String, String)>) -> Vec<(String, String)> {
+    let mut seen: Vec<(String, String)> = Vec::with_capacity(variables.len());
     for (name, value) in variables {
-        match seen.iter_mut().find(|(earlier, _)| earlier == name) {
+        match seen.iter_mut().find(|(earlier, _)| *earlier == name) {
             Some(entry) => entry.1 = value,
             None => seen.push((name, value)),
         }
@@ -189,8 +189,8 @@ mod tests {
     fn last_value_of_a_variable_wins() {
         let pair = |(name, value): (&str, &str)| (name.to_owned(), value.to_owned());
         let check = |given: &[(&str, &str)], expect: &[(&str, &str)]| {
-            let given: Vec<_> = given.iter().copied().map(pair).collect();
-            assert_eq!(environment(&given), expect);
+            let pairs = |list: &[(&str, &str)]| list.iter().copied().map(pair).collect::<Vec<_>>();
+            assert_eq!(environment(pairs(given)), pairs(expect));
         };
         check(&[], &[]);
         check(&[("A", "1"), ("B", "2"), ("A", "3")], &[("A", "3"), ("B", "2")]);

@@ -17,7 +17,7 @@ use bytes::{Bytes, BytesMut};
 use http::header::{CONTENT_LENGTH, HOST, HeaderValue};
 use http::{HeaderMap, Request, Response};
 use http_body::{Body as HttpBody, Frame, SizeHint};
-use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, oneshot};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, TryAcquireError, oneshot};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -26,7 +26,7 @@ use wasmtime_wasi_http::p2::body::HyperOutgoingBody;
 
 use crate::body::{self, Body, BodyError, Limited};
 use crate::error::{CallError, Error};
-use crate::guest::Guest;
+use crate::guest::{Guest, environment};
 use crate::live::{Answer, Fate, Idle, Live};
 use crate::network::HttpService;
 use crate::program::{Linked, Program};
@@ -46,7 +46,6 @@ struct Inner {
     idle: Idle,
     in_flight: AtomicU64,
     ended: Notify,
-    closed: CancellationToken,
     killed: CancellationToken,
 }
 
@@ -55,10 +54,11 @@ impl Program {
     ///
     /// # Errors
     /// If the program serves no HTTP or a mount cannot be opened.
-    pub fn handler(self: &Arc<Self>, spec: Spec) -> Result<Handler, Error> {
+    pub fn handler(self: &Arc<Self>, mut spec: Spec) -> Result<Handler, Error> {
         let Linked::Http(linked) = &self.linked else {
             return Err(Error::Kind { wanted: "served", found: self.kind().as_str() });
         };
+        spec.env = environment(spec.env);
         // Tells about mounts now instead of at the first request.
         drop(Guest::store(&self.shared, &spec)?);
         // Requests that a guest sends itself, or a crowd, must leave room for its neighbours.
@@ -74,7 +74,6 @@ impl Program {
             idle: Idle::new(spec.reuse),
             in_flight: AtomicU64::new(0),
             ended: Notify::new(),
-            closed: CancellationToken::new(),
             killed: CancellationToken::new(),
             spec,
         })))
@@ -131,7 +130,7 @@ impl Handler {
 
     /// Takes no more requests, waits up to `grace` for those in the guest, and ends the rest.
     pub async fn stop(&self, grace: Duration) {
-        self.0.closed.cancel();
+        self.0.concurrency.close();
         let _ = tokio::time::timeout(grace, self.drained()).await;
         self.0.killed.cancel();
         self.0.idle.clear();
@@ -175,26 +174,20 @@ impl Drop for Ticket {
 }
 
 async fn admit(inner: &Arc<Inner>, deadline: Instant) -> Result<Ticket, CallError> {
-    if inner.closed.is_cancelled() {
-        return Err(CallError::Stopped);
-    }
     let permit = match Arc::clone(&inner.concurrency).try_acquire_owned() {
         Ok(permit) => permit,
-        Err(_) => wait_turn(inner, &inner.concurrency, deadline).await?,
+        Err(TryAcquireError::Closed) => return Err(CallError::Stopped),
+        Err(TryAcquireError::NoPermits) => wait_turn(inner, deadline).await?,
     };
     inner.in_flight.fetch_add(1, Ordering::Relaxed);
     Ok(Ticket { inner: Arc::clone(inner), _permit: permit })
 }
 
-async fn wait_turn(
-    inner: &Inner,
-    permits: &Arc<Semaphore>,
-    deadline: Instant,
-) -> Result<OwnedSemaphorePermit, CallError> {
-    tokio::select! {
-        permit = Arc::clone(permits).acquire_owned() => permit.map_err(|_| CallError::Stopped),
-        () = inner.closed.cancelled() => Err(CallError::Stopped),
-        () = tokio::time::sleep_until(deadline) => Err(CallError::Busy(inner.spec.http.timeout)),
+async fn wait_turn(inner: &Inner, deadline: Instant) -> Result<OwnedSemaphorePermit, CallError> {
+    let permit = Arc::clone(&inner.concurrency).acquire_owned();
+    match tokio::time::timeout_at(deadline, permit).await {
+        Ok(permit) => permit.map_err(|_| CallError::Stopped),
+        Err(_) => Err(CallError::Busy(inner.spec.http.timeout)),
     }
 }
 

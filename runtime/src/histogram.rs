@@ -20,10 +20,10 @@ pub struct Histogram {
 impl Histogram {
     /// Counts one time.
     pub fn record(&self, time: Duration) {
-        let micros = time.as_nanos().div_ceil(1000);
-        let bucket = ENDS.iter().position(|end| micros <= u128::from(*end)).unwrap_or(ENDS.len());
+        let nanos = u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
+        let bucket = ENDS.partition_point(|end| end * 1000 < nanos);
         self.buckets[bucket].fetch_add(1, Ordering::Relaxed);
-        self.nanos.fetch_add(u64::try_from(time.as_nanos()).unwrap_or(u64::MAX), Ordering::Relaxed);
+        self.nanos.fetch_add(nanos, Ordering::Relaxed);
     }
 
     /// Times counted so far.

@@ -9,7 +9,7 @@ use wasmtime::Store;
 
 use crate::error::Error;
 use crate::exit::{ABORTED, Exit, ExitReason, StopSignal};
-use crate::guest::{Guest, HasLimits, ModuleGuest};
+use crate::guest::{Guest, HasLimits, ModuleGuest, environment};
 use crate::program::{Linked, Program};
 use crate::quota::{Metered, Quota};
 use crate::shared::Shared;
@@ -23,12 +23,13 @@ impl Program {
     ///
     /// # Errors
     /// If it cannot be started. Everything after that is an [`Exit`].
-    pub async fn run(&self, spec: Spec, stop: StopSignal) -> Result<Exit, Error> {
+    pub async fn run(&self, mut spec: Spec, stop: StopSignal) -> Result<Exit, Error> {
         let shared = &self.shared;
         if let Linked::Http(_) = self.linked {
             return Err(Error::Kind { wanted: "run", found: self.kind().as_str() });
         }
         let slot = shared.slot(self.weight).await?;
+        spec.env = environment(spec.env);
         let usage = Arc::clone(&spec.usage);
         let quota = spec.cpu_millis.map(|millis| Arc::new(Quota::new(millis)));
         let timeout = spec.run_timeout;

@@ -13,7 +13,7 @@ mod read;
 
 use std::{collections::BTreeMap, sync::Arc};
 
-use arc_swap::ArcSwap;
+use arc_swap::{ArcSwap, Guard};
 use tokio::sync::watch;
 
 use self::read::Values;
@@ -116,6 +116,11 @@ impl Live {
 
     pub(crate) fn get(&self) -> Arc<Config> {
         self.0.now.load_full()
+    }
+
+    /// What [`get`](Self::get) gives, for a look that is over at once.
+    pub(crate) fn peek(&self) -> Guard<Arc<Config>> {
+        self.0.now.load()
     }
 
     pub(crate) fn subscribe(&self) -> watch::Receiver<u64> {

@@ -11,8 +11,11 @@ mod turns;
 
 use std::{
     convert::Infallible,
+    future::poll_fn,
     net::SocketAddr,
+    pin::pin,
     sync::{Arc, OnceLock},
+    task::Poll,
     time::Duration,
 };
 
@@ -181,7 +184,7 @@ impl Gateway {
     pub async fn route(&self, request: Request<Body>, peer: &Peer) -> Response<Answer> {
         let begun = Instant::now();
         let log =
-            self.live.get().request_log.then(|| format!("{} {}", request.method(), request.uri().path()));
+            self.live.peek().request_log.then(|| format!("{} {}", request.method(), request.uri().path()));
         let answered = match self.find(&request) {
             Ok(Ok(member)) => Ok(member),
             Ok(Err(key)) => self.fleet.wait(&key, UNKNOWN).await.ok_or(Refusal::Starting),
@@ -217,7 +220,7 @@ impl Gateway {
         let host = request_host(host);
         let site = self.table.find(&host).ok_or_else(|| Refusal::Unknown(host.to_string()))?;
         let tagged = request.headers().get(&TAG).and_then(|tag| tag.to_str().ok());
-        let tagged = tagged.filter(|_| self.live.get().features.has("tag-header-based-routing"));
+        let tagged = tagged.filter(|_| self.live.peek().features.has("tag-header-based-routing"));
         let target = tagged
             .and_then(|tag| site.tagged(tag))
             .or_else(|| site.only())
@@ -232,9 +235,12 @@ impl Gateway {
         peer: &Peer,
         begun: Instant,
     ) -> Result<Response<Answer>, Refusal> {
-        let in_flight = self.fleet.begin(member);
-        let (timeout, idle) = (member.limits().timeout, member.limits().idle);
-        let deadline = begun + timeout;
+        let in_flight = self.fleet.begin(member, begun);
+        let (deadline, limit, idle) = {
+            let limits = member.limits();
+            let deadline = begun + limits.timeout;
+            (deadline, limits.response_start.map_or(deadline, |span| deadline.min(begun + span)), limits.idle)
+        };
         let timed = request.headers_mut().remove(TIMING).is_some();
         forwarded(&mut request, peer);
         let routed = begun.elapsed();
@@ -243,9 +249,7 @@ impl Gateway {
             Way::InPlace(prepared) => {
                 held.turn = Some(self.turn(member, deadline).await?);
                 let called = prepared.handler.call(request, routed);
-                let limit =
-                    member.limits().response_start.map_or(deadline, |span| deadline.min(begun + span));
-                timeout_at(limit, called).await.map_err(|_| Refusal::TooSlow)?
+                within(limit, called).await.ok_or(Refusal::TooSlow)?
             }
             Way::Pod(slot) => self.proxy.call(member, slot, request, &mut held, deadline).await?,
         };
@@ -259,8 +263,21 @@ impl Gateway {
     }
 
     async fn turn(&self, member: &Member, deadline: Instant) -> Result<turns::Turn, Refusal> {
+        if let Some(turn) = self.turns.try_take() {
+            return Ok(turn);
+        }
         let deadline = deadline.min(Instant::now() + TURN);
         self.turns.take(&member.key.namespace, deadline).await.map_err(|_| Refusal::Overloaded)
+    }
+}
+
+/// What `work` comes to before `limit`. What is done at once needs no timer.
+async fn within<W: Future>(limit: Instant, work: W) -> Option<W::Output> {
+    let mut work = pin!(work);
+    let first = poll_fn(|cx| Poll::Ready(work.as_mut().poll(cx))).await;
+    match first {
+        Poll::Ready(output) => Some(output),
+        Poll::Pending => timeout_at(limit, work).await.ok(),
     }
 }
 
@@ -289,10 +306,14 @@ fn forwarded(request: &mut Request<Body>, peer: &Peer) {
         Some(before) => HeaderValue::from_str(&format!("{before}, {}", peer.address.ip())).ok(),
         None => peer.header.clone(),
     };
+    if let Some(chain) = chain {
+        headers.insert(FOR, chain);
+    }
+    // A proxy before this one knows better what its caller asked for, and how.
     let host = authority.or_else(|| headers.get(header::HOST).cloned());
-    for (name, value) in [(FOR, chain), (HOST, host), (PROTO, Some(HeaderValue::from_static("http")))] {
+    for (name, value) in [(HOST, host), (PROTO, Some(HeaderValue::from_static("http")))] {
         if let Some(value) = value {
-            headers.insert(name, value);
+            headers.entry(name).or_insert(value);
         }
     }
 }

@@ -53,10 +53,16 @@ impl Turns {
         Self(Arc::new(Inner { free, waiting: AtomicUsize::new(0), queues: Mutex::default() }))
     }
 
+    /// A turn, if there is one at once.
+    pub(super) fn try_take(&self) -> Option<Turn> {
+        let free = self.0.waiting.load(SeqCst) == 0 && self.0.try_take();
+        free.then(|| Turn(Some(self.0.clone())))
+    }
+
     /// A turn for a tenant: at once where nobody waits, else when it is the tenant's time.
     pub(super) async fn take(&self, tenant: &str, deadline: Instant) -> Result<Turn, NoTurn> {
-        if self.0.waiting.load(SeqCst) == 0 && self.0.try_take() {
-            return Ok(Turn(Some(self.0.clone())));
+        if let Some(turn) = self.try_take() {
+            return Ok(turn);
         }
         let turn = self.enqueue(tenant)?;
         match timeout_at(deadline, turn).await {

@@ -2,8 +2,9 @@
 
 mod hosts;
 mod pods;
+mod threads;
 
-use std::{collections::BTreeSet, sync::Arc, time::Duration};
+use std::{collections::BTreeSet, io, sync::Arc, time::Duration};
 
 use futures::{Stream, StreamExt, TryStreamExt};
 use k8s_openapi::api::{apps::v1::Deployment, core::v1::ConfigMap};
@@ -17,6 +18,7 @@ use kube::{
         watcher,
     },
 };
+use threads::Threads;
 use tokio::net::TcpListener;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::warn;
@@ -53,6 +55,8 @@ pub struct Settings {
 pub struct Functions {
     stop: CancellationToken,
     tasks: TaskTracker,
+    /// Where the gateway works.
+    threads: Threads,
     /// The revisions that can be called.
     pub fleet: Arc<Fleet>,
     /// Routes requests to them.
@@ -60,12 +64,16 @@ pub struct Functions {
 }
 
 impl Functions {
-    /// Starts everything; the gateway takes connections of `listener`.
-    pub fn start(client: Client, listener: TcpListener, settings: Settings) -> Self {
+    /// Starts everything; the gateway takes connections of `listener`, on threads of its own.
+    ///
+    /// # Errors
+    /// When these threads cannot be started.
+    pub fn start(client: Client, listener: TcpListener, settings: Settings) -> io::Result<Self> {
         let fleet = Arc::new(Fleet::default());
         let live = settings.live.clone();
         let gateway = Arc::new(Gateway::new(fleet.clone(), live.clone()));
-        let all = Self { stop: CancellationToken::new(), tasks: TaskTracker::new(), fleet, gateway };
+        let (stop, tasks, threads) = (CancellationToken::new(), TaskTracker::new(), Threads::start()?);
+        let all = Self { stop, tasks, threads, fleet, gateway };
         let cx = all.controllers(&client, settings);
         let (stop, fleet) = (all.stop.clone(), all.fleet.clone());
         all.tasks.spawn(autoscaler::run(client.clone(), fleet, stop));
@@ -80,9 +88,10 @@ impl Functions {
             tasks.await;
             drop(events);
         });
-        all.tasks.spawn(all.gateway.clone().serve(listener, all.stop.clone()));
+        let serve = all.gateway.clone().serve(listener, all.stop.clone());
+        all.tasks.spawn_on(serve, all.threads.handle());
         all.tasks.close();
-        all
+        Ok(all)
     }
 
     /// Stops taking requests, lets running ones finish, and ends every task.

@@ -6,13 +6,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use http::uri::{PathAndQuery, Scheme};
-use http::{Request, Response, Uri};
+use http::{HeaderName, Request, Response, Uri};
 use http_body_util::BodyExt;
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpSocket, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use wasmtime_wasi_http::{Error, ForbiddenHeaderFilter, RequestOptions, WasiBody, WasiHttpHooks};
+use wasmtime_wasi_http::{Error, RequestOptions, WasiBody, WasiHttpHooks};
 
 use super::egress::Egress;
 use super::tls;
@@ -36,14 +36,16 @@ type Sent = Result<(Response<WasiBody>, Done), Error>;
 /// The engine's hooks for a guest's outgoing requests.
 pub(crate) struct Outgoing {
     network: Arc<dyn Network>,
-    in_flight: Arc<Semaphore>,
+    most: u32,
+    /// Places for requests under way; most guests send none.
+    in_flight: Option<Arc<Semaphore>>,
     egress: Option<Egress>,
 }
 
 impl Outgoing {
     pub(crate) fn new(network: Arc<dyn Network>, limits: &HttpLimits) -> Self {
-        let in_flight = Arc::new(Semaphore::new(limits.max_outgoing as usize));
-        Self { network, in_flight, egress: limits.max_egress.map(Egress::new) }
+        let egress = limits.max_egress.map(Egress::new);
+        Self { network, most: limits.max_outgoing, in_flight: None, egress }
     }
 
     /// A new request to the guest: what it may send out is counted anew.
@@ -55,8 +57,10 @@ impl Outgoing {
 }
 
 impl WasiHttpHooks for Outgoing {
-    fn forbidden_header_filter(&mut self) -> ForbiddenHeaderFilter {
-        Arc::new(|name| wasmtime_wasi_http::DEFAULT_FORBIDDEN_HEADERS.contains(name))
+    /// Asked for each header of each request and answer; the default makes a closure each time.
+    fn is_forbidden_header(&mut self, name: &HeaderName) -> bool {
+        static FORBIDDEN: [HeaderName; 9] = wasmtime_wasi_http::DEFAULT_FORBIDDEN_HEADERS;
+        FORBIDDEN.contains(name)
     }
 
     fn send_request(
@@ -66,7 +70,9 @@ impl WasiHttpHooks for Outgoing {
         _done: Done,
     ) -> Box<dyn Future<Output = Sent> + Send> {
         let network = Arc::clone(&self.network);
-        let permit = Arc::clone(&self.in_flight).try_acquire_owned();
+        let most = self.most as usize;
+        let places = self.in_flight.get_or_insert_with(|| Arc::new(Semaphore::new(most)));
+        let permit = Arc::clone(places).try_acquire_owned();
         let request = match &self.egress {
             Some(egress) => egress.counted(request),
             None => Ok(request),

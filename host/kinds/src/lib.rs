@@ -33,7 +33,6 @@ mod pod;
 mod pod_warnings;
 mod policy;
 mod ports;
-mod quantity;
 mod rbac;
 mod registry;
 mod resource_names;
@@ -44,7 +43,7 @@ mod status;
 mod storage;
 mod table;
 mod types;
-mod value;
+pub mod value;
 mod workloads;
 
 pub use core::node::taint_new as taint_new_node;

@@ -3,8 +3,8 @@
 
 use serde_json::{Map, Value};
 use wasmk_api::{Object, Timestamp};
+use wasmk_machinery::decode::canonical_quantity;
 
-use crate::quantity;
 use crate::types::{Field, Scalar, Type, types};
 
 /// How deep objects are walked; deeper parts stay as they are (only `JSONSchemaProps` nests that far).
@@ -79,8 +79,8 @@ fn is_plain(kind: &Type) -> bool {
 
 fn normalize_scalar(value: &mut Value, scalar: Scalar) {
     let written = match (scalar, &*value) {
-        (Scalar::Quantity, Value::String(text)) => quantity::canonical(text),
-        (Scalar::Quantity, Value::Number(number)) => quantity::canonical(&number.to_string()),
+        (Scalar::Quantity, Value::String(text)) => canonical_quantity(text).ok(),
+        (Scalar::Quantity, Value::Number(number)) => canonical_quantity(&number.to_string()).ok(),
         (Scalar::Time, Value::String(text)) => text.parse::<Timestamp>().ok().map(|t| t.to_string()),
         (Scalar::MicroTime, Value::String(text)) => text.parse::<Timestamp>().ok().map(Timestamp::micros),
         _ => None,

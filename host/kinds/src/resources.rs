@@ -35,7 +35,7 @@ pub(crate) fn sum_of_requests(spec: &Map<String, Value>, resource: &str) -> Opti
         }
     }
     let together = items("containers").iter().map(&mut note).sum::<Quantity>() + sidecars;
-    found.then(|| crate::quantity::canonical(&together.max(peak).to_string()).unwrap_or_default())
+    found.then(|| together.max(peak).to_string())
 }
 
 /// `Guaranteed`, `Burstable` or `BestEffort`.

@@ -16,6 +16,11 @@ pub(crate) fn check(selector: &Value, at: &At<'_>, errors: &mut Errors) {
     }
 }
 
+/// Checks the labels of a selector that is a plain map.
+pub(crate) fn plain_selector(holder: &Value, key: &str, at: &At<'_>, errors: &mut Errors) {
+    meta::label_map(entries(holder, key), &at.field(key), errors);
+}
+
 fn check_term(term: &Value, at: &At<'_>, errors: &mut Errors) {
     let values = list(term, "values");
     match text(term, "operator") {

@@ -8,7 +8,7 @@ pub(crate) fn get<'a>(value: &'a Value, key: &str) -> Option<&'a Value> {
 }
 
 /// A text field, or empty.
-pub(crate) fn text<'a>(value: &'a Value, key: &str) -> &'a str {
+pub fn text<'a>(value: &'a Value, key: &str) -> &'a str {
     value.get(key).and_then(Value::as_str).unwrap_or("")
 }
 
@@ -28,7 +28,7 @@ pub(crate) fn flag(value: &Value, key: &str) -> bool {
 }
 
 /// The items of a list field, or none.
-pub(crate) fn list<'a>(value: &'a Value, key: &str) -> &'a [Value] {
+pub fn list<'a>(value: &'a Value, key: &str) -> &'a [Value] {
     value.get(key).and_then(Value::as_array).map_or(&[], Vec::as_slice)
 }
 

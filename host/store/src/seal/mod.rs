@@ -149,14 +149,21 @@ impl Rules {
         Ok(kv)
     }
 
-    fn open_event(&self, event: Event) -> Result<Event, Error> {
-        let before = |previous: Option<KeyValue>| previous.map(|kv| self.open(kv)).transpose();
-        Ok(match event {
-            Event::Put { kv, previous } => Event::Put { kv: self.open(kv)?, previous: before(previous)? },
+    /// What cannot be decrypted is passed on with an empty value: it must not hold up all that follows.
+    fn open_event(&self, event: Event) -> Event {
+        let open = |kv: KeyValue| {
+            let empty = KeyValue { value: Bytes::new(), ..kv.clone() };
+            self.open(kv).unwrap_or_else(|error| {
+                tracing::error!(%error, "a change is passed on without its value");
+                empty
+            })
+        };
+        match event {
+            Event::Put { kv, previous } => Event::Put { kv: open(kv), previous: previous.map(open) },
             Event::Delete { key, revision, previous } => {
-                Event::Delete { key, revision, previous: before(previous)? }
+                Event::Delete { key, revision, previous: previous.map(open) }
             }
-        })
+        }
     }
 
     fn seal(&self, op: Op) -> Result<Op, Error> {
@@ -170,6 +177,8 @@ impl Rules {
 }
 
 /// A store whose values are encrypted as rules say. Clones share it.
+///
+/// Reads fail at a value that cannot be decrypted; watches go on, with an empty value in its place.
 #[derive(Clone)]
 pub struct Sealed {
     store: Arc<dyn Store>,
@@ -269,7 +278,7 @@ impl Store for Sealed {
     }
 }
 
-/// A watch that decrypts what it passes on.
+/// A watch that decrypts what it passes on. A value it cannot decrypt is empty.
 struct Opening {
     watch: Watch,
     rules: Arc<Rules>,
@@ -282,9 +291,8 @@ impl WatchSource for Opening {
             Ok(batch) => batch,
             Err(error) => return Some(Err(error)),
         };
-        let events: Result<Vec<Event>, Error> =
-            events.into_iter().map(|event| self.rules.open_event(event)).collect();
-        Some(events.map(|events| WatchBatch { events, revision }))
+        let events = events.into_iter().map(|event| self.rules.open_event(event)).collect();
+        Some(Ok(WatchBatch { events, revision }))
     }
 }
 
@@ -393,6 +401,35 @@ mod tests {
         let store = sealed(&memory, vec![Provider::Keys { cipher: Cipher::AesGcm, keys: vec![wrong] }]);
         let error = store.range(Range::default()).await.unwrap_err().to_string();
         assert!(error.contains("not encrypted with this key"), "{error}");
+    }
+
+    #[tokio::test]
+    async fn a_watch_goes_on_after_what_it_cannot_read() {
+        let memory = Memory::new();
+        let (ours, theirs) = (
+            sealed(&memory, vec![keys(Cipher::AesGcm, &["a"])]),
+            sealed(&memory, vec![keys(Cipher::AesGcm, &["b"])]),
+        );
+        let plain = sealed(&memory, vec![Provider::Identity]);
+        let mut watch = ours.watch(b"/", ours.revision().await.unwrap()).await.unwrap();
+        for (store, value) in [(&theirs, "unknown key"), (&plain, "not encrypted"), (&ours, "known")] {
+            let op = Op::Put { key: SECRET.into(), value: value.into() };
+            store.txn(Txn { ops: vec![op], ..Txn::default() }).await.unwrap();
+        }
+        let mut seen = Vec::new();
+        while seen.len() < 3 {
+            seen.extend(watch.next().await.unwrap().unwrap().events);
+        }
+        let values = seen.into_iter().map(|event| match event {
+            Event::Put { kv, previous } => (kv.value, previous.map(|kv| kv.value)),
+            Event::Delete { .. } => panic!("{event:?}"),
+        });
+        let empty = Bytes::new;
+        assert!(values.eq([
+            (empty(), None),
+            (empty(), Some(empty())),
+            (Bytes::from("known"), Some(empty())),
+        ]));
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! Requests to others.
 
+use std::borrow::Cow;
 use std::io::{self, Read, Write};
 
 use wasip2::http::outgoing_handler;
@@ -58,7 +59,7 @@ pub fn fetch(method: &str, url: &str, headers: &Headers, body: &[u8]) -> io::Res
     request.set_method(&to_method(method)).map_err(|()| invalid("method", method))?;
     request.set_scheme(Some(&parts.scheme)).map_err(|()| invalid("URL", url))?;
     request.set_authority(Some(parts.authority)).map_err(|()| invalid("URL", url))?;
-    request.set_path_with_query(Some(parts.path)).map_err(|()| invalid("URL", url))?;
+    request.set_path_with_query(Some(&*parts.path)).map_err(|()| invalid("URL", url))?;
     let outgoing = request.body().map_err(|()| io::Error::other("request has no body"))?;
     let answer = outgoing_handler::handle(request, None).map_err(|code| failed(&code))?;
     let mut writer = BodyWriter::new(outgoing);
@@ -100,7 +101,7 @@ fn to_method(name: &str) -> Method {
 struct Url<'a> {
     scheme: Scheme,
     authority: &'a str,
-    path: &'a str,
+    path: Cow<'a, str>,
 }
 
 impl<'a> Url<'a> {
@@ -111,9 +112,11 @@ impl<'a> Url<'a> {
             "https" => Scheme::Https,
             _ => return None,
         };
+        // What follows is for the client alone.
+        let rest = rest.split('#').next().unwrap_or("");
         let end = rest.find(['/', '?']).unwrap_or(rest.len());
         let (authority, path) = rest.split_at(end);
-        let path = if path.is_empty() { "/" } else { path };
+        let path: Cow<'a, str> = if path.starts_with('/') { path.into() } else { format!("/{path}").into() };
         (!authority.is_empty()).then_some(Self { scheme, authority, path })
     }
 }
@@ -125,11 +128,14 @@ mod tests {
     #[test]
     fn urls_are_split() {
         let check = |url: &str, expect: Option<(&str, &str)>| {
-            assert_eq!(Url::parse(url).map(|url| (url.authority, url.path)), expect, "{url}");
+            let parsed = Url::parse(url);
+            assert_eq!(parsed.as_ref().map(|url| (url.authority, &*url.path)), expect, "{url}");
         };
         check("http://a.example", Some(("a.example", "/")));
         check("https://a.example:1/b?c=d", Some(("a.example:1", "/b?c=d")));
-        check("http://a?b", Some(("a", "?b")));
+        check("http://a?b", Some(("a", "/?b")));
+        check("http://a/b?c#d?e/f", Some(("a", "/b?c")));
+        check("http://a#b", Some(("a", "/")));
         check("ftp://a/", None);
         check("http:///x", None);
         check("a.example/x", None);

@@ -210,19 +210,19 @@ impl State {
         let revision = self.readable(range.at)?;
         let limit = if range.limit == 0 { usize::MAX } else { range.limit };
         let first = range.start.filter(|start| *start > range.prefix).unwrap_or(range.prefix);
-        let (mut items, mut remaining) = (Vec::new(), 0);
+        let (mut items, mut more) = (Vec::new(), false);
         let from = (Bound::Included(first), Bound::Unbounded);
         for (key, slot) in
             self.keys.range::<[u8], _>(from).take_while(|(key, _)| key.starts_with(range.prefix))
         {
             let Some(version) = slot.at(revision).filter(|version| version.value.is_some()) else { continue };
-            if items.len() < limit {
-                items.extend(version.key_value(key));
-            } else {
-                remaining += 1;
+            if items.len() == limit {
+                more = true;
+                break;
             }
+            items.extend(version.key_value(key));
         }
-        Ok(RangeResult { items, revision, more: remaining > 0, remaining })
+        Ok(RangeResult { items, revision, more })
     }
 
     /// Decides a transaction on top of the state and `overlay`.

@@ -50,8 +50,6 @@ pub struct RangeResult {
     pub revision: Revision,
     /// Whether keys follow after the last item.
     pub more: bool,
-    /// How many.
-    pub remaining: u64,
 }
 
 /// A condition on one key.

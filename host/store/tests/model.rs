@@ -173,7 +173,6 @@ async fn list(store: &dyn Store, model: &Model, prefix: &str, at: Revision, page
             found.insert(text(&kv.key), (text(&kv.value), kv.create_revision, kv.mod_revision));
         }
         if !result.more {
-            assert_eq!(result.remaining, 0);
             break;
         }
     }

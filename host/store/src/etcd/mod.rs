@@ -198,11 +198,10 @@ impl Store for Etcd {
             let revision =
                 self.page(proto::RangeRequest { key, count_only: true, ..Default::default() }).await?;
             let revision = range.at.unwrap_or_else(|| convert::revision(revision.header.as_ref()));
-            return Ok(RangeResult { items: Vec::new(), revision, more: false, remaining: 0 });
+            return Ok(RangeResult { items: Vec::new(), revision, more: false });
         }
         let limit = if range.limit == 0 { usize::MAX } else { range.limit };
-        let mut result =
-            RangeResult { items: Vec::new(), revision: range.at.unwrap_or(0), more: true, remaining: 0 };
+        let mut result = RangeResult { items: Vec::new(), revision: range.at.unwrap_or(0), more: true };
         while result.more && result.items.len() < limit {
             let limit = (limit - result.items.len()).min(PAGE) as i64;
             let (revision, range_end) = (to_i64(result.revision), range_end.clone());
@@ -212,7 +211,6 @@ impl Store for Etcd {
                 result.revision = convert::revision(page.header.as_ref());
             }
             result.more = page.more;
-            result.remaining = to_u64(page.count).saturating_sub(page.kvs.len() as u64);
             result.items.extend(page.kvs.into_iter().map(key_value));
             // The key right after the last one.
             key = result.items.last().map_or(Bytes::new(), |kv| [&kv.key[..], &[0]].concat().into());

@@ -19,7 +19,7 @@ use super::{Context, Exit, api::Api, pods, selection::with_query};
 pub(super) struct Target {
     /// POD, or TYPE/NAME of something that has pods
     pod: String,
-    /// The container [default: the first]
+    /// The container [default: as the pod's annotation says, or the first]
     #[arg(short, long, value_name = "NAME")]
     container: Option<String>,
     /// Pass standard input on
@@ -47,9 +47,9 @@ impl Target {
 
     /// The container of that pod, with the streams asked for.
     pub(super) fn parameters(&self, pod: &Value) -> AttachParams {
-        let first = || pods::text(&pod["spec"]["containers"][0]["name"]);
+        let usual = || pods::default_container(pod).unwrap_or_default();
         AttachParams::default()
-            .container(self.container.clone().unwrap_or_else(first))
+            .container(self.container.clone().unwrap_or_else(usual))
             .stdin(self.stdin)
             .stdout(true)
             .stderr(!self.tty)

@@ -2,9 +2,8 @@
 
 use anyhow::{Result, anyhow, bail};
 use futures::TryStreamExt;
-use http_body_util::BodyExt;
 use serde_json::{Value, json};
-use tokio_util::{codec, io::StreamReader};
+use wasmk_api::Quantity;
 
 use super::{
     Context, Exit,
@@ -19,8 +18,6 @@ use super::{
 
 /// Objects asked for per page.
 const PAGE: &str = "500";
-/// Longest line of a watch: an object with its overhead.
-const MAX_EVENT: usize = 8 << 20;
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
@@ -120,18 +117,21 @@ impl Get<'_> {
     async fn answers(&self, selection: &Selection<'_>, accept: &str) -> Result<Vec<Value>> {
         let path = selection.resource.path(self.namespace());
         let mut answers = Vec::new();
+        // What tables are put in order by need not be among what their rows usually carry.
+        let include = if accept == TABLE && self.args.sort_by.is_some() { "Object" } else { "" };
         for name in &selection.names {
             if self.args.all_namespaces && selection.resource.namespaced {
                 bail!("a resource cannot be retrieved by name across all namespaces");
             }
-            match self.api.get_as(&format!("{path}/{name}"), accept).await {
+            let path = with_query(&format!("{path}/{name}"), &[("includeObject", include)]);
+            match self.api.get_as(&path, accept).await {
                 Err(e) if self.args.ignore_not_found && is_not_found(&e) => {}
                 answer => answers.push(answer?),
             }
         }
         let mut token = String::new();
         while selection.names.is_empty() {
-            let pairs = self.query(&[("limit", PAGE), ("continue", &token)]);
+            let pairs = self.query(&[("limit", PAGE), ("continue", &token), ("includeObject", include)]);
             let page = self.api.get_as(&with_query(&path, &pairs), accept).await?;
             token = page["metadata"]["continue"].as_str().unwrap_or("").into();
             answers.push(page);
@@ -142,20 +142,26 @@ impl Get<'_> {
         Ok(answers)
     }
 
+    /// The answers as tables; with an order, all rows in the first of them.
+    async fn pages(&self, selection: &Selection<'_>) -> Result<Vec<Value>> {
+        let sort = self.args.sort_by.as_deref().map(Template::parse_path).transpose()?;
+        let pages = self.answers(selection, TABLE).await?;
+        match sort {
+            Some(path) => sorted(pages, &path),
+            None => Ok(pages),
+        }
+    }
+
     async fn tables(&self, selections: &[Selection<'_>]) -> Result<Exit> {
         let wide = self.args.output.is_some();
-        let sort = self.args.sort_by.as_deref().map(Template::parse_path).transpose()?;
         let several = selections.len() > 1;
         let mut printed = false;
         for selection in selections {
             let mut table = Table::new(wide, self.args.all_namespaces && selection.resource.namespaced);
             table.show_labels = self.args.show_labels;
             table.prefix = several.then(|| selection.resource.named(""));
-            for mut answer in self.answers(selection, TABLE).await? {
-                if let (Some(path), Some(rows)) = (&sort, answer["rows"].as_array_mut()) {
-                    rows.sort_by_cached_key(|row| sort_key(path, &row["object"]));
-                }
-                table.add(&answer)?;
+            for page in self.pages(selection).await? {
+                table.add(&page)?;
             }
             if !table.is_empty() {
                 let gap = if printed { "\n" } else { "" };
@@ -192,20 +198,10 @@ impl Get<'_> {
         }
         let path = with_query(&selection.resource.path(self.namespace()), &pairs);
         let mut header = table.is_empty() && !self.args.no_headers;
-        let body = self.api.stream(&path, TABLE).await?;
-        let reader = StreamReader::new(body.into_data_stream().map_err(std::io::Error::other));
-        let mut lines = codec::FramedRead::new(reader, codec::LinesCodec::new_with_max_length(MAX_EVENT));
-        while let Some(line) = lines.try_next().await? {
-            let event: Value = serde_json::from_str(&line)?;
-            match event["type"].as_str() {
-                Some("ERROR") => {
-                    bail!("{}", event["object"]["message"].as_str().unwrap_or("the watch failed"))
-                }
-                Some("BOOKMARK") => continue,
-                _ => {}
-            }
+        let mut events = self.api.events(&path, TABLE).await?;
+        while let Some((_, rows)) = events.try_next().await? {
             table.clear();
-            table.add(&event["object"])?;
+            table.add(&rows)?;
             self.cx.out.text(&table.text(std::mem::take(&mut header)));
         }
         Ok(Exit::Done)
@@ -213,7 +209,7 @@ impl Get<'_> {
 
     async fn names(&self, selections: &[Selection<'_>]) -> Result<Exit> {
         for selection in selections {
-            for answer in self.answers(selection, TABLE).await? {
+            for answer in self.pages(selection).await? {
                 for row in answer["rows"].as_array().ok_or_else(|| anyhow!("the server sent no table"))? {
                     let name = row["object"]["metadata"]["name"].as_str().unwrap_or("");
                     self.cx.out.line(selection.resource.named(name));
@@ -238,7 +234,7 @@ impl Get<'_> {
             }
         }
         if let Some(path) = self.args.sort_by.as_deref().map(Template::parse_path).transpose()? {
-            found.sort_by_cached_key(|object| sort_key(&path, object));
+            found.sort_by_cached_key(|object| SortKey::of(&path, object));
         }
         let found: Vec<Value> = found.into_iter().map(|object| self.shown(object)).collect();
         let one_by_name = matches!(selections, [one] if one.names.len() == 1);
@@ -270,19 +266,11 @@ impl Get<'_> {
         let path = with_query(&selection.resource.path(self.namespace()), &pairs);
         let named =
             |object: &Value| selection.resource.named(object["metadata"]["name"].as_str().unwrap_or(""));
-        let body = self.api.stream(&path, "application/json").await?;
-        let reader = StreamReader::new(body.into_data_stream().map_err(std::io::Error::other));
-        let mut lines = codec::FramedRead::new(reader, codec::LinesCodec::new_with_max_length(MAX_EVENT));
+        let mut events = self.api.events(&path, "application/json").await?;
         let mut header = !self.args.no_headers;
-        while let Some(line) = lines.try_next().await? {
-            let mut event: Value = serde_json::from_str(&line)?;
-            if event["type"] == "ERROR" {
-                bail!("{}", event["object"]["message"].as_str().unwrap_or("the watch failed"));
-            }
-            if event["type"] != "BOOKMARK" {
-                let object = self.shown(event["object"].take());
-                self.cx.out.text(&format.text(&object, std::mem::take(&mut header), named)?);
-            }
+        while let Some((_, object)) = events.try_next().await? {
+            let object = self.shown(object);
+            self.cx.out.text(&format.text(&object, std::mem::take(&mut header), named)?);
         }
         Ok(Exit::Done)
     }
@@ -293,13 +281,42 @@ impl Get<'_> {
     }
 }
 
-/// What objects are put in order by: numbers before texts.
-fn sort_key(path: &Template, object: &Value) -> (u64, String) {
-    match path.find(object).unwrap_or_default().first() {
-        Some(Value::Number(n)) => (n.as_u64().unwrap_or(0), String::new()),
-        Some(Value::String(text)) => (u64::MAX, text.clone()),
-        other => (u64::MAX, other.map(ToString::to_string).unwrap_or_default()),
+/// What objects are put in order by: those without it come first, then numbers and amounts, then texts.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum SortKey {
+    Missing,
+    Amount(Quantity),
+    Text(String),
+}
+
+impl SortKey {
+    fn of(path: &Template, object: &Value) -> Self {
+        let found = path.find(object).unwrap_or_default();
+        let text = match found.first() {
+            None | Some(Value::Null) => return Self::Missing,
+            Some(Value::String(text)) => text.clone(),
+            Some(other) => other.to_string(),
+        };
+        text.parse().map_or_else(|_| Self::Text(text), Self::Amount)
     }
+}
+
+/// All rows of tables in one, in the order of what is at a path.
+fn sorted(pages: Vec<Value>, path: &Template) -> Result<Vec<Value>> {
+    let mut rows = Vec::new();
+    let mut all = None;
+    for mut page in pages {
+        let Some(Value::Array(more)) = page.get_mut("rows").map(Value::take) else {
+            bail!("the server sent no table");
+        };
+        rows.extend(more);
+        all.get_or_insert(page);
+    }
+    rows.sort_by_cached_key(|row| SortKey::of(path, &row["object"]));
+    if let Some(all) = &mut all {
+        all["rows"] = rows.into();
+    }
+    Ok(all.into_iter().collect())
 }
 
 /// An object as it could be made elsewhere.
@@ -337,4 +354,28 @@ fn without_managed_fields(mut object: Value) -> Value {
         metadata.shift_remove("managedFields");
     }
     object
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rows_of_all_pages_are_in_one_order() {
+        let row = |name: &str, value: Value| json!({"cells": [name], "object": {"metadata": {"name": name}, "spec": {"v": value}}});
+        let table = |rows: Vec<Value>| json!({"columnDefinitions": [{"name": "Name"}], "rows": rows});
+        let pages = vec![
+            table(vec![row("text", json!("b")), row("ten", json!(10)), row("half", json!(0.5))]),
+            table(vec![row("none", Value::Null), row("nine", json!(9)), row("minus", json!(-3))]),
+            table(vec![row("kibi", json!("1Ki")), row("first", json!("a")), row("mebi", json!("1Mi"))]),
+        ];
+        let path = Template::parse_path(".spec.v").unwrap();
+        let all = sorted(pages, &path).unwrap();
+        assert_eq!((all.len(), &all[0]["columnDefinitions"][0]["name"]), (1, &json!("Name")));
+        let names: Vec<&str> =
+            all[0]["rows"].as_array().unwrap().iter().map(|r| r["cells"][0].as_str().unwrap()).collect();
+        assert_eq!(names, ["none", "minus", "half", "nine", "ten", "kibi", "mebi", "first", "text"]);
+        assert!(sorted(vec![json!({"kind": "PodList"})], &path).is_err());
+        assert!(sorted(Vec::new(), &path).unwrap().is_empty());
+    }
 }

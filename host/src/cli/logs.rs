@@ -1,10 +1,9 @@
 //! `wasmk logs`: what a pod's containers printed.
 
 use anyhow::{Context as _, Result, bail};
-use futures::{StreamExt, TryStreamExt, stream};
+use futures::{TryStreamExt, stream};
 use http_body_util::BodyExt;
 use serde_json::Value;
-use tokio_util::{codec, io::StreamReader};
 
 use super::{
     Context, Exit,
@@ -17,15 +16,13 @@ use super::{
 
 /// Most pods whose logs are followed at once.
 const MAX_PODS: usize = 50;
-/// Longest line, in bytes.
-const MAX_LINE: usize = 1 << 20;
 
 #[derive(Clone, Debug, clap::Args)]
 pub(super) struct Args {
     /// POD, or TYPE/NAME of something that has pods
     #[arg(value_name = "POD", required_unless_present = "selector")]
     pod: Option<String>,
-    /// The container [default: the first]
+    /// The container [default: as the pod's annotation says, or the first]
     #[arg(short, long, value_name = "NAME")]
     container: Option<String>,
     /// All containers
@@ -96,7 +93,7 @@ fn containers(pod: &Value, args: &Args) -> Result<Vec<String>> {
     let of = |list: &str| -> Vec<String> {
         pod["spec"][list].as_array().into_iter().flatten().map(|c| text(&c["name"])).collect()
     };
-    let all: Vec<String> = of("initContainers").into_iter().chain(of("containers")).collect();
+    let all: Vec<String> = ["initContainers", "containers", "ephemeralContainers"].map(of).concat();
     if args.all_containers {
         return Ok(all);
     }
@@ -109,7 +106,7 @@ fn containers(pod: &Value, args: &Args) -> Result<Vec<String>> {
                 all.join(", ")
             )
         }
-        None => Ok(of("containers").into_iter().take(1).collect()),
+        None => Ok(pods::default_container(pod).into_iter().collect()),
     }
 }
 
@@ -137,18 +134,53 @@ async fn print(
         ("limitBytes", &limit),
     ];
     let path = format!("/api/v1/namespaces/{}/pods/{pod}/log", api.default_namespace());
-    let body = api.stream(&with_query(&path, &query), "*/*").await?;
-    let mut chunks = body.into_data_stream();
+    let path = with_query(&path, &query);
     if prefix.is_empty() {
+        let mut chunks = api.stream(&path, "*/*").await?.into_data_stream();
         while let Some(chunk) = chunks.try_next().await? {
-            out.text(&String::from_utf8_lossy(&chunk));
+            // Whole characters need not come at once.
+            out.bytes(&chunk);
         }
         return Ok(());
     }
-    let reader = StreamReader::new(chunks.map_err(std::io::Error::other));
-    let mut lines = codec::FramedRead::new(reader, codec::LinesCodec::new_with_max_length(MAX_LINE));
-    while let Some(line) = lines.next().await {
-        out.line(format!("{prefix}{}", line?));
+    let mut lines = api.lines(&path).await?;
+    while let Some(line) = lines.try_next().await? {
+        out.line(format!("{prefix}{line}"));
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+    use serde_json::json;
+
+    use super::*;
+
+    #[derive(Parser)]
+    struct Line {
+        #[command(flatten)]
+        args: Args,
+    }
+
+    #[test]
+    fn every_kind_of_container_can_be_read() {
+        let one = |name: &str| json!([{"name": name}]);
+        let pod = json!({"metadata": {"name": "p"}, "spec": {
+            "containers": one("main"), "initContainers": one("init"), "ephemeralContainers": one("debug"),
+        }});
+        let chosen = |flags: &[&str]| {
+            let words = ["logs", "p"].iter().chain(flags);
+            containers(&pod, &Line::parse_from(words).args).map_err(|e| e.to_string())
+        };
+        for (flags, expect) in [
+            (&[][..], &["main"][..]),
+            (&["-c", "init"], &["init"]),
+            (&["-c", "debug"], &["debug"]),
+            (&["--all-containers"], &["init", "main", "debug"]),
+        ] {
+            assert_eq!(chosen(flags).unwrap(), expect, "{flags:?}");
+        }
+        assert!(chosen(&["-c", "none"]).unwrap_err().contains("choose one of init, main, debug"));
+    }
 }

@@ -1,6 +1,7 @@
 //! Work on nodes: `cordon`, `uncordon`, `drain`, `taint`.
 
 use anyhow::{Context as _, Result, bail};
+use futures::{TryStreamExt, stream};
 use http::Method;
 use serde_json::{Value, json};
 use tokio::time::{Duration, Instant, sleep};
@@ -13,6 +14,8 @@ use super::{
     wait::duration,
 };
 
+/// Most pods evicted at the same time.
+const EVICTIONS: usize = 256;
 /// Between attempts at an eviction that a budget holds back, and looks at a pod that goes.
 const PAUSE: Duration = Duration::from_millis(500);
 
@@ -43,13 +46,21 @@ pub(super) struct Drain {
     timeout: String,
 }
 
+/// The names of nodes that are given as `NAME` or `node/NAME`.
+fn names(nodes: &[String]) -> impl Iterator<Item = &str> {
+    nodes.iter().map(|node| match node.split_once('/') {
+        Some(("node" | "nodes" | "no", name)) => name,
+        _ => node,
+    })
+}
+
 fn path(node: &str) -> String {
-    format!("/api/v1/nodes/{}", node.strip_prefix("node/").unwrap_or(node))
+    format!("/api/v1/nodes/{node}")
 }
 
 pub(super) async fn cordon(args: Args, closed: bool, cx: &Context) -> Result<Exit> {
     let api = Api::new(cx.client().await?);
-    for node in &args.nodes {
+    for node in names(&args.nodes) {
         close(cx, &api, node, closed).await?;
     }
     Ok(Exit::Done)
@@ -69,10 +80,10 @@ async fn close(cx: &Context, api: &Api, node: &str, closed: bool) -> Result<()> 
 }
 
 pub(super) async fn drain(args: Drain, cx: &Context) -> Result<Exit> {
-    let api = Api::new(cx.client().await?);
+    let api = &Api::new(cx.client().await?);
     let deadline = Instant::now() + duration(&args.timeout)?;
-    for node in &args.nodes {
-        close(cx, &api, node, true).await?;
+    for node in names(&args.nodes) {
+        close(cx, api, node, true).await?;
         let query = [("fieldSelector", &*format!("spec.nodeName={node}"))];
         let list = api.get(&with_query("/api/v1/pods", &query)).await?;
         let pods: Vec<&Value> =
@@ -81,12 +92,13 @@ pub(super) async fn drain(args: Drain, cx: &Context) -> Result<Exit> {
         if !held.is_empty() {
             bail!("unable to drain node {node:?}: {}", held.join("; "));
         }
-        for pod in &pods {
-            evict(cx, &api, pod, deadline).await?;
-        }
-        for pod in &pods {
-            gone(&api, pod, deadline).await?;
-        }
+        // One that a budget holds back keeps no other waiting.
+        stream::iter(pods.into_iter().map(Ok))
+            .try_for_each_concurrent(EVICTIONS, |pod| async move {
+                evict(cx, api, pod, deadline).await?;
+                gone(api, pod, deadline).await
+            })
+            .await?;
         cx.out.line(format!("node/{node} drained"));
     }
     Ok(Exit::Done)
@@ -206,7 +218,7 @@ pub(super) async fn taint(args: Taint, cx: &Context) -> Result<Exit> {
     if nodes.is_empty() || changes.is_empty() {
         bail!("at least one node and one taint update are required");
     }
-    for node in &nodes {
+    for node in names(&nodes) {
         let before = api.get(&path(node)).await?;
         let mut taints = before["spec"]["taints"].as_array().cloned().unwrap_or_default();
         let mut removed = true;
@@ -254,6 +266,13 @@ fn apply(taints: &mut Vec<Value>, change: &str, overwrite: bool, node: &str) -> 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn nodes_are_named_with_or_without_their_type() {
+        let given = ["a", "node/b", "nodes/c.d", "no/e"].map(String::from);
+        let got: Vec<&str> = names(&given).collect();
+        assert_eq!(got, ["a", "b", "c.d", "e"]);
+    }
 
     #[test]
     fn taints_come_and_go() {

@@ -17,8 +17,13 @@ impl Output {
 
     /// Prints text as it is.
     pub fn text(&self, text: &str) {
+        self.bytes(text.as_bytes());
+    }
+
+    /// Passes bytes on, whatever they are.
+    pub fn bytes(&self, bytes: &[u8]) {
         let mut out = io::stdout().lock();
-        if out.write_all(text.as_bytes()).and_then(|()| out.flush()).is_err() {
+        if out.write_all(bytes).and_then(|()| out.flush()).is_err() {
             std::process::exit(0);
         }
     }

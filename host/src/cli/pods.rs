@@ -41,6 +41,16 @@ pub(super) async fn listed(api: &Api, path: &str, selector: &str) -> Result<Vec<
     Ok(list["items"].as_array().cloned().unwrap_or_default())
 }
 
+/// The container meant when none is named: as an annotation says, or the first.
+pub(super) fn default_container(pod: &Value) -> Option<String> {
+    let mut names =
+        pod["spec"]["containers"].as_array().into_iter().flatten().filter_map(|c| c["name"].as_str());
+    let wanted = pod["metadata"]["annotations"]["kubectl.kubernetes.io/default-container"].as_str();
+    let first = names.next()?;
+    let chosen = wanted.filter(|wanted| *wanted == first || names.any(|name| name == *wanted));
+    Some(chosen.unwrap_or(first).into())
+}
+
 /// The equality selector of a workload: `spec.selector.matchLabels`, or a plain map (services, controllers).
 pub(super) fn selector_of(object: &Value) -> String {
     let selector = &object["spec"]["selector"];
@@ -57,4 +67,28 @@ fn is_ready(pod: &Value) -> bool {
 /// A text of JSON, or nothing.
 pub(super) fn text(value: &Value) -> String {
     value.as_str().unwrap_or("").into()
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn a_container_is_chosen() {
+        let pod = |wanted: &str| {
+            let annotations = json!({"kubectl.kubernetes.io/default-container": wanted});
+            let containers = json!([{"name": "a"}, {"name": "b"}]);
+            json!({"metadata": {"annotations": annotations}, "spec": {"containers": containers}})
+        };
+        for (wanted, expect) in [("a", "a"), ("b", "b"), ("gone", "a"), ("", "a")] {
+            assert_eq!(default_container(&pod(wanted)).as_deref(), Some(expect), "{wanted}");
+        }
+        assert_eq!(
+            default_container(&json!({"spec": {"containers": [{"name": "c"}]}})).as_deref(),
+            Some("c")
+        );
+        assert_eq!(default_container(&Value::Null), None);
+    }
 }

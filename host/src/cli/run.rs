@@ -211,7 +211,7 @@ async fn attached(cx: &Context, api: &Api, path: &str) -> Result<Exit> {
     let body = api.stream(&format!("{path}/log?follow=true"), "*/*").await?;
     let mut chunks = body.into_data_stream();
     while let Some(chunk) = chunks.try_next().await? {
-        cx.out.text(&String::from_utf8_lossy(&chunk));
+        cx.out.bytes(&chunk);
     }
     loop {
         let pod = api.get(path).await?;

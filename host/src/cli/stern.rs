@@ -6,17 +6,15 @@ use std::{
     sync::Arc,
 };
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result};
 use futures::{StreamExt, TryStreamExt};
-use http_body_util::BodyExt;
 use regex::Regex;
 use serde_json::Value;
 use tokio::sync::Semaphore;
-use tokio_util::{codec, io::StreamReader};
 
 use super::{
     Context, Exit,
-    api::Api,
+    api::{Api, Refusal},
     output::Output,
     pods::{self, text},
     selection::with_query,
@@ -25,10 +23,6 @@ use super::{
 
 /// Most containers followed at once; more wait for one to end.
 const MAX_STREAMS: usize = 100;
-/// Longest line of a log, in bytes.
-const MAX_LINE: usize = 1 << 20;
-/// Longest line of a watch: a pod with its overhead.
-const MAX_EVENT: usize = 8 << 20;
 /// Colours of pods' names, as terminals number them.
 const COLOURS: [u8; 6] = [32, 33, 34, 35, 36, 91];
 
@@ -149,12 +143,10 @@ impl Tail {
             ("sinceSeconds", &since),
         ];
         let path = format!("/api/v1/namespaces/{}/pods/{}/log", source.namespace, source.pod);
-        let body = self.api.stream(&with_query(&path, &query), "*/*").await?;
-        let reader = StreamReader::new(body.into_data_stream().map_err(std::io::Error::other));
-        let mut lines = codec::FramedRead::new(reader, codec::LinesCodec::new_with_max_length(MAX_LINE));
+        let mut lines = self.api.lines(&with_query(&path, &query)).await?;
         let prefix = self.prefix(source);
-        while let Some(line) = lines.next().await {
-            self.out.line(format!("{prefix} {}", line?));
+        while let Some(line) = lines.try_next().await? {
+            self.out.line(format!("{prefix} {line}"));
         }
         Ok(())
     }
@@ -179,21 +171,16 @@ async fn follow(tail: &Arc<Tail>) -> Result<Exit> {
     let path = with_query(&tail.path(), &[("watch", "true"), ("labelSelector", &selector)]);
     let mut known: HashSet<Source> = HashSet::new();
     loop {
-        let body = tail.api.stream(&path, "application/json").await?;
-        let reader = StreamReader::new(body.into_data_stream().map_err(std::io::Error::other));
-        let mut lines = codec::FramedRead::new(reader, codec::LinesCodec::new_with_max_length(MAX_EVENT));
+        let mut events = tail.api.events(&path, "application/json").await?;
         // A watch ends after a while and is begun again, with what is there by then.
-        while let Some(Ok(line)) = lines.next().await {
-            let event: Value = serde_json::from_str(&line)?;
-            match event["type"].as_str() {
-                Some("ERROR") => {
-                    bail!("{}", event["object"]["message"].as_str().unwrap_or("the watch failed"))
+        while let Some(event) = events.next().await {
+            match event {
+                Ok((kind, pod)) if kind == "DELETED" => gone(tail, &pod, &mut known),
+                Ok((_, pod)) => {
+                    tail.sources(&pod).into_iter().for_each(|source| join(tail, source, &mut known));
                 }
-                Some("DELETED") => gone(tail, &event["object"], &mut known),
-                _ => tail
-                    .sources(&event["object"])
-                    .into_iter()
-                    .for_each(|source| join(tail, source, &mut known)),
+                Err(error) if error.is::<Refusal>() => return Err(error),
+                Err(_) => break,
             }
         }
     }

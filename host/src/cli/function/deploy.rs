@@ -153,15 +153,7 @@ async fn hold(args: &Args, name: &str, api: &Api) -> Result<()> {
         return Ok(());
     }
     let Ok(service) = api.get(&path(api.default_namespace(), name)).await else { return Ok(()) };
-    let shares: Vec<(String, u32)> = service["status"]["traffic"]
-        .as_array()
-        .into_iter()
-        .flatten()
-        .filter_map(|t| {
-            Some((t["revisionName"].as_str()?.to_string(), u32::try_from(t["percent"].as_u64()?).ok()?))
-        })
-        .filter(|(_, percent)| *percent > 0)
-        .collect();
+    let shares: Vec<(String, u32)> = shares(&service["status"]["traffic"]).collect();
     if shares.is_empty() || args.set_traffic.is_none() {
         return Ok(());
     }
@@ -184,17 +176,18 @@ async fn share(args: &Args, name: &str, api: &Api) -> Result<String> {
     Ok(tagged.and_then(|t| t["url"].as_str()).map_or(url, String::from))
 }
 
+/// What each revision gets at present, of those that get something.
+fn shares(traffic: &Value) -> impl Iterator<Item = (String, u32)> {
+    let all = traffic.as_array().into_iter().flatten().filter_map(|target| {
+        let percent = u32::try_from(target["percent"].as_u64()?).ok()?;
+        Some((target["revisionName"].as_str()?.to_string(), percent))
+    });
+    all.filter(|(_, percent)| *percent > 0)
+}
+
 /// The shares when the newest revision gets so many percent and the others the rest, as they had it.
 fn split(now: &Value, newest: &str, percent: u32) -> Vec<(String, u32)> {
-    let others: Vec<(String, u32)> = now
-        .as_array()
-        .into_iter()
-        .flatten()
-        .filter_map(|t| {
-            Some((t["revisionName"].as_str()?.to_string(), u32::try_from(t["percent"].as_u64()?).ok()?))
-        })
-        .filter(|(name, share)| name != newest && *share > 0)
-        .collect();
+    let others: Vec<(String, u32)> = shares(now).filter(|(name, _)| name != newest).collect();
     let whole: u32 = others.iter().map(|(_, share)| share).sum();
     if whole == 0 {
         return vec![(newest.into(), 100)];

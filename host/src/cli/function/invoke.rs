@@ -61,7 +61,7 @@ pub(in super::super) async fn run(args: Args, cx: &Context) -> Result<Exit> {
     let mut body = answer.into_body();
     while let Some(frame) = body.frame().await {
         if let Ok(data) = frame?.into_data() {
-            cx.out.text(&String::from_utf8_lossy(&data));
+            cx.out.bytes(&data);
         }
     }
     if status.is_client_error() || status.is_server_error() {

@@ -50,7 +50,7 @@ pub(in super::super) async fn run(args: Args, cx: &Context) -> Result<Exit> {
             body => {
                 let mut chunks = body?.into_data_stream();
                 while let Some(chunk) = chunks.try_next().await? {
-                    cx.out.text(&String::from_utf8_lossy(&chunk));
+                    cx.out.bytes(&chunk);
                 }
                 return Ok(Exit::Done);
             }

@@ -9,7 +9,7 @@
 //! DIR/store.sock    where the live process answers commands about the store
 //! DIR/registry/     pushed artifacts
 //! DIR/node/         images, compiled code, logs and volumes of this node's pods
-//! DIR/wasmk.log     output of a detached process
+//! DIR/wasmk.log     output of a detached process; what became too long is in wasmk.log.old
 //! ```
 
 use std::{

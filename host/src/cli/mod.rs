@@ -36,6 +36,7 @@ mod make;
 mod manifests;
 mod nodes;
 mod output;
+mod own_log;
 mod pods;
 mod port_forward;
 mod proxy;

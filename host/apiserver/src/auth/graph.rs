@@ -1,13 +1,14 @@
 //! What nodes may read because their pods use it: a graph from nodes over pods to what those name.
 //!
-//! It follows the caches of pods and volumes change by change. Pods' specs do not change after they are bound, so
-//! only pods that come and go are read.
+//! It follows the caches of pods and volumes change by change. Of bound pods' specs only the ephemeral containers
+//! grow, so only pods that come and go, or have such, are read.
 
 use std::{collections::HashMap, sync::Arc};
 
 use parking_lot::Mutex;
 use serde_json::Value;
 use wasmk_api::Object;
+use wasmk_kinds::value::list as items;
 
 use crate::cache::{Cache, Caches, Entry, Filter};
 
@@ -94,6 +95,11 @@ impl Graph {
     }
 }
 
+/// Whether what a bound pod uses may have changed: it has containers that were added while it runs.
+fn may_have_grown(pod: &Entry) -> bool {
+    std::str::from_utf8(&pod.body).is_ok_and(|text| text.contains("\"ephemeralContainers\""))
+}
+
 impl State {
     fn follow_pods(&mut self, pods: &Cache) {
         loop {
@@ -107,7 +113,7 @@ impl State {
                 let node = |entry: &Entry| entry.field("spec.nodeName").unwrap_or("").to_owned();
                 let before = event.before.as_ref().map(|b| node(b)).unwrap_or_default();
                 let after = if event.deleted { String::new() } else { node(&event.after) };
-                if before == after {
+                if before == after && (after.is_empty() || !may_have_grown(&event.after)) {
                     continue;
                 }
                 if let (Some(entry), false) = (&event.before, before.is_empty()) {
@@ -255,10 +261,6 @@ fn used_by(pod: &Object, namespace: &str) -> Vec<Key> {
     all
 }
 
-fn items<'a>(value: &'a Value, key: &str) -> impl Iterator<Item = &'a Value> {
-    value.get(key).and_then(Value::as_array).into_iter().flatten()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -324,6 +326,29 @@ mod tests {
         check(false, "a");
         graph.pods.apply("n/p", Some(&pod("b")), 4);
         check(true, "b");
+    }
+
+    #[test]
+    fn containers_that_are_added_to_a_running_pod_count_as_long_as_it_is_there() {
+        let graph = graph();
+        let debugged = |name: &str, secret: &str| {
+            let mut pod: Value = serde_json::from_slice(&pod("a")).unwrap();
+            pod["metadata"]["name"] = name.into();
+            let source = json!([{ "secretRef": { "name": secret } }]);
+            pod["spec"]["ephemeralContainers"] = json!([{ "name": "debug", "envFrom": source }]);
+            pod.to_string().into_bytes()
+        };
+        let may_read = |name: &str| graph.uses("a", Thing::Secret, "n", name);
+        graph.pods.apply("n/p", Some(&pod("a")), 1);
+        graph.pods.apply("n/other", Some(&debugged("other", "extra")), 2);
+        assert!(may_read("extra") && may_read("env"));
+        graph.pods.apply("n/p", Some(&debugged("p", "extra")), 3);
+        graph.pods.apply("n/p", Some(&debugged("p", "own")), 4);
+        assert!(may_read("own"));
+        graph.pods.apply("n/p", None, 5);
+        assert!(!may_read("own") && may_read("extra") && may_read("env"), "the other pod still has them");
+        graph.pods.apply("n/other", None, 6);
+        assert!(!may_read("extra") && !may_read("env"));
     }
 
     #[test]

@@ -167,3 +167,57 @@ async fn a_kind_belongs_to_one_definition() {
     let told = tokio::time::timeout(std::time::Duration::from_secs(20), told).await.expect("in time");
     assert_eq!(told, ["False", "True"]);
 }
+
+#[tokio::test]
+async fn a_policy_may_look_at_lists_in_lists_of_an_ordinary_object() {
+    let server = support::start().await;
+    let group = "/apis/admissionregistration.k8s.io/v1";
+    let rules = json!([{"apiGroups": ["apps"], "apiVersions": ["v1"], "operations": ["CREATE", "UPDATE"], "resources": ["deployments"]}]);
+    let expression = "object.spec.template.spec.containers.all(c, c.env.all(e, e.name != 'BAD'))";
+    let policy = json!({"metadata": {"name": "p.example.com"}, "spec": {
+        "matchConstraints": {"resourceRules": rules}, "validations": [{"expression": expression}],
+    }});
+    assert_eq!(server.post(&format!("{group}/validatingadmissionpolicies"), policy).await.code, 201);
+    let binding = json!({"metadata": {"name": "b"}, "spec": {"policyName": "p.example.com", "validationActions": ["Deny"]}});
+    assert_eq!(server.post(&format!("{group}/validatingadmissionpolicybindings"), binding).await.code, 201);
+    let deployment = |name: &str, variable: &str| {
+        let mut env: Vec<Value> =
+            (0..60).map(|at| json!({"name": format!("V{at}"), "value": "some value"})).collect();
+        env.push(json!({"name": variable}));
+        let spec = json!({"containers": [{"name": "c", "image": "i", "env": env}]});
+        json!({
+            "metadata": {"name": name, "annotations": {"example.com/notes": "x".repeat(6000)}},
+            "spec": {"selector": {"matchLabels": {"a": "b"}}, "template": {"metadata": {"labels": {"a": "b"}}, "spec": spec}},
+        })
+    };
+    let deployments = "/apis/apps/v1/namespaces/default/deployments";
+    let made = server.post(deployments, deployment("good", "GOOD")).await;
+    assert_eq!(made.code, 201, "{made:?}");
+    let changed = server.merge(&format!("{deployments}/good"), json!({"spec": {"replicas": 2}})).await;
+    assert_eq!(changed.code, 200, "{changed:?}");
+    let refused = server.post(deployments, deployment("bad", "BAD")).await;
+    assert!(refused.body["message"].as_str().unwrap().contains("failed expression"), "{refused:?}");
+}
+
+#[tokio::test]
+async fn a_definition_goes_when_its_last_object_lets_it() {
+    let server = support::start().await;
+    assert_eq!(server.post(DEFINITIONS, definition()).await.code, 201);
+    until(&server, THINGS, 200).await;
+    let thing = json!({
+        "apiVersion": "example.com/v1", "kind": "Thing", "metadata": {"name": "a", "finalizers": ["example.com/x"]},
+    });
+    assert_eq!(server.post(THINGS, thing).await.code, 201);
+    let path = format!("{DEFINITIONS}/things.example.com");
+    server.delete(&path).await;
+    let marked = async {
+        while server.get(&format!("{THINGS}/a")).await.body["metadata"].get("deletionTimestamp").is_none() {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(std::time::Duration::from_secs(20), marked).await.expect("the object is deleted");
+    assert_eq!(server.get(&path).await.code, 200);
+    let freed = server.merge(&format!("{THINGS}/a"), json!({"metadata": {"finalizers": null}})).await;
+    assert_eq!(freed.code, 200, "{freed:?}");
+    until(&server, &path, 404).await;
+}

@@ -5,24 +5,20 @@ use std::{collections::HashMap, sync::Arc};
 
 use serde_json::{Value, json};
 use wasmk_api::{Gvk, LabelSelector, Object};
+pub(super) use wasmk_kinds::value::text;
 use wasmk_machinery::cel::{self, Expression};
 
 use crate::{table::Resource, write::Work};
 
 /// Most turns the loops of one expression may take.
-const MAX_TURNS: usize = 10_000_000;
+const MAX_TURNS: u64 = 10_000_000;
 
 /// A compiled expression, or what is wrong with it.
 pub(super) type Program = Result<Expression, String>;
 
-/// The text at a key; empty when there is none.
-pub(super) fn text<'a>(value: &'a Value, key: &str) -> &'a str {
-    value.get(key).and_then(Value::as_str).unwrap_or("")
-}
-
 /// The items of the list at a key.
-pub(super) fn list<'a>(value: &'a Value, key: &str) -> impl Iterator<Item = &'a Value> {
-    value.get(key).and_then(Value::as_array).into_iter().flatten()
+pub(super) fn list<'a>(value: &'a Value, key: &str) -> std::slice::Iter<'a, Value> {
+    wasmk_kinds::value::list(value, key).iter()
 }
 
 /// Compiles the named expressions of a list (`matchConditions`, `variables`).
@@ -229,17 +225,16 @@ impl<'a> Question<'a> {
             ("params", value(params)),
             ("namespaceObject", value(self.namespace.as_ref())),
         ];
-        let size = variables.iter().map(|(_, v)| v.to_string().len()).sum();
-        let values = variables.iter().map(|(name, v)| (*name, cel::plain(v))).collect();
-        Scope { values, computed: HashMap::new(), size }
+        let values = variables.iter().map(|(name, v)| (*name, cel::plain(v), cel::parts(v))).collect();
+        Scope { values, computed: HashMap::new() }
     }
 }
 
 /// The variables of an evaluation.
 pub(super) struct Scope {
-    values: Vec<(&'static str, cel::Value)>,
+    /// Each with its number of parts.
+    values: Vec<(&'static str, cel::Value, u64)>,
     computed: HashMap<String, cel::Value>,
-    size: usize,
 }
 
 /// What a list of conditions comes to.
@@ -259,12 +254,19 @@ impl Scope {
     /// When it does not compile, costs too much or fails.
     pub(super) fn run(&self, program: &Program) -> Result<cel::Value, String> {
         let program = program.as_ref().map_err(Clone::clone)?;
-        if self.size.saturating_pow(program.loops()) > MAX_TURNS {
+        if program.turns(self.size(program)) > MAX_TURNS {
             return Err("operation cancelled: actual cost limit exceeded".into());
         }
         let computed = cel::Value::from(self.computed.clone());
-        let names = self.values.iter().map(|(name, value)| (*name, value.clone()));
+        let names = self.values.iter().map(|(name, value, _)| (*name, value.clone()));
         program.run(names.chain([("variables", computed)]))
+    }
+
+    /// How many parts the values have that a program looks at. What was computed was so from any of them.
+    fn size(&self, program: &cel::Expression) -> u64 {
+        let all = program.mentions("variables");
+        let seen = self.values.iter().filter(|(name, ..)| all || program.mentions(name));
+        seen.map(|(_, _, parts)| parts).sum()
     }
 
     /// Evaluates a condition.

@@ -35,13 +35,21 @@ const PARSER_STACK: usize = 64 << 20;
 pub struct Expression {
     root: IdedExpr,
     loops: u32,
+    /// How many parts the values have that are written out in it.
+    parts: u64,
     names: BTreeSet<String>,
 }
 
 impl Expression {
-    /// How deep its loops nest: over values of n parts it takes up to n to that power turns.
+    /// How deep its loops nest.
     pub fn loops(&self) -> u32 {
         self.loops
+    }
+
+    /// How many turns its loops take at most over values of so many [`parts`], with those that are written out in
+    /// it.
+    pub fn turns(&self, parts: u64) -> u64 {
+        parts.saturating_add(self.parts).saturating_pow(self.loops)
     }
 
     /// Whether it mentions a variable of that name.
@@ -101,7 +109,7 @@ pub fn compile(source: &str) -> Result<Expression, String> {
         }
         macros::expand(&mut root);
         let shape = Shape::of(&root);
-        Ok(Expression { root, loops: shape.loops, names: shape.names })
+        Ok(Expression { root, loops: shape.loops, parts: shape.parts, names: shape.names })
     };
     std::thread::scope(|scope| {
         let thread = std::thread::Builder::new().stack_size(PARSER_STACK).spawn_scoped(scope, parse);
@@ -117,6 +125,7 @@ pub fn compile(source: &str) -> Result<Expression, String> {
 struct Shape {
     depth: usize,
     loops: u32,
+    parts: u64,
     names: BTreeSet<String>,
 }
 
@@ -132,7 +141,10 @@ impl Shape {
                 children.extend(&call.args);
             }
             Expr::Select(select) => children.push(&select.operand),
-            Expr::List(list) => children.extend(&list.elements),
+            Expr::List(list) => {
+                shape.parts += list.elements.len() as u64;
+                children.extend(&list.elements);
+            }
             Expr::Map(map) => children.extend(map.entries.iter().flat_map(|e| entry_parts(&e.expr))),
             Expr::Struct(of) => children.extend(of.entries.iter().flat_map(|e| entry_parts(&e.expr))),
             Expr::Comprehension(over) => {
@@ -145,6 +157,7 @@ impl Shape {
             let below = Self::of(child);
             shape.depth = shape.depth.max(below.depth);
             shape.loops = shape.loops.max(below.loops + turns);
+            shape.parts += below.parts;
             shape.names.extend(below.names);
         }
         shape.depth += 1;
@@ -171,6 +184,17 @@ fn worded(error: &ExecutionError) -> String {
         ExecutionError::UndeclaredReference(name) => format!("undeclared reference to '{name}'"),
         ExecutionError::FunctionError { message, .. } => message.clone(),
         other => other.to_string(),
+    }
+}
+
+/// How many parts a value has: each item and field is one, and so are 16 bytes of text, which functions look at by
+/// the character.
+pub fn parts(value: &Json) -> u64 {
+    match value {
+        Json::Array(items) => 1 + items.iter().map(parts).sum::<u64>(),
+        Json::Object(map) => 1 + map.values().map(parts).sum::<u64>(),
+        Json::String(text) => 1 + text.len() as u64 / 16,
+        _ => 1,
     }
 }
 
@@ -273,6 +297,8 @@ mod tests {
             }
         }
         assert!(compile("self.all(x, self.all(y, x != y))").is_ok_and(|expression| expression.loops() == 2));
+        let nested = compile("[1, 2].all(x, [3].all(y, self.all(z, x < y)))").unwrap();
+        assert_eq!((nested.turns(7), nested.turns(u64::MAX)), (1000, u64::MAX));
         assert!(compile("oldSelf == self").is_ok_and(|expression| expression.mentions("oldSelf")));
     }
 

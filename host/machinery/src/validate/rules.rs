@@ -92,7 +92,7 @@ impl Run {
             return;
         }
         let programs = holder.programs.get_or_init(|| Arc::new(Programs::of(rules)));
-        let size = count(new) + old.map_or(0, count);
+        let size = cel::parts(new) + old.map_or(0, cel::parts);
         let subject = to_cel(new, schema, path.is_root());
         let before = old.filter(|old| !old.is_null()).map(|old| to_cel(old, schema, path.is_root()));
         for (rule, (program, message)) in rules.iter().zip(&programs.0) {
@@ -114,7 +114,7 @@ impl Run {
                 (true, false, Some(before)) => Some(before.clone()),
                 (true, true, before) => Some(optional(before.clone())),
             };
-            self.work = self.work.saturating_add(size.saturating_pow(program.loops()));
+            self.work = self.work.saturating_add(program.turns(size));
             if self.work > MAX_WORK {
                 self.exhausted = true;
                 let what = format!("call cost exceeds limit for rule: {says}");
@@ -143,16 +143,6 @@ impl Run {
 
 fn optional(value: Option<Cel>) -> Cel {
     Cel::Opaque(Arc::new(value.map_or_else(OptionalValue::none, OptionalValue::of)))
-}
-
-fn count(value: &Value) -> u64 {
-    match value {
-        Value::Array(items) => 1 + items.iter().map(count).sum::<u64>(),
-        Value::Object(map) => 1 + map.values().map(count).sum::<u64>(),
-        // Functions look at text by the character.
-        Value::String(text) => 1 + text.len() as u64 / 16,
-        _ => 1,
-    }
 }
 
 fn type_word(schema: Schema<'_>) -> &str {

@@ -57,12 +57,40 @@ impl Drop for Seat {
     }
 }
 
+/// A place in a queue, given up when it is dropped.
+pub(super) struct Place {
+    levels: Arc<Levels>,
+    level: Box<str>,
+    queue: usize,
+    receiver: oneshot::Receiver<Seat>,
+    /// Whether the queue has let go of it.
+    left: bool,
+}
+
+impl Place {
+    /// Waits for a seat; `None` when there will be none.
+    pub(super) async fn seat(mut self) -> Option<Seat> {
+        let seat = (&mut self.receiver).await;
+        self.left = true;
+        seat.ok()
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        if !self.left {
+            self.receiver.close();
+            self.levels.leave(&self.level, self.queue);
+        }
+    }
+}
+
 /// What a request finds.
 pub(super) enum Admission {
     /// A seat.
     Seat(Seat),
     /// A place in a queue.
-    Wait(oneshot::Receiver<Seat>),
+    Wait(Place),
     /// Neither.
     Full,
 }
@@ -131,31 +159,29 @@ impl Level {
 }
 
 impl Levels {
-    /// Takes new settings over. Requests that wait in a level whose queues change are let in.
+    /// Takes new settings over. Requests that wait in a level whose queues change are let in; others, as far as there
+    /// are seats for them now.
     pub(super) fn set(self: &Arc<Self>, wanted: HashMap<Box<str>, Limits>) {
         let mut let_in = Vec::new();
-        {
-            let mut all = self.0.lock();
-            for (name, limits) in wanted.iter() {
-                match all.get_mut(name) {
-                    Some(level) if level.limits.queuing == limits.queuing => level.limits = limits.clone(),
-                    Some(level) => {
-                        while let Some(next) = level.next() {
-                            level.taken += 1;
-                            let_in.push((name.clone(), next));
-                        }
-                        *level = Level { taken: level.taken, ..Level::new(limits.clone()) };
+        let mut all = self.0.lock();
+        for (name, limits) in wanted.iter() {
+            match all.get_mut(name) {
+                Some(level) if level.limits.queuing == limits.queuing => level.limits = limits.clone(),
+                Some(level) => {
+                    while let Some(next) = level.next() {
+                        level.taken += 1;
+                        let_in.push((name.clone(), next));
                     }
-                    None => drop(all.insert(name.clone(), Level::new(limits.clone()))),
+                    *level = Level { taken: level.taken, ..Level::new(limits.clone()) };
                 }
+                None => drop(all.insert(name.clone(), Level::new(limits.clone()))),
             }
-            // A level that is gone keeps its numbers for as long as requests are in it.
-            all.retain(|name, level| wanted.contains_key(name) || level.taken > 0 || level.waiting > 0);
         }
-        for (level, sender) in let_in {
-            // Whoever does not wait any more gives the seat back by dropping it.
-            let _ = sender.send(Seat { levels: self.clone(), level });
-        }
+        // A level that is gone keeps its numbers for as long as requests are in it.
+        all.retain(|name, level| wanted.contains_key(name) || level.taken > 0 || level.waiting > 0);
+        let_in.extend(dispatch(&mut all, ""));
+        drop(all);
+        self.seat(let_in);
     }
 
     /// Asks for a seat for a request of a flow.
@@ -186,7 +212,7 @@ impl Levels {
         }
         queue.waiting.push_back(sender);
         level.waiting += 1;
-        Admission::Wait(receiver)
+        Admission::Wait(Place { levels: self.clone(), level: name.into(), queue: at, receiver, left: false })
     }
 
     /// Counts a request that waited too long.
@@ -197,31 +223,31 @@ impl Levels {
     }
 
     fn free(self: &Arc<Self>, name: &str) {
-        let mut given = Vec::new();
-        {
-            let mut all = self.0.lock();
-            if let Some(level) = all.get_mut(name) {
-                level.taken = level.taken.saturating_sub(1);
-            }
-            // First those of the level itself, then those it lends to.
-            let others: Vec<Box<str>> = all
-                .iter()
-                .filter(|(n, l)| l.waiting > 0 && n.as_ref() != name)
-                .map(|(n, _)| n.clone())
-                .collect();
-            for candidate in std::iter::once(Box::from(name)).chain(others) {
-                while all.get(&candidate).is_some_and(|l| l.waiting > 0) && may_take(&all, &candidate) {
-                    let Some(level) = all.get_mut(&candidate) else { break };
-                    let Some(next) = level.next() else { break };
-                    if next.is_closed() {
-                        continue;
-                    }
-                    level.taken += 1;
-                    level.dispatched += 1;
-                    given.push((candidate.clone(), next));
-                }
-            }
+        let mut all = self.0.lock();
+        if let Some(level) = all.get_mut(name) {
+            level.taken = level.taken.saturating_sub(1);
         }
+        let given = dispatch(&mut all, name);
+        drop(all);
+        self.seat(given);
+    }
+
+    /// Makes room in a queue that somebody has left.
+    fn leave(self: &Arc<Self>, name: &str, queue: usize) {
+        let mut all = self.0.lock();
+        let Some(level) = all.get_mut(name) else { return };
+        let Some(queue) = level.queues.get_mut(queue) else { return };
+        let before = queue.waiting.len();
+        queue.waiting.retain(|waiter| !waiter.is_closed());
+        level.waiting -= before - queue.waiting.len();
+        // A level nobody waits in any more may lend its seats again.
+        let given = if level.waiting == 0 { dispatch(&mut all, "") } else { Vec::new() };
+        drop(all);
+        self.seat(given);
+    }
+
+    /// Gives out seats that are counted already. Not under the lock: a seat that nobody takes comes back at once.
+    fn seat(self: &Arc<Self>, given: Vec<Given>) {
         for (level, sender) in given {
             // Whoever stopped waiting in this moment gives the seat back by dropping it.
             let _ = sender.send(Seat { levels: self.clone(), level });
@@ -241,6 +267,29 @@ impl Levels {
         };
         all.iter().map(one).collect()
     }
+}
+
+/// A seat in a level, and who gets it.
+type Given = (Box<str>, oneshot::Sender<Seat>);
+
+/// Counts free seats as taken by those who wait: first in one level, then in those it lends to.
+fn dispatch(all: &mut HashMap<Box<str>, Level>, first: &str) -> Vec<Given> {
+    let mut given = Vec::new();
+    let others = all.iter().filter(|(name, level)| level.waiting > 0 && name.as_ref() != first);
+    let others: Vec<Box<str>> = others.map(|(name, _)| name.clone()).collect();
+    for candidate in std::iter::once(Box::from(first)).chain(others) {
+        while all.get(&candidate).is_some_and(|level| level.waiting > 0) && may_take(all, &candidate) {
+            let Some(level) = all.get_mut(&candidate) else { break };
+            let Some(next) = level.next() else { break };
+            if next.is_closed() {
+                continue;
+            }
+            level.taken += 1;
+            level.dispatched += 1;
+            given.push((candidate.clone(), next));
+        }
+    }
+    given
 }
 
 /// Whether a level has a seat left, of its own or lent by others.
@@ -278,7 +327,7 @@ mod tests {
         }
     }
 
-    fn place(admission: Admission) -> oneshot::Receiver<Seat> {
+    fn place(admission: Admission) -> Place {
         match admission {
             Admission::Wait(place) => place,
             _ => panic!("it does not wait"),
@@ -305,7 +354,7 @@ mod tests {
                 .iter_mut()
                 .map(|p| ("loud", p))
                 .chain([("quiet", &mut quiet)])
-                .find_map(|(who, place)| place.try_recv().ok().map(|seat| (who, seat)))
+                .find_map(|(who, place)| place.receiver.try_recv().ok().map(|seat| (who, seat)))
                 .expect("somebody is next");
             order.push(who);
             drop(seat);
@@ -322,9 +371,9 @@ mod tests {
         let mut waits = place(levels.ask("busy", "s", ""));
         let used: Vec<_> = (0..4).map(|_| seat(levels.ask("idle", "s", ""))).collect();
         drop(lent);
-        assert!(waits.try_recv().is_err(), "the lender needs its seats itself");
+        assert!(waits.receiver.try_recv().is_err(), "the lender needs its seats itself");
         drop(own);
-        assert!(waits.try_recv().is_ok());
+        assert!(waits.receiver.try_recv().is_ok());
         drop(used);
     }
 
@@ -335,13 +384,36 @@ mod tests {
         drop(place(levels.ask("a", "s", "x")));
         let mut second = place(levels.ask("a", "s", "x"));
         drop(first);
-        let held = second.try_recv().unwrap();
+        let held = second.receiver.try_recv().unwrap();
         let mut third = place(levels.ask("a", "s", "x"));
         levels.set(HashMap::from([("a".into(), Limits { seats: 1, lendable: 0, queuing: None })]));
-        assert!(third.try_recv().is_ok());
+        assert!(third.receiver.try_recv().is_ok());
         assert!(matches!(levels.ask("a", "s", "x"), Admission::Full));
         drop(held);
         assert!(matches!(levels.ask("a", "s", "x"), Admission::Seat(_)));
         assert!(matches!(levels.ask("gone", "s", "x"), Admission::Full));
+    }
+
+    #[test]
+    fn those_who_left_take_no_place_and_keep_no_seat_from_being_lent() {
+        let levels = levels(&[("a", 1, 0, Some((1, 1, 2))), ("lender", 2, 2, Some((1, 1, 2)))]);
+        let _first = seat(levels.ask("a", "s", ""));
+        let _lent: Vec<_> = (0..2).map(|_| seat(levels.ask("a", "s", ""))).collect();
+        for _ in 0..5 {
+            drop(place(levels.ask("a", "s", "")));
+        }
+        let _waits = place(levels.ask("a", "s", ""));
+        assert_eq!(levels.numbers().iter().map(|n| n.waiting).sum::<usize>(), 1);
+        assert_eq!(levels.numbers().iter().map(|n| n.rejected).sum::<u64>(), 0);
+    }
+
+    #[test]
+    fn more_seats_are_for_those_who_wait() {
+        let limits = |seats| Limits { seats, lendable: 0, queuing: Some((1, 1, 5)) };
+        let levels = levels(&[("a", 0, 0, limits(0).queuing)]);
+        let mut waiting: Vec<Place> = (0..3).map(|_| place(levels.ask("a", "s", ""))).collect();
+        levels.set(HashMap::from([("a".into(), limits(2))]));
+        let seats: Vec<_> = waiting.iter_mut().filter_map(|place| place.receiver.try_recv().ok()).collect();
+        assert_eq!((seats.len(), levels.numbers()[0].executing, levels.numbers()[0].waiting), (2, 2, 1));
     }
 }

@@ -3,6 +3,8 @@
 //! [`Cluster::start`] reads as the program's story: keys, store, API, listeners, then the parts that
 //! are ordinary clients of the API. Each part gets a client of its own identity.
 
+mod listen;
+
 use std::{
     net::SocketAddr,
     sync::{
@@ -12,16 +14,14 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use kube::Client;
 use tokio::{
     net::TcpListener,
     sync::{mpsc, watch},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
-use wasmk_apiserver::{
-    ApiServer, Component, Config, FrontProxy, LogFile, RequestHeader, ServiceRange, Serving,
-};
+use wasmk_apiserver::{ApiServer, Component, Config, FrontProxy, LogFile, RequestHeader, ServiceRange};
 use wasmk_controllers::{Accounts, LoadBalancer, scheduler};
 use wasmk_functions::{Admission, Executor, Functions, Live};
 use wasmk_node::Node;
@@ -37,18 +37,14 @@ use crate::{
     hook::Knative,
     links::Links,
     metrics,
-    pki::{Leaf, Pki, server_names},
-    renewal::{self, Authority, Renewal},
+    pki::{Leaf, Pki},
+    renewal::{self, Authority},
     store::{Opened, StoreSettings},
 };
+use listen::{bind, inside_listener};
 
 /// The name the API has towards servers of aggregated APIs.
 const FRONT_PROXY: &str = "front-proxy-client";
-/// Which address of the services' range the DNS server has, as everywhere.
-const DNS_SERVICE: u32 = 10;
-/// Where the system says who answers names outside the cluster.
-const RESOLV_CONF: &str = "/etc/resolv.conf";
-
 /// Shortest prefix of a node's range of pod addresses.
 const NODE_MASK: u8 = 20;
 /// Longest time for pods to end when everything stops.
@@ -81,6 +77,8 @@ pub struct Settings {
     pub scheduler: scheduler::Settings,
     /// Where objects are kept, and how.
     pub store: StoreSettings,
+    /// How long events are kept after they were written last; zero for ever.
+    pub event_ttl: Duration,
     /// Suffix of functions' host names.
     pub domain: String,
     /// Where pods get their addresses from.
@@ -153,11 +151,14 @@ impl Cluster {
             ca: proxies.ca_cert().into(),
         };
         config.request_header = Some(RequestHeader::of(proxies.ca_cert()));
+        config.event_ttl = settings.event_ttl;
         config.service_range = settings.service_range;
         config.node_ports = settings.node_ports;
         let inside_address = inside.as_ref().and_then(|l| l.local_addr().ok());
         config.advertise_address = inside_address.unwrap_or(running.api).ip();
         config.advertise_port = running.api.port();
+        let (measures, local) = metrics::listen().await?;
+        config.local_services.push(local);
         settings.access.apply(&mut config);
         let controlled = Arc::new(AtomicBool::new(false));
         config.components = components(&controlled);
@@ -183,7 +184,7 @@ impl Cluster {
         let apis = [Some(api_listener), inside].into_iter().flatten().collect();
         let writer = cluster.client_of("system:masters");
         let stop = cluster.stop.clone();
-        let measuring = metrics::start(writer.clone(), links.clone(), &pki, &callers, stop).await;
+        let measuring = metrics::start(measures, writer.clone(), links.clone(), &pki, &callers, stop).await;
         cluster.tasks.spawn(measuring.context("cannot announce metrics.k8s.io")?);
         let trusted = pki.ca_cert().to_owned();
         cluster.listen(&settings, (pki, authority), apis, registry_listener, images)?;
@@ -224,7 +225,7 @@ impl Cluster {
         }
     }
 
-    /// Stops in the order of dependence: gateway, controllers, node, API, store.
+    /// Stops in the order of dependence: gateway, node, controllers with all else that uses the API, API, store.
     pub async fn shutdown(self) {
         if let Some(functions) = self.functions {
             functions.shutdown().await;
@@ -250,50 +251,6 @@ impl Cluster {
             Ok(served) => drop(self.tasks.spawn(served)),
             Err(e) => tracing::warn!("`wasmk store snapshot` will not reach this process: {e:#}"),
         }
-    }
-
-    fn listen(
-        &self,
-        settings: &Settings,
-        (pki, authority): (Pki, watch::Sender<Authority>),
-        apis: Vec<TcpListener>,
-        registry: TcpListener,
-        images: Storage,
-    ) -> Result<()> {
-        let mut names = settings.names.clone();
-        for api in &apis {
-            names.push(api.local_addr()?.ip().to_string());
-        }
-        let host = nix::unistd::gethostname()?.to_string_lossy().into_owned();
-        let names = server_names(&host, settings.service_range.at(1).into(), &names);
-        let leaf = renewal::serving_leaf(&pki, &names)?;
-        let serving = Serving::new(&leaf.cert, &leaf.key)?;
-        let tls = serving.config(pki.ca_cert())?;
-        let renewal = Renewal {
-            data: settings.data.clone(),
-            running: self.running.clone(),
-            pki,
-            names,
-            serving,
-            trust: self.api.trust(),
-            more_clients: settings.access.client_ca.clone(),
-            authority,
-            client: self.client_of("system:masters"),
-        };
-        self.tasks.spawn(renewal.run(self.stop.clone()));
-        let router = self.links.mounted_on(&self.api);
-        for api in apis {
-            let serve = wasmk_apiserver::serve_tls(api, tls.clone(), router.clone(), self.stop.clone());
-            self.tasks.spawn(serve);
-        }
-        let (router, stop) = (wasmk_registry::router(images), self.stop.clone());
-        self.tasks.spawn(async move {
-            let served = axum::serve(registry, router).with_graceful_shutdown(stop.cancelled_owned());
-            if let Err(e) = served.await {
-                tracing::error!(error = %e, "the registry stopped");
-            }
-        });
-        Ok(())
     }
 
     fn control(
@@ -340,31 +297,6 @@ impl Cluster {
                 let _ = failed.send(why).await;
             }
         });
-    }
-
-    /// Leads HTTP from outside to pods as Ingresses say.
-    fn start_ingress(&self, listener: TcpListener) {
-        let client = self.client("system:serviceaccount:kube-system:ingress");
-        let (view, keep) = wasmk_net::View::new(client.clone());
-        let (watching, serving) = (self.stop.clone(), self.stop.clone());
-        self.tasks.spawn(async move { watching.run_until_cancelled(keep).await });
-        self.tasks.spawn(wasmk_net::ingress::run(client, view, listener, serving));
-    }
-
-    /// Answers names on the last address of the pods' range, behind the service `kube-dns` at its usual place.
-    async fn start_dns(&self, settings: &Settings) -> Result<()> {
-        let last = wasmk_net::last_address(&settings.pod_range).context("the pods' range is none")?;
-        let udp = wasmk_net::bind::udp(SocketAddr::from((last, 0)), false)?;
-        let server = udp.local_addr()?;
-        let tcp = TcpListener::bind(server).await?;
-        let user = "system:serviceaccount:kube-system:coredns";
-        let (view, keep) = wasmk_net::View::new(self.client(user));
-        let upstream = wasmk_net::dns::servers(&std::fs::read_to_string(RESOLV_CONF).unwrap_or_default());
-        let (watching, answering) = (self.stop.clone(), self.stop.clone());
-        self.tasks.spawn(async move { watching.run_until_cancelled(keep).await });
-        self.tasks.spawn(wasmk_net::dns::serve(view, udp, tcp, upstream, answering));
-        let writer = self.client_of("system:masters");
-        bootstrap::write_dns(&writer, settings.service_range.at(DNS_SERVICE), server).await
     }
 
     /// A client of this program's own, with the rights of a group.
@@ -418,34 +350,6 @@ fn logs(data: &DataDir, audit: Option<&wasmk_apiserver::audit::Settings>) -> Vec
 fn node_mask(range: &str) -> u8 {
     let length = range.split_once('/').and_then(|(_, length)| length.parse::<u8>().ok()).unwrap_or(NODE_MASK);
     NODE_MASK.max(length.saturating_add(2))
-}
-
-/// The API once more, where pods find it when it only listens on loopback: an endpoint of a service cannot
-/// be 127.0.0.1, so it gets the last address of the pods' range, which no pod has. `None` when it is not needed, or
-/// not to be had; the service `kubernetes` then has no endpoints.
-async fn inside_listener(pod_range: &str, api: SocketAddr) -> Option<TcpListener> {
-    if !api.ip().is_loopback() {
-        return None;
-    }
-    let last = wasmk_net::last_address(pod_range)?;
-    let address = SocketAddr::from((last, api.port()));
-    match TcpListener::bind(address).await {
-        Ok(listener) => Some(listener),
-        Err(error) => {
-            tracing::warn!(%address, %error, "pods cannot reach the API by its service");
-            None
-        }
-    }
-}
-
-async fn bind(address: SocketAddr, what: &str, flag: &str) -> Result<TcpListener> {
-    match TcpListener::bind(address).await {
-        Ok(listener) => Ok(listener),
-        Err(e) if e.kind() == std::io::ErrorKind::AddrInUse => bail!(
-            "{what} cannot listen on {address}: the port is in use; choose another with {flag} (port 0 picks a free one)"
-        ),
-        Err(e) => Err(e).with_context(|| format!("{what} cannot listen on {address} ({flag})")),
-    }
 }
 
 async fn start_node(api: &ApiServer, name: &str, settings: &Settings, links: &Arc<Links>) -> Result<Node> {

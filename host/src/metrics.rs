@@ -28,7 +28,7 @@ use serde_json::{Value, json};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use wasmk_api::Timestamp;
-use wasmk_apiserver::NodeDialer;
+use wasmk_apiserver::{LocalService, NodeDialer};
 
 use crate::pki::{Leaf, Pki};
 
@@ -37,6 +37,8 @@ const VERSION: &str = "metrics.k8s.io/v1beta1";
 /// Where the API server finds it.
 const NAMESPACE: &str = "kube-system";
 const SERVICE: &str = "metrics-server";
+/// The port in the objects that announce it; each API server has its own behind that, on a port of its own.
+const PORT: u16 = 443;
 /// Time between two looks at a node, once there is something to compare with.
 const PERIOD: Duration = Duration::from_secs(15);
 /// Time between the first two looks.
@@ -100,23 +102,32 @@ struct Shared {
     figures: Arc<Mutex<Figures>>,
 }
 
+/// Where the API group will be served.
+///
+/// # Errors
+/// When no port can be had.
+pub(crate) async fn listen() -> Result<(TcpListener, LocalService)> {
+    let listener = TcpListener::bind("127.0.0.1:0").await.context("metrics.k8s.io cannot listen")?;
+    let address = listener.local_addr()?;
+    Ok((listener, LocalService { namespace: NAMESPACE.into(), name: SERVICE.into(), address }))
+}
+
 /// Serves the API group and registers it, until told to stop.
 ///
 /// # Errors
-/// When no port can be had, or the API refuses the objects that announce it.
+/// When the API refuses the objects that announce it.
 pub(crate) async fn start(
+    listener: TcpListener,
     client: Client,
     dialer: Arc<dyn NodeDialer>,
     pki: &Pki,
     callers: &str,
     stop: CancellationToken,
 ) -> Result<impl Future<Output = ()> + Send + 'static> {
-    let listener = TcpListener::bind("127.0.0.1:0").await.context("metrics.k8s.io cannot listen")?;
-    let port = listener.local_addr()?.port();
     let name = format!("{SERVICE}.{NAMESPACE}.svc");
     let leaf = pki.leaf(SERVICE, &Leaf { user: SERVICE, group: "", names: std::slice::from_ref(&name) })?;
     let tls = wasmk_apiserver::tls_config_for(&leaf.cert, &leaf.key, callers)?;
-    for object in objects(port, pki.ca_cert()) {
+    for object in objects(pki.ca_cert()) {
         crate::bootstrap::apply(&client, &object).await?;
     }
     let shared = Shared { client: client.clone(), figures: Arc::default() };
@@ -130,7 +141,7 @@ pub(crate) async fn start(
     })
 }
 
-fn objects(port: u16, ca: &str) -> [Value; 3] {
+fn objects(ca: &str) -> [Value; 3] {
     let meta = json!({"name": SERVICE, "namespace": NAMESPACE});
     let labels = ["view", "edit", "admin"]
         .map(|role| (format!("rbac.authorization.k8s.io/aggregate-to-{role}"), "true".to_string()));
@@ -146,7 +157,7 @@ fn objects(port: u16, ca: &str) -> [Value; 3] {
             "metadata": {"name": "v1beta1.metrics.k8s.io"},
             "spec": {"group": "metrics.k8s.io", "version": "v1beta1", "groupPriorityMinimum": 100,
                 "versionPriority": 100, "caBundle": STANDARD.encode(ca),
-                "service": {"name": SERVICE, "namespace": NAMESPACE, "port": port}}}),
+                "service": {"name": SERVICE, "namespace": NAMESPACE, "port": PORT}}}),
     ]
 }
 

@@ -161,18 +161,6 @@ fn assign_address(work: &Work<'_>, object: &mut Object, before: &[String]) -> Re
         let address = spec(object, "clusterIP").to_owned();
         set(object, "clusterIPs", json!([address]));
     }
-    for (key, value) in [("ipFamilies", json!(["IPv4"])), ("ipFamilyPolicy", json!("SingleStack"))] {
-        let headless_without_selector =
-            spec(object, "clusterIP") == "None" && object.at(&["spec", "selector"]).is_none();
-        if object.at(&["spec", key]).is_none_or(Value::is_null) {
-            let value = match (key, headless_without_selector) {
-                ("ipFamilyPolicy", true) => json!("RequireDualStack"),
-                ("ipFamilies", true) => json!(["IPv4", "IPv6"]),
-                _ => value,
-            };
-            set(object, key, value);
-        }
-    }
     Ok(())
 }
 

@@ -1,9 +1,10 @@
 //! What an API server is started with.
 
 use std::{
-    net::{IpAddr, Ipv4Addr},
+    net::{IpAddr, Ipv4Addr, SocketAddr},
     path::PathBuf,
     sync::Arc,
+    time::Duration,
 };
 
 use async_trait::async_trait;
@@ -15,6 +16,9 @@ use crate::{
     admission::AdmissionPlugins,
     auth::settings::{Authentication, Authorization, RequestHeader},
 };
+
+/// How long events live when nothing else is said.
+const EVENT_TTL: Duration = Duration::from_secs(3600);
 
 /// A byte stream to a node, over which HTTP/1.1 is spoken.
 pub trait NodeStream: AsyncRead + AsyncWrite + Send + Unpin {}
@@ -142,6 +146,17 @@ pub struct Component {
     pub problem: Arc<dyn Fn() -> Option<String> + Send + Sync>,
 }
 
+/// A service without endpoints (`ExternalName`) that is served where this server runs, wherever that is.
+#[derive(Clone, Debug)]
+pub struct LocalService {
+    /// Its namespace.
+    pub namespace: String,
+    /// Its name.
+    pub name: String,
+    /// Where it listens, whatever its port.
+    pub address: SocketAddr,
+}
+
 /// A file that is served below `/logs`.
 #[derive(Clone, Debug)]
 pub struct LogFile {
@@ -156,6 +171,8 @@ pub struct LogFile {
 pub struct Config {
     /// Where objects are kept.
     pub store: Arc<dyn Store>,
+    /// How long events live after they were written last; zero for ever.
+    pub event_ttl: Duration,
     /// Where ClusterIPs come from.
     pub service_range: ServiceRange,
     /// The first and last port of NodePort services.
@@ -172,6 +189,8 @@ pub struct Config {
     pub advertise_address: IpAddr,
     /// The port clients reach the server at.
     pub advertise_port: u16,
+    /// Services that are found in this process instead of where their objects say.
+    pub local_services: Vec<LocalService>,
     /// How it proves itself to servers it calls.
     pub front_proxy: FrontProxy,
     /// What `/version` says.
@@ -203,6 +222,7 @@ impl Config {
     pub fn new(store: Arc<dyn Store>, service_account_key: String, client_ca: String) -> Self {
         Self {
             store,
+            event_ttl: EVENT_TTL,
             service_range: ServiceRange { base: Ipv4Addr::new(127, 43, 0, 0), prefix: 16 },
             node_ports: (30_000, 32_767),
             dialer: Arc::new(NoNodes),
@@ -211,6 +231,7 @@ impl Config {
             client_ca,
             advertise_address: IpAddr::V4(Ipv4Addr::LOCALHOST),
             advertise_port: 6443,
+            local_services: Vec::new(),
             front_proxy: FrontProxy::default(),
             version: VersionInfo::default(),
             request_header: None,

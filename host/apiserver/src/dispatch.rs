@@ -37,16 +37,17 @@ pub(crate) async fn serve(core: Arc<Core>, request: Request) -> Answer {
     let began = Instant::now();
     let query = Query::parse(request.uri().query().unwrap_or(""));
     let info = RequestInfo::new(request.method(), request.uri().path(), &query);
-    let (verb, resource) = (info.verb, if info.is_resource { info.full_resource() } else { String::new() });
-    core.metrics.inflight(true);
+    // Whatever else is asked for is counted together: anybody can invent names.
+    let known = info.is_resource && core.table.load().knows(&info);
+    let (verb, resource) = (info.verb, if known { info.full_resource() } else { String::new() });
+    let _begun = core.metrics.begun();
     let id = audit_id(request.headers());
     let mut answer = match admit(&core, id.to_str().unwrap_or(""), info, query, request).await {
         Ok(answer) => answer,
         Err(status) => respond::status(&status),
     };
-    core.metrics.inflight(false);
     answer.headers_mut().insert(AUDIT_ID, id);
-    core.metrics.answered(verb, &resource, answer.status().as_u16(), began.elapsed());
+    core.metrics.answered(verb, resource, answer.status().as_u16(), began.elapsed());
     answer
 }
 
@@ -149,7 +150,7 @@ async fn permit_by_authorizers(
     if let Some(trail) = trail {
         let word = if decision.allowed { "allow" } else { "forbid" };
         trail.annotate("authorization.k8s.io/decision", word);
-        trail.annotate("authorization.k8s.io/reason", decision.reason.clone());
+        trail.annotate("authorization.k8s.io/reason", &*decision.reason);
     }
     if decision.allowed { Ok(()) } else { Err(authorize::forbidden(user, asked, &decision.reason)) }
 }
@@ -237,7 +238,7 @@ async fn route(core: &Arc<Core>, call: &Arc<Call>, request: Request) -> Result<A
         return sub::serve(core, call, &resource, request).await;
     }
     if resource.namespaced && info.namespace.is_empty() && !matches!(info.verb, "list" | "watch") {
-        return create_elsewhere(core, call, &resource, request).await;
+        return Err(Status::method_not_allowed());
     }
     let collection = matches!(info.verb, "create" | "list" | "deletecollection" | "watch");
     if !resource.has_verb(info.verb)
@@ -247,16 +248,6 @@ async fn route(core: &Arc<Core>, call: &Arc<Call>, request: Request) -> Result<A
         return Err(Status::method_not_allowed());
     }
     object_verb(core, call, &resource, request).await
-}
-
-/// A namespaced resource at the cluster's path: only reviews that take no namespace are served there.
-async fn create_elsewhere(
-    _: &Arc<Core>,
-    _: &Arc<Call>,
-    _: &Arc<Resource>,
-    _: Request,
-) -> Result<Answer, Status> {
-    Err(Status::method_not_allowed())
 }
 
 async fn object_verb(

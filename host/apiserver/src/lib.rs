@@ -21,6 +21,7 @@ mod config;
 mod crd;
 mod discovery;
 mod dispatch;
+mod expiry;
 mod flow;
 mod health;
 mod http;
@@ -32,6 +33,7 @@ mod openapi;
 mod read;
 mod remote;
 mod server;
+mod services;
 mod special;
 mod sub;
 mod table;
@@ -45,8 +47,8 @@ pub use auth::{
     settings::{Accounts, Authentication, Authorization, Authorizer, Oidc, RequestHeader, Webhook},
 };
 pub use config::{
-    Component, Config, FrontProxy, KindHook, LogFile, NoNodes, NodeDialer, NodeStream, ServiceRange,
-    VersionInfo,
+    Component, Config, FrontProxy, KindHook, LocalService, LogFile, NoNodes, NodeDialer, NodeStream,
+    ServiceRange, VersionInfo,
 };
 pub use server::{ApiServer, NodeIdentifier, StartError, Trust};
 pub use tls::{Patience, Serving, TlsError, serve_tls, serve_tls_with, tls_config, tls_config_for};

@@ -267,8 +267,9 @@ pub(crate) fn validate_update(work: &Work<'_>, new: &Object, old: &Object, mode:
         }
         (Nature::Builtin(kind), Mode::Status) => kind.validate_status(new, old),
         (Nature::Custom(version), _) => {
+            // Kubernetes looks at the metadata twice, once for every kind and once for the kind, and says so.
             let mut causes = metadata_causes(new, old);
-            causes.extend(metadata_causes(new, old));
+            causes.extend(causes.clone());
             custom_causes(work, version, new, Some(old), causes)
         }
     };

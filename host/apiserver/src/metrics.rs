@@ -25,13 +25,21 @@ struct Series {
 #[derive(Default)]
 pub(crate) struct Metrics {
     requests: Mutex<BTreeMap<(&'static str, String, u16), Series>>,
-    inflight: AtomicU64,
+    inflight: Arc<AtomicU64>,
     watches: Arc<AtomicU64>,
     refused: AtomicU64,
 }
 
 /// Counts something as open until it is dropped.
+#[must_use = "it is counted for as long as this lives"]
 pub(crate) struct Open(Arc<AtomicU64>);
+
+impl Open {
+    fn new(count: &Arc<AtomicU64>) -> Self {
+        count.fetch_add(1, Ordering::Relaxed);
+        Self(count.clone())
+    }
+}
 
 impl Drop for Open {
     fn drop(&mut self) {
@@ -40,15 +48,14 @@ impl Drop for Open {
 }
 
 impl Metrics {
-    /// Counts a request that was answered.
-    pub(crate) fn answered(&self, verb: &'static str, resource: &str, code: u16, took: Duration) {
+    /// Counts a request that was answered. `resource` is one that is served, or empty.
+    pub(crate) fn answered(&self, verb: &'static str, resource: String, code: u16, took: Duration) {
         let mut requests = self.requests.lock();
-        let full = requests.len() >= MAX_SERIES;
-        let key = (verb, resource.to_owned(), code);
-        let series = match requests.contains_key(&key) || !full {
-            true => requests.entry(key).or_default(),
-            false => requests.entry((verb, String::new(), code)).or_default(),
-        };
+        let mut key = (verb, resource, code);
+        if requests.len() >= MAX_SERIES && !requests.contains_key(&key) {
+            key.1.clear();
+        }
+        let series = requests.entry(key).or_default();
         series.count += 1;
         series.seconds += took.as_secs_f64();
     }
@@ -58,19 +65,14 @@ impl Metrics {
         self.refused.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// Requests being worked on, changed by `by`.
-    pub(crate) fn inflight(&self, begin: bool) {
-        if begin {
-            self.inflight.fetch_add(1, Ordering::Relaxed);
-        } else {
-            self.inflight.fetch_sub(1, Ordering::Relaxed);
-        }
+    /// Counts a request as being worked on until the returned guard is dropped.
+    pub(crate) fn begun(&self) -> Open {
+        Open::new(&self.inflight)
     }
 
     /// Counts a watch until the returned guard is dropped.
     pub(crate) fn watch_opened(&self) -> Open {
-        self.watches.fetch_add(1, Ordering::Relaxed);
-        Open(self.watches.clone())
+        Open::new(&self.watches)
     }
 
     /// The number of open watches.
@@ -86,7 +88,8 @@ impl Metrics {
         };
         put(format_args!("# TYPE apiserver_request_total counter\n"));
         for ((verb, resource, code), series) in self.requests.lock().iter() {
-            let labels = format!("verb=\"{}\",resource=\"{resource}\",code=\"{code}\"", verb.to_uppercase());
+            let (verb, resource) = (verb.to_uppercase(), label(resource));
+            let labels = format!("verb=\"{verb}\",resource=\"{resource}\",code=\"{code}\"");
             put(format_args!("apiserver_request_total{{{labels}}} {}\n", series.count));
             put(format_args!("apiserver_request_duration_seconds_sum{{{labels}}} {}\n", series.seconds));
             put(format_args!("apiserver_request_duration_seconds_count{{{labels}}} {}\n", series.count));
@@ -104,10 +107,15 @@ impl Metrics {
         put(format_args!("apiserver_dropped_requests_total {refused}\n"));
         put(format_args!("# TYPE apiserver_storage_objects gauge\n"));
         for (resource, count) in objects {
-            put(format_args!("apiserver_storage_objects{{resource=\"{resource}\"}} {count}\n"));
+            put(format_args!("apiserver_storage_objects{{resource=\"{}\"}} {count}\n", label(resource)));
         }
         out
     }
+}
+
+/// A text as the value of a label, between quotes.
+fn label(text: &str) -> String {
+    text.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n")
 }
 
 #[cfg(test)]
@@ -117,8 +125,9 @@ mod tests {
     #[test]
     fn what_is_counted_is_shown() {
         let metrics = Metrics::default();
-        metrics.answered("get", "pods", 200, Duration::from_millis(5));
-        let watch = metrics.watch_opened();
+        metrics.answered("get", "pods".into(), 200, Duration::from_millis(5));
+        metrics.answered("get", "\"\n\\".into(), 200, Duration::from_millis(5));
+        let (watch, request) = (metrics.watch_opened(), metrics.begun());
         let text = metrics.text(&[("core/pods".into(), 3)], 9);
         assert!(
             text.contains("apiserver_request_total{verb=\"GET\",resource=\"pods\",code=\"200\"} 1"),
@@ -127,7 +136,22 @@ mod tests {
         assert!(
             text.contains("apiserver_registered_watchers 1") && text.contains("{resource=\"core/pods\"} 3")
         );
-        drop(watch);
+        assert!(text.contains(r#"resource="\"\n\\","#), "{text}");
+        assert!(text.contains("apiserver_current_inflight_requests 1"), "{text}");
+        drop((watch, request));
         assert_eq!(metrics.watches(), 0);
+        assert!(metrics.text(&[], 9).contains("apiserver_current_inflight_requests 0"));
+    }
+
+    #[test]
+    fn series_are_bounded() {
+        let metrics = Metrics::default();
+        for at in 0..MAX_SERIES + 10 {
+            metrics.answered("get", format!("r{at}"), 200, Duration::ZERO);
+        }
+        metrics.answered("get", "r0".into(), 200, Duration::ZERO);
+        let text = metrics.text(&[], 9);
+        assert!(text.contains("apiserver_request_total{verb=\"GET\",resource=\"\",code=\"200\"} 10\n"));
+        assert!(text.contains("apiserver_request_total{verb=\"GET\",resource=\"r0\",code=\"200\"} 2\n"));
     }
 }

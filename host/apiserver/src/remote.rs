@@ -22,9 +22,13 @@ use serde_json::Value;
 use sha2::{Digest, Sha256};
 use tokio::{net::TcpStream, time::timeout};
 use tokio_rustls::{TlsConnector, client::TlsStream};
-use wasmk_api::Object;
+use wasmk_kinds::value::text;
 
-use crate::{cache::Filter, config::FrontProxy, server::Core};
+use crate::{
+    config::FrontProxy,
+    server::Core,
+    services::{self, Missing},
+};
 
 /// Longest wait for a connection.
 const CONNECT: Duration = Duration::from_secs(10);
@@ -45,6 +49,8 @@ pub(crate) enum Trust {
     Bundle(Vec<u8>),
     /// Anybody: the certificate is not looked at.
     Anyone,
+    /// Anybody, and it learns nothing of who asks either.
+    Stranger,
 }
 
 /// Where to send a request.
@@ -60,10 +66,6 @@ pub(crate) struct Endpoint {
     pub(crate) path: String,
     /// How it proves to be it.
     pub(crate) trust: Trust,
-}
-
-fn text<'a>(value: &'a Value, key: &str) -> &'a str {
-    value.get(key).and_then(Value::as_str).unwrap_or("")
 }
 
 /// The authorities in a `caBundle`; those of the system without one.
@@ -135,47 +137,21 @@ impl Endpoint {
 ///
 /// # Errors
 /// When there is no such service or port, or no ready endpoint.
-pub(crate) fn behind(core: &Core, namespace: &str, name: &str, port: u64) -> Result<(String, u16), String> {
-    let services = core.caches.of("core/services");
-    let service = services
-        .get(&crate::cache::key(namespace, name))
-        .ok_or_else(|| format!("service {name:?} not found"))?
-        .object();
+fn behind(core: &Core, namespace: &str, name: &str, port: u64) -> Result<(String, u16), String> {
+    let service = core.caches.of("core/services").get(&crate::cache::key(namespace, name));
+    let service = service.ok_or_else(|| format!("service {name:?} not found"))?.object();
     let spec = service.0.get("spec").unwrap_or(&Value::Null);
     if text(spec, "type") == "ExternalName" {
-        return Ok((text(spec, "externalName").to_owned(), u16::try_from(port).unwrap_or(443)));
+        let mut local = core.config.local_services.iter();
+        return Ok(match local.find(|local| local.namespace == namespace && local.name == name) {
+            Some(local) => (local.address.ip().to_string(), local.address.port()),
+            None => (text(spec, "externalName").to_owned(), u16::try_from(port).unwrap_or(443)),
+        });
     }
-    let ports = spec.get("ports").and_then(Value::as_array);
-    let found = ports.into_iter().flatten().find(|p| p.get("port").and_then(Value::as_u64) == Some(port));
-    let wanted = found.map(|p| text(p, "name").to_owned());
-    let wanted = wanted.ok_or_else(|| format!("no service port {port} found for service {name:?}"))?;
-    let all = endpoints(core, &service, &wanted);
-    match all.len() {
-        0 => Err(format!("no endpoints available for service {name:?}")),
-        many => Ok(all[rand::random_range(0..many)].clone()),
-    }
-}
-
-/// The ready endpoints of a service's port.
-fn endpoints(core: &Core, service: &Object, port: &str) -> Vec<(String, u16)> {
-    let filter = Filter { namespace: service.namespace().into(), ..Filter::default() };
-    let mut all = Vec::new();
-    for entry in core.caches.of("discovery.k8s.io/endpointslices").list(&filter) {
-        if entry.label("kubernetes.io/service-name") != Some(service.name()) {
-            continue;
-        }
-        let slice = entry.object();
-        let list = |key| slice.at(&[key]).and_then(Value::as_array).into_iter().flatten();
-        let number = list("ports")
-            .find(|p| text(p, "name") == port)
-            .and_then(|p| p.get("port")?.as_u64())
-            .and_then(|p| u16::try_from(p).ok());
-        let Some(number) = number else { continue };
-        let ready = list("endpoints").filter(|e| e.pointer("/conditions/ready") != Some(&Value::Bool(false)));
-        let addresses = ready.filter_map(|e| e.pointer("/addresses/0")?.as_str());
-        all.extend(addresses.map(|a| (a.to_owned(), number)));
-    }
-    all
+    services::address(core, &service, &port.to_string()).map_err(|missing| match missing {
+        Missing::Port => format!("no service port {port} found for service {name:?}"),
+        Missing::Endpoint => format!("no endpoints available for service {name:?}"),
+    })
 }
 
 type Sender = SendRequest<Full<Bytes>>;
@@ -229,19 +205,19 @@ impl Remote {
                     return Err("unable to load root certificates: unable to parse bytes as PEM block".into());
                 }
             }
-            Trust::Anyone => {}
+            Trust::Anyone | Trust::Stranger => {}
         }
         let builder = match trust {
-            Trust::Anyone => {
+            Trust::Anyone | Trust::Stranger => {
                 builder.dangerous().with_custom_certificate_verifier(Arc::new(Unproven(provider)))
             }
             _ => builder.with_root_certificates(roots),
         };
         match &self.identity {
-            Some((chain, key)) => {
+            Some((chain, key)) if *trust != Trust::Stranger => {
                 builder.with_client_auth_cert(chain.clone(), key.clone_key()).map_err(|e| e.to_string())
             }
-            None => Ok(builder.with_no_client_auth()),
+            _ => Ok(builder.with_no_client_auth()),
         }
     }
 
@@ -371,6 +347,7 @@ fn digest(trust: &Trust) -> [u8; 32] {
     match trust {
         Trust::System => [0; 32],
         Trust::Anyone => [1; 32],
+        Trust::Stranger => [2; 32],
         Trust::Bundle(pem) => Sha256::digest(pem).into(),
     }
 }

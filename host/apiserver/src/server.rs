@@ -21,7 +21,7 @@ use crate::{
     authorize::Authorizers,
     bootstrap,
     cache::Caches,
-    client, crd, dispatch,
+    client, crd, dispatch, expiry,
     flow::{self, Flow},
     metrics::Metrics,
     remote::Remote,
@@ -77,6 +77,8 @@ pub(crate) struct Core {
     pub(crate) remote: Remote,
     /// Groups and versions that other servers have.
     pub(crate) aggregated: ArcSwap<Servers>,
+    /// What was read from custom resource definitions.
+    pub(crate) definitions: crd::Definitions,
     /// How often the table was made; wakes those who look at it.
     pub(crate) defined: watch::Sender<u64>,
     /// Definitions that are served already and will be established next. Held while the table is made anew, so that
@@ -145,6 +147,7 @@ impl ApiServer {
             hooks: (Kept::default(), Kept::default()),
             remote: Remote::new(&config.front_proxy),
             aggregated: ArcSwap::default(),
+            definitions: crd::Definitions::default(),
             defined: watch::Sender::new(0),
             establishing: parking_lot::Mutex::default(),
             shutdown,
@@ -161,6 +164,10 @@ impl ApiServer {
         server.tasks.push(tokio::spawn(crd::follow(server.core.clone())));
         server.tasks.push(tokio::spawn(aggregate::follow(server.core.clone())));
         server.tasks.push(tokio::spawn(compact(server.core.clone())));
+        let life = server.core.config.event_ttl;
+        if !life.is_zero() {
+            server.tasks.push(tokio::spawn(expiry::follow(server.core.clone(), life)));
+        }
         Ok(server)
     }
 
@@ -233,14 +240,18 @@ async fn entry(State(core): State<Arc<Core>>, request: axum::extract::Request) -
 
 /// Compacts the store's history now and then.
 async fn compact(core: Arc<Core>) {
-    let mut revision = core.caches.revision();
+    let (mut revision, mut done) = (core.caches.revision(), 0);
     loop {
         tokio::select! {
             () = core.shutdown.cancelled() => return,
             () = tokio::time::sleep(COMPACT_EVERY) => {}
         }
-        if let Err(error) = core.config.store.compact(revision).await {
-            tracing::debug!(%error, revision, "history was not compacted");
+        // Where nothing changes nothing is written either.
+        if revision > done {
+            match core.config.store.compact(revision).await {
+                Ok(()) => done = revision,
+                Err(error) => tracing::debug!(%error, revision, "history was not compacted"),
+            }
         }
         revision = core.caches.revision();
     }

@@ -5,13 +5,14 @@
 
 use std::{collections::HashMap, sync::Arc};
 
-use wasmk_api::{GroupKind, GroupResource, GroupVersion, Gvk, Gvr, Object, Status};
+use wasmk_api::{GroupKind, GroupResource, GroupVersion, Gvk, Object, Status};
 use wasmk_kinds::Kind;
 use wasmk_machinery::resources::{self, Registry, Subresource};
 
 use crate::{
     cache::{Cache, Caches, Entry, Reader},
     crd::{Converter, CustomVersion},
+    http::RequestInfo,
     server::Core,
     special,
 };
@@ -129,6 +130,14 @@ impl Resource {
         }
     }
 
+    /// Whether an object is stored just as it is.
+    pub(crate) fn stores(&self, object: &Object) -> bool {
+        matches!(self.nature, Nature::Builtin(_))
+            && (&self.stored.group, &self.stored.version) == (&self.gvk.group, &self.gvk.version)
+            && object.kind() == self.gvk.kind
+            && object.api_version() == self.api_version
+    }
+
     /// Whether what is stored can show less here than what was written.
     pub(crate) fn is_lossy(&self) -> bool {
         self.custom().is_some() && !self.converts() && self.stored != self.gvk.group_version()
@@ -242,9 +251,10 @@ async fn one(converter: &Converter, core: &Core, object: Object, to: &Gvk) -> Re
 }
 
 /// A row that a definition adds.
+#[derive(Clone)]
 pub(crate) struct Addition {
-    pub(crate) row: resources::Resource,
-    pub(crate) version: CustomVersion,
+    pub(crate) row: Arc<resources::Resource>,
+    pub(crate) version: Arc<CustomVersion>,
     pub(crate) deprecation: Option<String>,
 }
 
@@ -252,7 +262,8 @@ pub(crate) struct Addition {
 pub(crate) struct Table {
     /// What discovery shows.
     pub(crate) registry: Registry,
-    rows: HashMap<Gvr, Arc<Resource>>,
+    /// By plural name: the few resources that share one, in all groups and versions.
+    rows: HashMap<String, Vec<Arc<Resource>>>,
 }
 
 impl Table {
@@ -265,30 +276,50 @@ impl Table {
         remote: Vec<Arc<resources::Resource>>,
     ) -> Self {
         let builtin = Registry::built_in();
-        let mut rows = HashMap::new();
+        let mut rows: HashMap<String, Vec<Arc<Resource>>> = HashMap::new();
+        let mut add =
+            |resource: Resource| rows.entry(resource.plural.clone()).or_default().push(resource.into());
         for row in builtin.all() {
             let nature = Nature::Builtin(wasmk_kinds::kind(&row.group, &row.kind));
             let deprecation = special::deprecation(&row.group, &row.version, &row.plural).map(Into::into);
-            rows.insert(row.gvr(), Arc::new(Resource::new(caches, row, nature, deprecation)));
+            add(Resource::new(caches, row, nature, deprecation));
         }
         let mut custom = Vec::new();
         for addition in additions {
-            let row = Arc::new(addition.row);
+            let row = addition.row;
             if builtin.resource(&row.gvr()).is_some() {
                 continue;
             }
-            let nature = Nature::Custom(Arc::new(addition.version));
-            rows.insert(row.gvr(), Arc::new(Resource::new(caches, &row, nature, addition.deprecation)));
+            let nature = Nature::Custom(addition.version);
+            add(Resource::new(caches, &row, nature, addition.deprecation));
             custom.push(row);
         }
-        custom.extend(remote.into_iter().filter(|row| !rows.contains_key(&row.gvr())));
-        let registry = if custom.is_empty() { builtin } else { builtin.with(custom) };
-        Self { registry, rows }
+        let mut table = Self { registry: builtin, rows };
+        custom.extend(remote.into_iter().filter(|row| !table.has(row)));
+        if !custom.is_empty() {
+            table.registry = table.registry.with(custom);
+        }
+        table
     }
 
     /// A resource.
     pub(crate) fn get(&self, group: &str, version: &str, plural: &str) -> Option<&Arc<Resource>> {
-        self.rows.get(&Gvr::new(group, version, plural))
+        self.rows.get(plural)?.iter().find(|r| r.gvk.version == version && r.gvk.group == group)
+    }
+
+    fn of_row(&self, row: &resources::Resource) -> Option<&Arc<Resource>> {
+        self.get(&row.group, &row.version, &row.plural)
+    }
+
+    /// Whether what a request is about is served, by this server or another.
+    pub(crate) fn knows(&self, info: &RequestInfo) -> bool {
+        let remote = || {
+            let version = self.registry.group_version(&info.group, &info.version)?;
+            version.resources.iter().find(|row| row.plural == info.resource)
+        };
+        let own = self.get(&info.group, &info.version, &info.resource).map(|resource| &resource.row);
+        let sub = &*info.subresource;
+        own.or_else(remote).is_some_and(|row| sub.is_empty() || row.subresource(sub).is_some())
     }
 
     /// Whether anything is served in that group and version.
@@ -298,22 +329,22 @@ impl Table {
 
     /// Whether a row of the registry is this server's own.
     pub(crate) fn has(&self, row: &resources::Resource) -> bool {
-        self.rows.contains_key(&row.gvr())
+        self.of_row(row).is_some()
     }
 
     /// The resource of a kind.
     pub(crate) fn by_kind(&self, gvk: &Gvk) -> Option<&Arc<Resource>> {
-        self.rows.get(&self.registry.kind(gvk)?.gvr())
+        self.of_row(self.registry.kind(gvk)?)
     }
 
     /// The preferred version of a resource.
     pub(crate) fn any_version(&self, group: &str, plural: &str) -> Option<&Arc<Resource>> {
-        self.rows.get(&self.registry.preferred(group, plural)?.gvr())
+        self.of_row(self.registry.preferred(group, plural)?)
     }
 
     /// All rows.
     pub(crate) fn all(&self) -> impl Iterator<Item = &Arc<Resource>> {
-        self.registry.all().filter_map(|row| self.rows.get(&row.gvr()))
+        self.registry.all().filter_map(|row| self.of_row(row))
     }
 }
 

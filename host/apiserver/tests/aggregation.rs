@@ -11,7 +11,7 @@ use rcgen::ExtendedKeyUsagePurpose;
 use remote::{Authority, serve};
 use serde_json::{Value, json};
 use support::{Server, start_with};
-use wasmk_apiserver::FrontProxy;
+use wasmk_apiserver::{FrontProxy, LocalService};
 
 const SERVICES: &str = "/apis/apiregistration.k8s.io/v1/apiservices";
 
@@ -131,6 +131,50 @@ async fn requests_are_passed_on_with_who_makes_them() {
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
     panic!("the group stays after its API service is gone");
+}
+
+#[tokio::test]
+async fn a_service_in_this_process_is_found_there() {
+    let serving = Authority::new("serving");
+    let address = serve(&serving, &["metrics.default.svc"], None, |_| {
+        (200, json!({ "kind": "APIResourceList", "apiVersion": "v1", "groupVersion": "metrics.example.com/v1", "resources": [] }))
+    })
+    .await;
+    let local = LocalService { namespace: "default".into(), name: "metrics".into(), address };
+    let server = start_with(|config| config.local_services.push(local)).await;
+    let service = json!({
+        "kind": "Service", "apiVersion": "v1", "metadata": { "name": "metrics" },
+        "spec": { "type": "ExternalName", "externalName": "nowhere.invalid" },
+    });
+    assert_eq!(server.post("/api/v1/namespaces/default/services", service).await.code, 201);
+    let bundle = STANDARD.encode(serving.pem());
+    assert_eq!(server.post(SERVICES, api_service("metrics.example.com", "metrics", &bundle)).await.code, 201);
+    until(&server, "v1.metrics.example.com", "True", "Passed").await;
+}
+
+#[tokio::test]
+async fn a_proxied_service_may_want_tls_and_learns_nothing_of_who_asks() {
+    let (front, serving) = (Authority::new("front-proxy"), Authority::new("serving"));
+    let server = with_front_proxy(&front).await;
+    let address =
+        serve(&serving, &["else"], Some(&front), |asked| (200, json!([asked.target, asked.proven]))).await;
+    expose(&server, address).await;
+    let proxy = |name: &str| format!("/api/v1/namespaces/default/services/{name}/proxy/a?b=c");
+    for name in ["https:metrics:443", "https:metrics:"] {
+        assert_eq!(server.get(&proxy(name)).await.body, json!(["/a?b=c", false]), "{name}");
+    }
+    assert_ne!(server.get(&proxy("metrics:443")).await.code, 200, "it does not speak plain HTTP");
+    let odd = server.get(&proxy("ftp:metrics:443")).await;
+    assert_eq!(
+        (odd.code, &odd.body["message"]),
+        (400, &json!("invalid service request \"ftp:metrics:443\""))
+    );
+    for (name, why) in [
+        ("https:metrics:80", "no service port \"80\" found for service \"metrics\""),
+        ("gone", "services \"gone\" not found"),
+    ] {
+        assert_eq!(server.get(&proxy(name)).await.body["message"], why);
+    }
 }
 
 #[tokio::test]

@@ -2,6 +2,11 @@
 
 mod support;
 
+use std::{
+    sync::atomic::{AtomicBool, Ordering},
+    time::Duration,
+};
+
 use futures::{StreamExt, TryStreamExt};
 use k8s_openapi::api::core::v1::{ConfigMap, Namespace};
 use kube::{
@@ -135,4 +140,45 @@ async fn a_dry_run_changes_nothing() {
     let answer = server.post(&format!("{MAPS}?dryRun=All"), json!({"metadata": {"name": "a"}})).await;
     assert_eq!(answer.code, 201);
     assert_eq!(server.get(&format!("{MAPS}/a")).await.code, 404);
+}
+
+#[tokio::test]
+async fn events_end_and_nothing_else_does() {
+    let server = support::start_with(|config| config.event_ttl = Duration::from_millis(600)).await;
+    let events = "/api/v1/namespaces/default/events";
+    let event = json!({
+        "metadata": {"name": "e"}, "reason": "Test", "type": "Normal",
+        "involvedObject": {"kind": "ConfigMap", "name": "a", "namespace": "default"},
+    });
+    assert_eq!(server.post(events, event).await.code, 201);
+    assert_eq!(server.post(MAPS, json!({"metadata": {"name": "a"}})).await.code, 201);
+    let gone = async {
+        while server.get(&format!("{events}/e")).await.code != 404 {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(20), gone).await.expect("the event ends in time");
+    assert_eq!(server.get(&format!("{MAPS}/a")).await.code, 200);
+}
+
+#[tokio::test]
+async fn a_watch_ends_in_time_however_much_there_is_to_see() {
+    let server = support::start().await;
+    let (stop, path) = (AtomicBool::new(false), format!("{MAPS}?watch=true&timeoutSeconds=1"));
+    let writing = async {
+        let mut at = 0;
+        while !stop.load(Ordering::Relaxed) {
+            at += 1;
+            server.post(MAPS, json!({"metadata": {"name": format!("m{at}")}})).await;
+        }
+        at
+    };
+    let watching = async {
+        let ended = tokio::time::timeout(Duration::from_secs(20), server.get(&path)).await;
+        stop.store(true, Ordering::Relaxed);
+        ended
+    };
+    let (ended, written) = tokio::join!(watching, writing);
+    assert_eq!(ended.expect("the watch ends").code, 200);
+    assert!(written > 1);
 }

@@ -183,3 +183,46 @@ async fn what_is_stored_in_one_version_is_read_in_others() {
     assert_eq!((&core["message"], &core["involvedObject"]["name"]), (&json!("hello"), &json!("p")));
     assert_eq!(server.get(&format!("{events}/e")).await.body["note"], "hello");
 }
+
+#[tokio::test]
+async fn an_eviction_is_deleted_as_its_options_say() {
+    let server = with_account().await;
+    server.post(PODS, pod("p")).await;
+    let binding = json!({"metadata": {"name": "p"}, "target": {"kind": "Node", "name": "n"}});
+    assert_eq!(server.post(&format!("{PODS}/p/binding"), binding).await.code, 201);
+    let running =
+        json!({"status": {"phase": "Running", "conditions": [{"type": "Ready", "status": "True"}]}});
+    assert_eq!(server.merge(&format!("{PODS}/p/status"), running).await.code, 200);
+    let budgets = "/apis/policy/v1/namespaces/default/poddisruptionbudgets";
+    let budget = json!({"metadata": {"name": "b"}, "spec": {"minAvailable": 0, "selector": {"matchLabels": {"app": "p"}}}});
+    assert_eq!(server.post(budgets, budget).await.code, 201);
+    let status = json!({"status": {
+        "observedGeneration": 1, "disruptionsAllowed": 1, "currentHealthy": 1, "desiredHealthy": 0, "expectedPods": 1,
+    }});
+    assert_eq!(server.merge(&format!("{budgets}/b/status"), status).await.code, 200);
+    let evict = |options: Value| {
+        let server = &server;
+        let eviction = json!({"metadata": {"name": "p"}, "deleteOptions": options});
+        async move { server.post(&format!("{PODS}/p/eviction"), eviction).await }
+    };
+    for (options, code, word) in [
+        (json!({"dryRun": ["All"]}), 201, "Success"),
+        (json!({"dryRun": ["Some"]}), 422, "supported values: \"All\""),
+        (json!({"propagationPolicy": "Never"}), 422, "Unsupported value: \"Never\""),
+    ] {
+        let answer = evict(options).await;
+        assert!(
+            answer.code == code && answer.body.to_string().replace("\\\"", "\"").contains(word),
+            "{answer:?}"
+        );
+        let pod = server.get(&format!("{PODS}/p")).await.body;
+        assert_eq!(pod["metadata"].get("deletionTimestamp"), None, "{word}");
+        let budget = server.get(&format!("{budgets}/b")).await.body;
+        assert_eq!(budget["status"]["disruptionsAllowed"], 1, "{word}");
+    }
+    assert_eq!(evict(json!({})).await.code, 201);
+    let pod = server.get(&format!("{PODS}/p")).await.body;
+    assert!(pod["metadata"]["deletionTimestamp"].is_string(), "{pod}");
+    let budget = server.get(&format!("{budgets}/b")).await.body;
+    assert_eq!(budget["status"]["disruptionsAllowed"], 0);
+}

@@ -260,3 +260,39 @@ async fn the_api_describes_itself() {
     assert!(server.get("/metrics").await.body.as_str().unwrap().contains("apiserver_request_total"));
     assert!(server.get("/readyz?verbose").await.body.as_str().unwrap().contains("readyz check passed"));
 }
+
+#[tokio::test]
+async fn what_is_counted_cannot_be_made_up() {
+    let server = support::start().await;
+    let anonymous = [("authorization", "")];
+    for path in ["/api/v1/x%22%0Ax", "/api/v1/namespaces/default/pods/a/x%22%0Ax", "/apis/made.up/v1/things"]
+    {
+        let answer = server.send("GET", path, &anonymous, "").await;
+        assert!(matches!(answer.code, 401 | 403), "{answer:?}");
+    }
+    server.get("/api/v1/namespaces/default/pods/a/log").await;
+    let text = server.get("/metrics").await.body;
+    let text = text.as_str().unwrap();
+    for word in ["x\\\"", "x\"\n", "things"] {
+        assert!(!text.contains(word), "{text}");
+    }
+    assert!(text.contains("resource=\"pods/log\""), "{text}");
+    assert!(text.lines().all(|line| line.starts_with('#') || line.matches('"').count() % 2 == 0), "{text}");
+}
+
+#[tokio::test]
+async fn a_request_whose_client_left_is_not_worked_on() {
+    use tower::ServiceExt;
+    let server = support::start().await;
+    let endless = futures::stream::pending::<Result<bytes::Bytes, std::io::Error>>();
+    let request = http::Request::post(MAPS)
+        .header("authorization", format!("Bearer {}", support::TOKEN))
+        .header("content-type", "application/json")
+        .body(axum::body::Body::from_stream(endless))
+        .unwrap();
+    let answer = server.api.router().oneshot(request);
+    let left = tokio::time::timeout(std::time::Duration::from_millis(200), answer).await;
+    assert!(left.is_err(), "its body never comes");
+    let text = server.get("/metrics").await.body;
+    assert!(text.as_str().unwrap().contains("\napiserver_current_inflight_requests 1\n"), "{text}");
+}

@@ -198,7 +198,8 @@ fn pair(text: &str) -> Result<(String, String), String> {
     Ok((key.into(), value.into()))
 }
 
-fn duration(text: &str) -> Result<Duration, String> {
+/// A time such as `1h30m`.
+pub(super) fn duration(text: &str) -> Result<Duration, String> {
     let parsed = wasmk_api::parse_duration(text).and_then(|span| Duration::try_from(span).ok());
     parsed.ok_or_else(|| "a time such as `90s` or `1h30m` was expected".to_owned())
 }

@@ -1,7 +1,6 @@
 //! `wasmk up`: a control plane, a node and a gateway in this process, or detached from it.
 
 use std::{
-    fs::File,
     net::SocketAddr,
     os::unix::process::CommandExt,
     path::PathBuf,
@@ -21,7 +20,7 @@ use super::{
     Context, Exit,
     client::{default_data_dir, home},
     hint::WithHint,
-    status,
+    own_log, status,
     store::StoreArgs,
 };
 use crate::{
@@ -78,6 +77,9 @@ pub(super) struct Args {
     /// What is encrypted in the store, and with which keys: an EncryptionConfiguration, as kube-apiserver takes it
     #[arg(long, value_name = "FILE")]
     encryption_provider_config: Option<PathBuf>,
+    /// How long Events are kept after they were written last; 0 for ever
+    #[arg(long, value_name = "DURATION", default_value = "1h", value_parser = super::access::duration)]
+    event_ttl: Duration,
     /// Start an empty store with what is in a snapshot
     #[arg(long, value_name = "FILE")]
     from_snapshot: Option<PathBuf>,
@@ -118,6 +120,7 @@ async fn foreground(args: Args, cx: &Context) -> Result<Exit> {
     let merge = args.merge_kubeconfig.clone();
     let cluster = Cluster::start(settings(args)?).await?;
     announce(cx, &data, cluster.running(), merge)?;
+    tokio::spawn(own_log::keep_short(data.join("wasmk.log")));
     tokio::select! {
         _ = terminate.recv() => {}
         _ = interrupt.recv() => cx.out.note("stopping; press Ctrl-C again to stop at once"),
@@ -157,6 +160,7 @@ fn settings(args: Args) -> Result<Settings> {
             snapshot: args.from_snapshot,
             ..args.store.settings()
         },
+        event_ttl: args.event_ttl,
         domain: args.domain,
         pod_range: args.pod_cidr,
         service_range: args.service_cidr,
@@ -210,7 +214,7 @@ async fn detached(data: &DataDir) -> Result<Running> {
     }
     files::private_dir(data.path())?;
     let path = data.join("wasmk.log");
-    let log = File::create(&path).with_context(|| format!("cannot write {}", path.display()))?;
+    let log = own_log::open(&path).with_context(|| format!("cannot write {}", path.display()))?;
     let args = std::env::args_os().skip(1).filter(|a| a != "--detach");
     let mut child = Command::new(std::env::current_exe()?)
         .args(args)

@@ -125,7 +125,7 @@ pub(crate) async fn provide_namespace(work: &Work<'_>) -> Result<(), Status> {
         return Ok(());
     }
     let Some(resource) = work.core.table.load().get("", "v1", "namespaces").cloned() else { return Ok(()) };
-    let call = own_call(work.core, &resource, name);
+    let call = own_call(&resource, name);
     let inner = Work { trusted: true, ..Work::new(work.core, &call, &resource)? };
     let namespace = json!({
         "kind": "Namespace", "apiVersion": "v1",

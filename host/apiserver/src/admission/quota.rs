@@ -180,7 +180,7 @@ fn limited(quota: &Object, more: &Amounts) -> BTreeMap<String, Quantity> {
     names.filter_map(|name| Some((name.clone(), *more.get(name)?))).collect()
 }
 
-fn unsaid(work: &Work<'_>, quota: &Object, object: &Object, more: &Amounts) -> Vec<String> {
+fn unsaid(work: &Work<'_>, quota: &Object, more: &Amounts) -> Vec<String> {
     if work.resource.storage != PODS {
         return Vec::new();
     }
@@ -195,7 +195,6 @@ fn unsaid(work: &Work<'_>, quota: &Object, object: &Object, more: &Amounts) -> V
         })
         .collect();
     names.sort();
-    let _ = object;
     names
 }
 
@@ -207,7 +206,7 @@ async fn one(
     created: bool,
 ) -> Result<(), Status> {
     let forbid = |why: String| Err(Status::forbidden(&work.resource.group_resource(), object.name(), &why));
-    let unsaid = unsaid(work, quota, object, more);
+    let unsaid = unsaid(work, quota, more);
     if created && !unsaid.is_empty() {
         let list: Vec<String> =
             unsaid.iter().map(|name| format!("{name} for: {}", container_names(object, name))).collect();
@@ -226,7 +225,7 @@ async fn one(
     let Some(resource) = work.core.table.load().get("", "v1", "resourcequotas").cloned() else {
         return Ok(());
     };
-    let mut call = own_call(work.core, &resource, quota.name());
+    let mut call = own_call(&resource, quota.name());
     call.info.namespace = quota.namespace().into();
     let inner = Work { trusted: true, ..Work::new(work.core, &call, &resource)? };
     let (name, kind) = (object.name().to_owned(), work.resource.group_resource());

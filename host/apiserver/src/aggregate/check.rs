@@ -100,7 +100,7 @@ async fn write(core: &Arc<Core>, name: &str, finding: &Finding) -> Result<(), St
     if resource.cache.get(name).is_some_and(|e| says(&e.object(), finding)) {
         return Ok(());
     }
-    let call = own_call(core, &resource, name);
+    let call = own_call(&resource, name);
     let work = Work { trusted: true, ..Work::new(core, &call, &resource)? };
     update_object(&work, name, Mode::Free("status"), false, |old| {
         let mut new = old.clone();

@@ -70,14 +70,14 @@ fn log(name: &str, outcome: Result<(), Status>) {
 }
 
 async fn create(core: &Arc<Core>, resource: &Arc<Resource>, object: Object) -> Result<(), Status> {
-    let mut call = own_call(core, resource, "");
+    let mut call = own_call(resource, "");
     call.info.verb = "create";
     let work = Work { trusted: true, ..Work::new(core, &call, resource)? };
     create_object(&work, object).await.map(|_| ())
 }
 
 async fn delete(core: &Arc<Core>, resource: &Arc<Resource>, name: &str) -> Result<(), Status> {
-    let mut call = own_call(core, resource, name);
+    let mut call = own_call(resource, name);
     call.info.verb = "delete";
     let work = Work { trusted: true, ..Work::new(core, &call, resource)? };
     delete_object(&work, "", name, &DeleteOptions::default()).await.map(|_| ())

@@ -15,6 +15,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use hyper_util::rt::TokioIo;
 use serde_json::Value;
 use wasmk_api::{Gvk, Reason, Status};
+use wasmk_kinds::value::text;
 use wasmk_machinery::resources::{self, Subresource};
 
 use crate::{
@@ -48,10 +49,6 @@ pub(crate) struct Aggregated {
 
 /// All of them, by group and version.
 pub(crate) type Servers = BTreeMap<(String, String), Arc<Aggregated>>;
-
-fn text<'a>(value: &'a Value, key: &str) -> &'a str {
-    value.get(key).and_then(Value::as_str).unwrap_or("")
-}
 
 impl Aggregated {
     /// From the spec of an `APIService`; `None` when the group is the server's own.

@@ -52,11 +52,11 @@ impl AccessReviewer {
 
 fn read(answer: &Value) -> Decision {
     let flag = |path: &str| answer.pointer(path).and_then(Value::as_bool).unwrap_or(false);
-    let text = |path: &str| answer.pointer(path).and_then(Value::as_str).unwrap_or("").to_owned();
+    let text = |path: &str| answer.pointer(path).and_then(Value::as_str).unwrap_or("");
     Decision {
         allowed: flag("/status/allowed"),
         denied: flag("/status/denied"),
-        reason: text("/status/reason"),
+        reason: text("/status/reason").into(),
     }
 }
 

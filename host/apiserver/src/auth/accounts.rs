@@ -9,7 +9,7 @@ use super::{
     tokens::{Bound, Claims, Signer},
     user::User,
 };
-use crate::cache::{Cache, Caches, Entry};
+use crate::cache::{Cache, Caches};
 
 /// Most verified tokens that are remembered.
 const MAX_REMEMBERED: usize = 4096;
@@ -168,17 +168,5 @@ fn secret_field(secret: &Object, name: &str) -> Option<String> {
 
 /// Whether an object is there and is the one that was meant.
 fn alive(cache: &Cache, key: &str, uid: &str) -> bool {
-    cache.get(key).is_some_and(|e| uid_of(&e).as_deref() == Some(uid))
-}
-
-fn uid_of(entry: &Entry) -> Option<String> {
-    #[derive(serde::Deserialize)]
-    struct Head {
-        metadata: Meta,
-    }
-    #[derive(serde::Deserialize)]
-    struct Meta {
-        uid: String,
-    }
-    serde_json::from_slice::<Head>(&entry.body).ok().map(|h| h.metadata.uid)
+    cache.get(key).is_some_and(|entry| !uid.is_empty() && *entry.uid == *uid)
 }

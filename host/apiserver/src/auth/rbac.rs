@@ -52,9 +52,8 @@ struct Grant {
     namespace: Box<str>,
     role: RoleRef,
     rules: Option<Arc<Vec<Rule>>>,
-    /// For messages: `ClusterRoleBinding "a"`.
-    binding: String,
-    via: String,
+    /// What is said of a request that it allows.
+    reason: Arc<str>,
 }
 
 /// Rules of roles by namespace and name.
@@ -75,17 +74,17 @@ pub(crate) struct Decision {
     /// Whether it is refused for good: then nobody else is asked.
     pub(crate) denied: bool,
     /// Why, or what went wrong on the way.
-    pub(crate) reason: String,
+    pub(crate) reason: Arc<str>,
 }
 
 impl Decision {
     /// Allowed.
-    pub(crate) fn allow(reason: impl Into<String>) -> Self {
+    pub(crate) fn allow(reason: impl Into<Arc<str>>) -> Self {
         Self { allowed: true, denied: false, reason: reason.into() }
     }
 
     /// Neither allowed nor refused for good.
-    pub(crate) fn no_opinion(reason: impl Into<String>) -> Self {
+    pub(crate) fn no_opinion(reason: impl Into<Arc<str>>) -> Self {
         Self { allowed: false, denied: false, reason: reason.into() }
     }
 }
@@ -170,13 +169,7 @@ impl Rbac {
         for grant in index.grants(user, asked.namespace) {
             match &grant.rules {
                 Some(rules) if rules.iter().any(|r| r.allows(asked)) => {
-                    let reason = format!(
-                        "RBAC: allowed by {} of {} to {}",
-                        grant.binding,
-                        role_text(&grant.role),
-                        grant.via
-                    );
-                    return Decision::allow(reason);
+                    return Decision::allow(grant.reason.clone());
                 }
                 Some(_) => {}
                 None => {
@@ -227,10 +220,6 @@ fn missing_role(kind: &str) -> String {
     format!("{}.{GROUP}", if kind == "ClusterRole" { "clusterrole" } else { "role" })
 }
 
-fn role_text(role: &RoleRef) -> String {
-    format!("{} {:?}", role.kind, role.name)
-}
-
 impl Index {
     fn add(&mut self, entry: &Entry, subject: &Subject, role: &RoleRef, rules: Option<Arc<Vec<Rule>>>) {
         let kind = if entry.namespace.is_empty() { "ClusterRoleBinding" } else { "RoleBinding" };
@@ -250,7 +239,9 @@ impl Index {
             }
             _ => return,
         };
-        let grant = Grant { namespace: entry.namespace.clone(), role: role.clone(), rules, binding, via };
+        let reason = format!("RBAC: allowed by {binding} of {} {:?} to {via}", role.kind, role.name);
+        let grant =
+            Grant { namespace: entry.namespace.clone(), role: role.clone(), rules, reason: reason.into() };
         map.entry(name.into_boxed_str()).or_default().push(Arc::new(grant));
     }
 

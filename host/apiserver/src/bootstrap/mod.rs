@@ -58,7 +58,7 @@ async fn ensure(core: &Arc<Core>, object: Object, keep: Keep) -> Result<(), Star
 async fn one(core: &Arc<Core>, mut object: Object, keep: Keep) -> Result<(), Status> {
     let gvk = object.gvk().ok_or_else(|| Status::internal("an object without a kind"))?;
     let resource = core.table.load().by_kind(&gvk).cloned().ok_or_else(Status::no_such_path)?;
-    let mut call = own_call(core, &resource, object.name());
+    let mut call = own_call(&resource, object.name());
     call.info.namespace = object.namespace().into();
     let work = Work { trusted: true, ..Work::new(core, &call, &resource)? };
     core.caches.catch_up().await?;

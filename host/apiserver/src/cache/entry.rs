@@ -28,6 +28,8 @@ pub(crate) struct Entry {
     pub(crate) body: Bytes,
     /// Where `"metadata"` starts in `body`: lists of built-in kinds leave out what comes before.
     item_at: u32,
+    /// Its `metadata.uid`.
+    pub(crate) uid: Box<str>,
     labels: Box<[(Box<str>, Box<str>)]>,
     fields: Box<[(&'static str, Box<str>)]>,
 }
@@ -42,6 +44,8 @@ struct Head<'a> {
 struct Meta<'a> {
     #[serde(borrow, default)]
     labels: Labels<'a>,
+    #[serde(borrow, default)]
+    uid: Option<Text<'a>>,
 }
 
 #[derive(Default)]
@@ -81,36 +85,43 @@ impl Entry {
     pub(crate) fn read(key: &str, value: &[u8], revision: u64, reader: Reader) -> Option<Self> {
         let (namespace, name) = key.split_once('/').unwrap_or(("", key));
         let (body, item_at) = with_revision(value, revision)?;
-        let (labels, fields) = match reader {
+        let (uid, labels, fields) = match reader {
             Reader::Kind(kind) if !kind.field_names().is_empty() => {
                 let object = Object(serde_json::from_slice(value).ok()?);
                 let labels = object.labels().map(|(k, v)| (k.into(), v.into())).collect();
                 let fields = kind.fields(&object).into_iter().map(|(k, v)| (k, v.into_boxed_str())).collect();
-                (labels, fields)
+                (object.uid().into(), labels, fields)
             }
             _ => {
                 let head: Head<'_> = serde_json::from_slice(value).ok()?;
-                let pairs = head.metadata.labels.0;
-                (pairs.into_iter().map(|(k, v)| (k.into(), v.into())).collect(), Box::default())
+                let uid = head.metadata.uid.map_or_else(Box::default, |uid| uid.0.into());
+                let pairs = head.metadata.labels.0.into_iter();
+                (uid, pairs.map(|(k, v)| (k.into(), v.into())).collect(), Box::default())
             }
         };
-        Some(Self { namespace: namespace.into(), name: name.into(), revision, body, item_at, labels, fields })
+        let (namespace, name) = (namespace.into(), name.into());
+        Some(Self { namespace, name, revision, body, item_at, uid, labels, fields })
     }
 
     /// The same object at the revision of its deletion.
-    pub(crate) fn tombstone(&self, revision: u64) -> Option<Self> {
-        let mut object = self.object();
-        object.set_meta("resourceVersion", Value::Null);
-        let (body, item_at) = with_revision(&encode(&object), revision)?;
-        Some(Self {
+    pub(crate) fn tombstone(&self, revision: u64) -> Self {
+        // The body has the present revision where every body has it.
+        let at = self.item_at as usize + METADATA.len() + VERSION.len();
+        let rest = &self.body[at + self.revision.to_string().len()..];
+        let mut body = BytesMut::with_capacity(self.body.len() + 20);
+        body.extend_from_slice(&self.body[..at]);
+        body.extend_from_slice(revision.to_string().as_bytes());
+        body.extend_from_slice(rest);
+        Self {
             namespace: self.namespace.clone(),
             name: self.name.clone(),
             revision,
-            body,
-            item_at,
+            body: body.freeze(),
+            item_at: self.item_at,
+            uid: self.uid.clone(),
             labels: self.labels.clone(),
             fields: self.fields.clone(),
-        })
+        }
     }
 
     /// The object's JSON from `"metadata"` on, without the opening brace.
@@ -151,7 +162,7 @@ impl Entry {
 
     /// Bytes it takes, roughly.
     pub(crate) fn size(&self) -> usize {
-        self.body.len() + 160
+        self.body.len() + 200
     }
 }
 
@@ -205,6 +216,8 @@ fn field_text(object: &Object, path: &[String]) -> String {
 }
 
 const METADATA: &[u8] = b"\"metadata\":{";
+/// What stands before the revision, as the first field of the metadata.
+const VERSION: &[u8] = b"\"resourceVersion\":\"";
 
 /// Writes an object as it is stored: kind, apiVersion and metadata first, without a resource version.
 pub(crate) fn encode(object: &Object) -> Vec<u8> {
@@ -258,7 +271,8 @@ fn with_revision(value: &[u8], revision: u64) -> Option<(Bytes, u32)> {
     let open = at + METADATA.len();
     let mut body = BytesMut::with_capacity(value.len() + 44);
     body.extend_from_slice(&value[..open]);
-    body.extend_from_slice(format!("\"resourceVersion\":\"{revision}\"").as_bytes());
+    body.extend_from_slice(VERSION);
+    body.extend_from_slice(format!("{revision}\"").as_bytes());
     if value.get(open) != Some(&b'}') {
         body.extend_from_slice(b",");
     }
@@ -285,18 +299,25 @@ mod tests {
     #[test]
     fn the_resource_version_is_spliced_in() {
         let object = Object::from_value(json!({
-            "spec": {"a": 1}, "metadata": {"name": "x", "labels": {"k": "v\""}}, "apiVersion": "v1", "kind": "Thing",
+            "spec": {"a": 1}, "apiVersion": "v1", "kind": "Thing",
+            "metadata": {"name": "x", "uid": "u-1", "labels": {"k": "v\""}},
         }))
         .unwrap();
         let entry = Entry::read("ns/x", &encode(&object), 7, Reader::Plain).unwrap();
         assert_eq!(
             entry.body,
-            r#"{"kind":"Thing","apiVersion":"v1","metadata":{"resourceVersion":"7","name":"x","labels":{"k":"v\""}},"spec":{"a":1}}"#
+            r#"{"kind":"Thing","apiVersion":"v1","metadata":{"resourceVersion":"7","name":"x","uid":"u-1","labels":{"k":"v\""}},"spec":{"a":1}}"#
         );
         assert_eq!((&*entry.namespace, &*entry.name, entry.label("k")), ("ns", "x", Some("v\"")));
         assert!(entry.item().starts_with(b"\"metadata\""));
         assert!(entry.is_version("v1") && !entry.is_version("1"));
-        assert_eq!(entry.tombstone(9).unwrap().object().resource_version(), "9");
+        assert_eq!(&*entry.uid, "u-1");
+        let gone = entry.tombstone(1234);
+        assert_eq!((gone.revision, gone.object().resource_version()), (1234, "1234"));
+        assert_eq!(gone.tombstone(7).body, entry.body);
+        let parsed =
+            Entry::read("ns/x", &encode(&object), 7, Reader::Kind(wasmk_kinds::kind("", "Pod"))).unwrap();
+        assert_eq!((&*parsed.uid, &parsed.body), ("u-1", &entry.body));
     }
 
     #[test]

@@ -8,7 +8,7 @@ mod entry;
 mod resource;
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeMap, HashMap},
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -22,7 +22,7 @@ use wasmk_api::{Reason, Status};
 use wasmk_store::{Event as Change, Range, Store, WatchBatch};
 
 pub(crate) use entry::{Entry, Filter, Reader, encode};
-pub(crate) use resource::{Cache, Compacted, Event, Page, key};
+pub(crate) use resource::{Cache, Compacted, Event, Page, Part, key};
 
 /// Everything the API stores has a key that starts with this.
 pub(crate) const ROOT: &str = "/registry/";
@@ -86,6 +86,16 @@ impl Caches {
     /// The revision every cache has reached.
     pub(crate) fn revision(&self) -> u64 {
         self.applied.load(Ordering::Acquire)
+    }
+
+    /// A page of a resource's present objects with the revision it shows: every change up to that is in it, none
+    /// after.
+    pub(crate) fn page(&self, cache: &Cache, filter: &Filter, part: Part<'_>) -> (Page, u64) {
+        // Read before the page: what is applied while that is taken may be missing from it. What is in it already
+        // may be newer.
+        let before = self.revision();
+        let (page, last) = cache.page(filter, part);
+        (page, before.max(last))
     }
 
     /// Number of objects of every resource.
@@ -187,38 +197,21 @@ impl Caches {
         }
     }
 
-    /// Brings the caches to the store's present state after a gap; watchers that were in the gap are told so.
+    /// Brings the caches to the store's present state after a gap. Watchers from before list again: they may have
+    /// missed states in between.
     async fn resync(&self) -> Result<(), wasmk_store::Error> {
-        let mut seen: HashMap<String, Vec<String>> = HashMap::new();
-        let mut changes = Vec::new();
-        let known = self.revision();
+        let mut fresh: HashMap<String, BTreeMap<Box<str>, Arc<Entry>>> = HashMap::new();
         let revision = self
             .read_all(|resource, key, value, revision| {
-                seen.entry(resource.into()).or_default().push(key.into());
-                if revision > known {
-                    changes.push((revision, resource.to_owned(), key.to_owned(), value.to_vec()));
+                if let Some(entry) = self.of(resource).entry(key, value, revision) {
+                    fresh.entry(resource.into()).or_default().insert(key.into(), entry);
                 }
             })
             .await?;
         let caches: Vec<_> =
             self.all.read().iter().map(|(name, cache)| (name.clone(), cache.clone())).collect();
         for (resource, cache) in caches {
-            let present: std::collections::HashSet<&str> =
-                seen.get(&*resource).into_iter().flatten().map(String::as_str).collect();
-            for entry in cache.list(&Filter::default()) {
-                let key = key(&entry.namespace, &entry.name);
-                if !present.contains(&*key) {
-                    cache.apply(&key, None, revision);
-                }
-            }
-        }
-        changes.sort_unstable_by_key(|c| c.0);
-        for (revision, resource, key, value) in changes {
-            self.of(&resource).apply(&key, Some(&value), revision);
-        }
-        // A watcher that resumes from inside the gap must list again: it may have missed intermediate states.
-        for cache in self.all.read().values() {
-            cache.forget(revision);
+            cache.replace(fresh.remove(&*resource).unwrap_or_default(), revision);
         }
         self.reached(revision);
         Ok(())
@@ -262,7 +255,7 @@ pub(crate) fn too_large(revision: u64, current: u64) -> Status {
 
 #[cfg(test)]
 mod tests {
-    use wasmk_store::{Memory, Txn};
+    use wasmk_store::{Memory, Op, Txn};
 
     use super::*;
 
@@ -286,5 +279,58 @@ mod tests {
         assert!(caches.wait_for(revision + 100).await.is_err());
         store.close();
         task.await.unwrap();
+    }
+
+    /// Every change is of this one resource, so a list at revision n shows an object that was changed in n.
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn a_list_shows_every_change_up_to_its_revision_and_none_after() {
+        let store = Arc::new(Memory::new());
+        let caches = Caches::load(store.clone(), |_| Reader::Plain).await.unwrap();
+        let task = tokio::spawn(caches.clone().follow());
+        let put = |at: u64| Op::Put {
+            key: format!("/registry/core/things/a/x{}", at % 7).into(),
+            value: value("x").into(),
+        };
+        store.txn(Txn { ops: vec![put(0)], ..Txn::default() }).await.unwrap();
+        caches.catch_up().await.unwrap();
+        let things = caches.of("core/things");
+        let (reader, cache) = (caches.clone(), things.clone());
+        let reading = std::thread::spawn(move || {
+            let mut last = 0;
+            while last < 5000 {
+                let (page, revision) = reader.page(&cache, &Filter::default(), Part::default());
+                let newest = page.entries.iter().map(|entry| entry.revision).max();
+                assert_eq!(newest, Some(revision));
+                assert!(revision >= last);
+                last = revision;
+            }
+        });
+        let mut at = 0;
+        while !reading.is_finished() {
+            at += 1;
+            store.txn(Txn { ops: vec![put(at)], ..Txn::default() }).await.unwrap();
+        }
+        reading.join().unwrap();
+        store.close();
+        task.await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn after_a_gap_the_state_is_the_stores() {
+        let store = Arc::new(Memory::new());
+        for name in ["kept", "gone"] {
+            let key = format!("/registry/core/things/a/{name}");
+            store.txn(Txn::put(key, value(name), 0)).await.unwrap();
+        }
+        let caches = Caches::load(store.clone(), |_| Reader::Plain).await.unwrap();
+        let (things, before) = (caches.of("core/things"), caches.revision());
+        let at = things.position_after(before).unwrap();
+        store.txn(Txn::delete("/registry/core/things/a/gone", before)).await.unwrap();
+        store.txn(Txn::put("/registry/core/things/a/new", value("new"), 0)).await.unwrap();
+        caches.resync().await.unwrap();
+        assert_eq!(caches.revision(), before + 2);
+        let names: Vec<_> = things.list(&Filter::default()).iter().map(|e| e.name.clone()).collect();
+        assert_eq!(names, ["kept".into(), "new".into()]);
+        assert!(things.events_from(at, 9).is_err(), "what happened in the gap is not made up");
     }
 }

@@ -1,6 +1,7 @@
 //! The objects of one resource, in order, with the latest changes.
 
 use std::{
+    cmp::Ordering,
     collections::{BTreeMap, VecDeque},
     ops::Bound,
     sync::Arc,
@@ -80,6 +81,20 @@ struct State {
     count: u64,
 }
 
+/// Objects as they were before the changes that are to be undone; `None` for those that were not there.
+type Undo = BTreeMap<Box<str>, Option<Arc<Entry>>>;
+
+/// Which part of a list is wanted.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Part<'a> {
+    /// Only what follows this key.
+    pub(crate) start: Option<&'a str>,
+    /// At most so many objects; 0 for all.
+    pub(crate) limit: usize,
+    /// How many objects there are from here on, where the page before has told.
+    pub(crate) left: Option<usize>,
+}
+
 /// A page of a list.
 #[derive(Debug, Default)]
 pub(crate) struct Page {
@@ -110,23 +125,31 @@ impl Cache {
 
     /// Takes an object that was there before watching began. `key` as in [`Entry::read`].
     pub(crate) fn load(&self, key: &str, value: &[u8], revision: u64) {
-        match Entry::read(key, value, revision, self.reader) {
-            Some(entry) => {
-                self.state.write().entries.insert(key.into(), Arc::new(entry));
-            }
-            None => tracing::error!(key, "a stored value is no JSON object; it is left out"),
+        if let Some(entry) = self.read(key, value, revision) {
+            self.state.write().entries.insert(key.into(), entry);
         }
     }
 
-    /// Applies a change; `None` deletes. Changes come in the order of their revisions.
+    /// A stored value as an entry: the one that is here, if it has not changed. `None` when the value is no object.
+    pub(crate) fn entry(&self, key: &str, value: &[u8], revision: u64) -> Option<Arc<Entry>> {
+        if let Some(known) = self.get(key).filter(|entry| entry.revision == revision) {
+            return Some(known);
+        }
+        self.read(key, value, revision)
+    }
+
+    fn read(&self, key: &str, value: &[u8], revision: u64) -> Option<Arc<Entry>> {
+        let entry = Entry::read(key, value, revision, self.reader).map(Arc::new);
+        if entry.is_none() {
+            tracing::error!(key, "a stored value is no JSON object; it is left out");
+        }
+        entry
+    }
+
+    /// Applies a change; `None` deletes. Changes come in the order of their revisions. A value that cannot be read
+    /// hides the object: what it was before would be wrong.
     pub(crate) fn apply(&self, key: &str, value: Option<&[u8]>, revision: u64) {
-        let entry = match value {
-            Some(value) => match Entry::read(key, value, revision, self.reader) {
-                Some(entry) => Some(Arc::new(entry)),
-                None => return tracing::error!(key, "a stored value is no JSON object; it is left out"),
-            },
-            None => None,
-        };
+        let entry = value.and_then(|value| self.read(key, value, revision));
         let mut state = self.state.write();
         let before = match &entry {
             Some(entry) => state.entries.insert(key.into(), entry.clone()),
@@ -134,10 +157,7 @@ impl Cache {
         };
         let (after, deleted) = match (entry, &before) {
             (Some(entry), _) => (entry, false),
-            (None, Some(before)) => match before.tombstone(revision) {
-                Some(gone) => (Arc::new(gone), true),
-                None => return,
-            },
+            (None, Some(before)) => (Arc::new(before.tombstone(revision)), true),
             (None, None) => return,
         };
         state.remember(Event { revision, before, after, deleted });
@@ -168,45 +188,28 @@ impl Cache {
 
     /// All objects that a filter selects.
     pub(crate) fn list(&self, filter: &Filter) -> Vec<Arc<Entry>> {
-        self.page(filter, None, 0).entries
+        self.list_then(filter).0
     }
 
     /// All objects that a filter selects, and the position in the log of changes that follows them.
     pub(crate) fn list_then(&self, filter: &Filter) -> (Vec<Arc<Entry>>, u64) {
         let state = self.state.read();
-        (state.page(filter, None, 0).entries, state.count)
+        (state.page(&Undo::new(), filter, Part::default()).entries, state.count)
     }
 
-    /// A page of the present objects: those after the key `start`, at most `limit` (0: all).
-    pub(crate) fn page(&self, filter: &Filter, start: Option<&str>, limit: usize) -> Page {
-        self.state.read().page(filter, start, limit)
+    /// A page of the present objects, and the revision of the last change of any: the page shows it.
+    pub(super) fn page(&self, filter: &Filter, part: Part<'_>) -> (Page, u64) {
+        let state = self.state.read();
+        (state.page(&Undo::new(), filter, part), state.last())
     }
 
     /// A page of the objects as they were at a revision.
-    pub(crate) fn page_at(
-        &self,
-        filter: &Filter,
-        start: Option<&str>,
-        limit: usize,
-        revision: u64,
-    ) -> Result<Page, Compacted> {
+    pub(crate) fn page_at(&self, filter: &Filter, part: Part<'_>, revision: u64) -> Result<Page, Compacted> {
         let state = self.state.read();
         if revision < state.floor {
             return Err(Compacted { oldest: state.floor });
         }
-        if state.events.back().is_none_or(|last| last.revision <= revision) {
-            return Ok(state.page(filter, start, limit));
-        }
-        let mut past = State { entries: state.entries.clone(), ..State::default() };
-        for event in state.events.iter().rev().take_while(|e| e.revision > revision) {
-            let key = key_of(&event.after);
-            match &event.before {
-                Some(before) => past.entries.insert(key, before.clone()),
-                None => past.entries.remove(&key),
-            };
-        }
-        drop(state);
-        Ok(past.page(filter, start, limit))
+        Ok(state.page(&state.undo(revision), filter, part))
     }
 
     /// Where in the log of changes the first one after `revision` stands.
@@ -238,6 +241,16 @@ impl Cache {
         }
         state.floor = state.floor.max(revision);
     }
+
+    /// Takes the state of a revision over as it is. Every position and revision before is forgotten: how it came to
+    /// that is not known.
+    pub(crate) fn replace(&self, entries: BTreeMap<Box<str>, Arc<Entry>>, revision: u64) {
+        let mut state = self.state.write();
+        *state = State { entries, floor: revision, count: state.count + 1, ..State::default() };
+        let count = state.count;
+        drop(state);
+        self.changed.send_replace(count);
+    }
 }
 
 impl State {
@@ -258,40 +271,81 @@ impl State {
         }
     }
 
-    fn page(&self, filter: &Filter, start: Option<&str>, limit: usize) -> Page {
-        if let (Some(name), None) = (filter.single_name(), start) {
-            let key = if filter.namespace.is_empty() {
-                name.to_owned()
-            } else {
-                format!("{}/{name}", filter.namespace)
-            };
-            if let Some(entry) = self.entries.get(&*key) {
-                let entries = if filter.matches(entry) { vec![entry.clone()] } else { Vec::new() };
+    /// The revision of the last change.
+    fn last(&self) -> u64 {
+        self.events.back().map_or(self.floor, |event| event.revision)
+    }
+
+    /// What has to be undone to be back at a revision.
+    fn undo(&self, revision: u64) -> Undo {
+        let mut undo = Undo::new();
+        for event in self.events.iter().rev().take_while(|event| event.revision > revision) {
+            undo.insert(key_of(&event.after), event.before.clone());
+        }
+        undo
+    }
+
+    /// The objects from a key on, in order, with changes undone.
+    fn walk<'a>(
+        &'a self,
+        undo: &'a Undo,
+        from: Bound<&'a str>,
+    ) -> impl Iterator<Item = (&'a str, &'a Arc<Entry>)> {
+        let range: (Bound<&str>, Bound<&str>) = (from, Bound::Unbounded);
+        let mut now = self.entries.range::<str, _>(range).peekable();
+        let mut then = undo.range::<str, _>(range).peekable();
+        std::iter::from_fn(move || {
+            loop {
+                let order = match (now.peek(), then.peek()) {
+                    (_, None) => Ordering::Less,
+                    (None, Some(_)) => Ordering::Greater,
+                    (Some((present, _)), Some((past, _))) => present.cmp(past),
+                };
+                if order.is_lt() {
+                    return now.next().map(|(key, entry)| (&**key, entry));
+                }
+                if order.is_eq() {
+                    now.next();
+                }
+                if let (key, Some(entry)) = then.next()? {
+                    return Some((&**key, entry));
+                }
+            }
+        })
+    }
+
+    /// A page of the objects as they were before what is to be undone.
+    fn page(&self, undo: &Undo, filter: &Filter, part: Part<'_>) -> Page {
+        if let (Some(name), None) = (filter.single_name(), part.start) {
+            let key = key(&filter.namespace, name);
+            let found = undo.get(&*key).map_or_else(|| self.entries.get(&*key), Option::as_ref);
+            // Over all namespaces the name says nothing about the key.
+            if found.is_some() || !filter.namespace.is_empty() {
+                let entries = found.filter(|entry| filter.matches(entry)).cloned().into_iter().collect();
                 return Page { entries, ..Page::default() };
             }
         }
         let mut page = Page::default();
         let prefix =
             if filter.namespace.is_empty() { String::new() } else { format!("{}/", filter.namespace) };
-        let from = match start {
+        let from = match part.start {
             Some(key) => Bound::Excluded(key),
             None => Bound::Included(prefix.as_str()),
         };
-        let mut rest = self
-            .entries
-            .range::<str, _>((from, Bound::Unbounded))
-            .take_while(|(key, _)| key.starts_with(&*prefix))
-            .filter(|(_, entry)| filter.matches(entry));
+        let all = self.walk(undo, from).take_while(|(key, _)| key.starts_with(&*prefix));
+        let mut rest = all.filter(|(_, entry)| filter.matches(entry));
         while let Some((key, entry)) = rest.next() {
             page.entries.push(entry.clone());
-            if limit > 0 && page.entries.len() == limit {
-                let left = rest.count();
-                if left > 0 {
-                    page.more = Some(key.clone());
-                    page.remaining = (filter.labels.is_empty() && filter.fields.is_empty()).then_some(left);
-                }
-                break;
+            if part.limit == 0 || page.entries.len() < part.limit {
+                continue;
             }
+            let counted = filter.labels.is_empty() && filter.fields.is_empty();
+            if rest.next().is_some() {
+                page.more = Some(key.into());
+                let known = part.left.map(|left| left.saturating_sub(part.limit).max(1));
+                page.remaining = counted.then(|| known.unwrap_or_else(|| 1 + rest.count()));
+            }
+            break;
         }
         page
     }
@@ -331,13 +385,85 @@ mod tests {
     fn pages_follow_each_other_at_one_revision() {
         let cache = filled();
         let all = Filter::default();
-        let first = cache.page(&all, None, 3);
-        assert_eq!((first.more.as_deref(), first.remaining), (Some("b/x"), Some(1)));
+        let part = |start, limit, left| Part { start, limit, left };
+        let (first, revision) = cache.page(&all, part(None, 3, None));
+        assert_eq!((first.more.as_deref(), first.remaining, revision), (Some("b/x"), Some(1), 4));
         cache.apply("b/z", None, 5);
         cache.apply("b/q", Some(&value("1")), 6);
-        let second = cache.page_at(&all, first.more.as_deref(), 3, 4).unwrap();
-        assert_eq!(names(&second), ["z"]);
-        assert_eq!(names(&cache.page(&all, Some("b/a"), 0)), ["q", "x"]);
+        let second = cache.page_at(&all, part(first.more.as_deref(), 3, first.remaining), 4).unwrap();
+        assert_eq!((names(&second), second.more.as_deref()), (vec!["z"], None));
+        let (now, revision) = cache.page(&all, part(Some("b/a"), 0, None));
+        assert_eq!((names(&now), revision), (vec!["q", "x"], 6));
+    }
+
+    #[test]
+    fn the_past_is_what_it_was() {
+        let cache = filled();
+        let all = Filter::default();
+        for (revision, key, label) in [
+            (5, "a/x", Some("2")),
+            (6, "a/x", None),
+            (7, "a/w", Some("1")),
+            (8, "b/x", None),
+            (9, "a/x", Some("3")),
+        ] {
+            cache.apply(key, label.map(value).as_deref(), revision);
+        }
+        let at = |revision, filter: &Filter, part: Part<'_>| -> Vec<String> {
+            let page = cache.page_at(filter, part, revision).unwrap();
+            page.entries.iter().map(|e| format!("{}/{}@{}", e.namespace, e.name, e.revision)).collect()
+        };
+        for (revision, expect) in [
+            (4, vec!["a/x@1", "a/y@2", "b/x@3", "b/z@4"]),
+            (5, vec!["a/x@5", "a/y@2", "b/x@3", "b/z@4"]),
+            (6, vec!["a/y@2", "b/x@3", "b/z@4"]),
+            (7, vec!["a/w@7", "a/y@2", "b/x@3", "b/z@4"]),
+            (8, vec!["a/w@7", "a/y@2", "b/z@4"]),
+            (9, vec!["a/w@7", "a/x@9", "a/y@2", "b/z@4"]),
+        ] {
+            assert_eq!(at(revision, &all, Part::default()), expect, "at {revision}");
+            let tail = Part { start: Some("a/x"), ..Part::default() };
+            let after: Vec<_> = expect.iter().filter(|e| **e > "a/x@:").copied().collect();
+            assert_eq!(at(revision, &all, tail), after, "after a/x at {revision}");
+        }
+        let one = |namespace: &str| Filter {
+            namespace: namespace.into(),
+            fields: wasmk_api::FieldSelector::parse("metadata.name=x").unwrap(),
+            ..Filter::default()
+        };
+        assert_eq!(at(4, &one("b"), Part::default()), ["b/x@3"]);
+        assert_eq!(at(6, &one("a"), Part::default()), [""; 0]);
+        assert_eq!(at(7, &one(""), Part::default()), ["b/x@3"]);
+    }
+
+    #[test]
+    fn a_value_that_cannot_be_read_hides_the_object() {
+        let cache = filled();
+        let from = cache.position_after(4).unwrap();
+        cache.apply("a/x", Some(b"k8s:enc:aesgcm:v1:new:"), 5);
+        assert!(cache.get("a/x").is_none());
+        let seen = cache.events_from(from, 9).unwrap();
+        assert_eq!((seen.len(), seen[0].deleted, seen[0].revision), (1, true, 5));
+        cache.apply("a/x", Some(&value("1")), 6);
+        assert_eq!(cache.get("a/x").unwrap().revision, 6);
+    }
+
+    #[test]
+    fn another_state_is_no_change_anybody_may_resume_from() {
+        let cache = filled();
+        let (mut woken, at) = (cache.subscribe(), cache.position_after(4).unwrap());
+        woken.mark_unchanged();
+        let kept = cache.entry("a/y", &value("1"), 2).unwrap();
+        assert!(Arc::ptr_eq(&kept, &cache.get("a/y").unwrap()), "what is the same is not read again");
+        cache.replace(BTreeMap::from([("a/y".into(), kept)]), 9);
+        assert!(woken.has_changed().unwrap());
+        assert_eq!(cache.events_from(at, 9).unwrap_err(), Compacted { oldest: 9 });
+        assert_eq!(cache.position_after(8), Err(Compacted { oldest: 9 }));
+        let (page, revision) = cache.page(&Filter::default(), Part::default());
+        assert_eq!((names(&page), revision), (vec!["y"], 9));
+        let at = cache.position_after(9).unwrap();
+        cache.apply("a/z", Some(&value("1")), 10);
+        assert_eq!(cache.events_from(at, 9).unwrap().len(), 1);
     }
 
     #[test]
@@ -360,14 +486,14 @@ mod tests {
         assert_eq!(cache.position_after(1), Err(Compacted { oldest: 2 }));
         assert_eq!(cache.position_after(2), Ok(2));
         assert_eq!(cache.events_from(1, 9).unwrap_err(), Compacted { oldest: 2 });
-        assert!(cache.page_at(&Filter::default(), None, 0, 1).is_err());
+        assert!(cache.page_at(&Filter::default(), Part::default(), 1).is_err());
     }
 
     #[test]
     fn one_namespace_alone() {
         let cache = filled();
         let filter = Filter { namespace: "a".into(), ..Filter::default() };
-        assert_eq!(names(&cache.page(&filter, None, 0)), ["x", "y"]);
+        assert_eq!(names(&cache.page(&filter, Part::default()).0), ["x", "y"]);
         assert_eq!(cache.len(), 4);
     }
 

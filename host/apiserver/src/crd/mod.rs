@@ -6,14 +6,15 @@
 mod convert;
 mod version;
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use serde_json::{Value, json};
 use wasmk_api::{GroupVersion, Gvk, Object, Timestamp};
 use wasmk_machinery::resources::{self, Subresource};
 
 use crate::{
-    cache::Filter,
+    admission::Kept,
+    cache::{Entry, Filter},
     call::Call,
     http::{Query, RequestInfo, Wanted},
     server::Core,
@@ -30,18 +31,51 @@ const DEFINITIONS: &str = "apiextensions.k8s.io/customresourcedefinitions";
 const VERBS: [&str; 8] = ["delete", "deletecollection", "get", "list", "patch", "create", "update", "watch"];
 /// Longest wait of a request for the establishment of its kind.
 const ESTABLISHED_WITHIN: Duration = Duration::from_secs(5);
+/// Between looks at definitions that are not yet where they should be: what they wait for wakes nobody here.
+const AGAIN: Duration = Duration::from_secs(1);
 /// The finalizer that keeps a definition until its objects are gone.
 pub(crate) const CLEANUP: &str = "customresourcecleanup.apiextensions.k8s.io";
+
+/// Most definitions whose rows are kept for as long as they do not change.
+const MAX_KEPT: usize = 10_000;
+
+/// What was read from definitions.
+pub(crate) type Definitions = Kept<Defined, MAX_KEPT>;
+
+/// What is known of a definition without reading it again.
+pub(crate) struct Defined {
+    established: bool,
+    deleting: bool,
+    /// Whether nothing is left to do about it.
+    settled: bool,
+    rows: Vec<Addition>,
+}
+
+impl Defined {
+    fn read(definition: &Object) -> Self {
+        let (established, deleting) = (is_true(definition, "Established"), definition.is_deleting());
+        let settled =
+            !deleting && established && is_true(definition, "NamesAccepted") && accepted(definition);
+        Self { established, deleting, settled, rows: additions(definition) }
+    }
+}
+
+/// All definitions, each with what is known of it.
+fn all(core: &Core) -> Vec<(Arc<Entry>, Arc<Defined>)> {
+    let entries = core.caches.of(DEFINITIONS).list(&Filter::default());
+    let known = |entry: &Entry| core.definitions.get(entry, || Defined::read(&entry.object()));
+    entries.into_iter().map(|entry| (entry.clone(), known(&entry))).collect()
+}
 
 /// Makes the table anew from the built-in rows and the definitions that are established, or about to be.
 pub(crate) fn refresh(core: &Core) {
     let mut soon = core.establishing.lock();
-    let entries = core.caches.of(DEFINITIONS).list(&Filter::default());
-    let definitions: Vec<Object> = entries.iter().map(|e| e.object()).collect();
-    let waits = |d: &Object| !d.is_deleting() && !is_true(d, "Established");
-    soon.retain(|name| definitions.iter().any(|d| d.name() == name && waits(d)));
-    let served = definitions.iter().filter(|d| is_true(d, "Established") || soon.contains(d.name()));
-    let additions = served.flat_map(additions).collect();
+    let definitions = all(core);
+    let names: HashMap<&str, &Defined> = definitions.iter().map(|(e, d)| (&*e.name, &**d)).collect();
+    soon.retain(|name| names.get(&**name).is_some_and(|d| !d.deleting && !d.established));
+    core.definitions.retain(|name| names.contains_key(name));
+    let served = definitions.iter().filter(|(e, d)| d.established || soon.contains(&*e.name));
+    let additions = served.flat_map(|(_, d)| d.rows.iter().cloned()).collect();
     let remote = core.aggregated.load().values().flat_map(|server| server.rows()).collect();
     core.table.store(Arc::new(Table::new(&core.caches, additions, remote)));
     core.defined.send_modify(|times| *times += 1);
@@ -101,7 +135,7 @@ fn addition(custom: CustomVersion, names: &Value, version: &Value, stored: &str)
     row.storage = GroupVersion::new(gvk.group, stored);
     row.subresources = subresources(&custom);
     row.custom = Some(custom.schema.clone());
-    Addition { row, version: custom, deprecation }
+    Addition { row: row.into(), version: custom.into(), deprecation }
 }
 
 fn subresources(custom: &CustomVersion) -> Vec<Subresource> {
@@ -124,17 +158,21 @@ pub(crate) async fn follow(core: Arc<Core>) {
     loop {
         changed.mark_unchanged();
         // What comes meanwhile has its turn next time.
-        let definitions: Vec<Object> = cache.list(&Filter::default()).iter().map(|e| e.object()).collect();
+        let open = all(&core).into_iter().filter(|(_, known)| !known.settled);
+        let definitions: Vec<Object> = open.map(|(entry, _)| entry.object()).collect();
         announce(&core, &definitions);
+        let mut waits = definitions.iter().any(Object::is_deleting);
         for definition in &definitions {
             if let Err(error) = settle(&core, definition).await {
                 tracing::warn!(definition = definition.name(), %error, "a definition could not be settled");
+                waits = true;
             }
         }
         refresh(&core);
         tokio::select! {
             () = core.shutdown.cancelled() => return,
             woken = changed.changed() => if woken.is_err() { return },
+            () = tokio::time::sleep(AGAIN), if waits => {}
         }
     }
 }
@@ -170,13 +208,10 @@ pub(crate) async fn await_established(core: &Core, resource: &Resource) {
     let _ = tokio::time::timeout(ESTABLISHED_WITHIN, settled).await;
 }
 
-/// Brings one definition to where it should be: named, established, or cleaned up.
+/// Brings a definition to where it should be: named, established, or cleaned up.
 async fn settle(core: &Arc<Core>, definition: &Object) -> Result<(), wasmk_api::Status> {
     if definition.is_deleting() {
         return clean_up(core, definition).await;
-    }
-    if is_true(definition, "Established") && is_true(definition, "NamesAccepted") && accepted(definition) {
-        return Ok(());
     }
     let Some(resource) =
         core.table.load().get("apiextensions.k8s.io", "v1", "customresourcedefinitions").cloned()
@@ -184,7 +219,7 @@ async fn settle(core: &Arc<Core>, definition: &Object) -> Result<(), wasmk_api::
         return Ok(());
     };
     let conflict = conflict(core, definition);
-    let call = own_call(core, &resource, definition.name());
+    let call = own_call(&resource, definition.name());
     let work = Work::new(core, &call, &resource)?;
     update_object(&work, definition.name(), Mode::Free("status"), false, |old| {
         let mut new = settled(old, conflict.as_deref(), work.now);
@@ -295,9 +330,12 @@ async fn clean_up(core: &Arc<Core>, definition: &Object) -> Result<(), wasmk_api
         (group.and_then(Value::as_str).unwrap_or(""), plural.and_then(Value::as_str).unwrap_or(""));
     let owner = core.table.load().any_version(group, plural).cloned();
     if let Some(resource) = owner {
-        let call = own_call(core, &resource, "");
-        let work = Work::new(core, &call, &resource)?;
         for entry in resource.cache.list(&Filter::default()) {
+            let mut call = own_call(&resource, &entry.name);
+            call.info.verb = "delete";
+            call.info.namespace = entry.namespace.to_string();
+            // Whoever may delete the definition has decided about its objects.
+            let work = Work { trusted: true, ..Work::new(core, &call, &resource)? };
             let gone = delete_object(&work, &entry.namespace, &entry.name, &DeleteOptions::default()).await;
             if let Err(status) = gone
                 && status.code != 404
@@ -315,7 +353,7 @@ async fn clean_up(core: &Arc<Core>, definition: &Object) -> Result<(), wasmk_api
     else {
         return Ok(());
     };
-    let call = own_call(core, &resource, definition.name());
+    let call = own_call(&resource, definition.name());
     let work = Work::new(core, &call, &resource)?;
     update_object(&work, definition.name(), Mode::Free(""), false, |old| {
         let mut new = old.clone();
@@ -328,7 +366,7 @@ async fn clean_up(core: &Arc<Core>, definition: &Object) -> Result<(), wasmk_api
 }
 
 /// A call of the server itself.
-pub(crate) fn own_call(core: &Core, resource: &Resource, name: &str) -> Call {
+pub(crate) fn own_call(resource: &Resource, name: &str) -> Call {
     let info = RequestInfo {
         is_resource: true,
         verb: "update",
@@ -341,6 +379,5 @@ pub(crate) fn own_call(core: &Core, resource: &Resource, name: &str) -> Call {
     let mut headers = http::HeaderMap::new();
     headers.insert(http::header::USER_AGENT, http::HeaderValue::from_static("kube-apiserver"));
     let user = Arc::new(crate::User::new("system:apiserver", ["system:masters"]));
-    let _ = core;
     Call::new(info, http::Method::PUT, Query::default(), headers, user, Wanted::default())
 }

@@ -44,32 +44,31 @@ pub(crate) struct Flow {
 struct Rules {
     schemas: Vec<Schema>,
     /// Levels by name: their uid, and whether nothing is limited in them.
-    levels: HashMap<Box<str>, (String, bool)>,
+    levels: HashMap<Box<str>, (HeaderValue, bool)>,
 }
 
 /// Leave to handle a request, and the flow it belongs to.
 pub(crate) struct Permit {
     _seat: Option<Seat>,
     /// The uids of its schema and level.
-    uids: Option<(String, String)>,
+    uids: Option<(HeaderValue, HeaderValue)>,
 }
 
 impl Permit {
     /// Tells the client which flow its request was sorted into.
     pub(crate) fn tell(&self, headers: &mut HeaderMap) {
-        tell(self.uids.as_ref(), headers);
+        let Some((schema, level)) = &self.uids else { return };
+        for (name, uid) in
+            [("x-kubernetes-pf-flowschema-uid", schema), ("x-kubernetes-pf-prioritylevel-uid", level)]
+        {
+            headers.insert(HeaderName::from_static(name), uid.clone());
+        }
     }
 }
 
-fn tell(uids: Option<&(String, String)>, headers: &mut HeaderMap) {
-    let Some((schema, level)) = uids else { return };
-    for (name, uid) in
-        [("x-kubernetes-pf-flowschema-uid", schema), ("x-kubernetes-pf-prioritylevel-uid", level)]
-    {
-        if let Ok(value) = HeaderValue::from_str(uid) {
-            headers.insert(HeaderName::from_static(name), value);
-        }
-    }
+/// A uid as headers have it.
+fn header(uid: &str) -> HeaderValue {
+    HeaderValue::from_str(uid).unwrap_or(HeaderValue::from_static(""))
 }
 
 impl Flow {
@@ -98,8 +97,8 @@ impl Flow {
         let seat = match asked {
             Admission::Seat(seat) => seat,
             Admission::Full => return Err(busy()),
-            Admission::Wait(place) => match tokio::time::timeout(MAX_WAIT, place).await {
-                Ok(Ok(seat)) => seat,
+            Admission::Wait(place) => match tokio::time::timeout(MAX_WAIT, place.seat()).await {
+                Ok(Some(seat)) => seat,
                 _ => {
                     self.levels.gave_up(&schema.level);
                     return Err(busy());
@@ -123,7 +122,7 @@ impl Flow {
         let total: usize = read.iter().filter_map(|(_, o)| shares(o)).sum();
         for (name, object) in &read {
             let exempt = object.at(&["spec", "type"]).and_then(Value::as_str) == Some("Exempt");
-            levels.insert(name.clone(), (object.uid().to_owned(), exempt));
+            levels.insert(name.clone(), (header(object.uid()), exempt));
             if exempt {
                 continue;
             }
@@ -221,7 +220,7 @@ async fn note_dangling(core: &Arc<Core>) {
             "type": "Dangling", "status": status, "lastTransitionTime": (core.config.clock)().to_string(),
             "reason": reason, "message": message,
         });
-        let call = own_call(core, &resource, &schema.name);
+        let call = own_call(&resource, &schema.name);
         let Ok(work) = Work::new(core, &call, &resource) else { return };
         let work = Work {
             trusted: true,

@@ -5,6 +5,7 @@ use std::io::Write;
 use axum::body::Body;
 use bytes::Bytes;
 use http::{HeaderValue, Response, StatusCode, header};
+use serde::Serialize;
 use serde_json::Value;
 use wasmk_api::{Reason, Status};
 
@@ -12,6 +13,8 @@ use super::negotiate::{Format, Wanted};
 
 /// Replies at least this long are compressed for clients that welcome it.
 const GZIP_FROM: usize = 128 << 10;
+/// Those at least this long where nobody else has to wait for it.
+const ASIDE_FROM: usize = 1 << 20;
 
 /// Refusals made before a handler is found carry empty details.
 const GENERIC: [&str; 3] = ["406: ", "415: ", "forbidden: "];
@@ -45,12 +48,14 @@ pub(crate) fn encoded(code: StatusCode, wanted: Wanted, json: Bytes) -> Answer {
     }
 }
 
-/// A JSON value in the encoding the client wants.
-pub(crate) fn value_as(code: StatusCode, wanted: Wanted, value: &Value) -> Answer {
+/// What JSON can be made of, in the encoding the client wants.
+pub(crate) fn value_as(code: StatusCode, wanted: Wanted, value: &impl Serialize) -> Answer {
     let body = match (wanted.format, wanted.pretty) {
         (Format::Json, false) => serde_json::to_vec(value).map_err(|e| e.to_string()),
         (Format::Json, true) => serde_json::to_vec_pretty(value).map_err(|e| e.to_string()),
-        (Format::Yaml, _) => Ok(super::yaml::write(value).into_bytes()),
+        (Format::Yaml, _) => serde_json::to_value(value)
+            .map(|value| super::yaml::write(&value).into_bytes())
+            .map_err(|e| e.to_string()),
     };
     match body {
         Ok(body) => compressed(code, wanted, body.into()),
@@ -58,21 +63,42 @@ pub(crate) fn value_as(code: StatusCode, wanted: Wanted, value: &Value) -> Answe
     }
 }
 
+/// The same for what may be long, which is compressed on a thread of its own.
+pub(crate) async fn encoded_aside(code: StatusCode, wanted: Wanted, json: Bytes) -> Answer {
+    if !wanted.gzip || wanted.pretty || wanted.format != Format::Json || json.len() < ASIDE_FROM {
+        return encoded(code, wanted, json);
+    }
+    let body = json.clone();
+    match tokio::task::spawn_blocking(move || pack(&body)).await {
+        Ok(Some(packed)) => gzipped(code, Format::Json.content_type(), packed),
+        _ => bytes(code, Format::Json.content_type(), json),
+    }
+}
+
 fn compressed(code: StatusCode, wanted: Wanted, body: Bytes) -> Answer {
-    if !wanted.gzip || body.len() < GZIP_FROM {
-        return bytes(code, wanted.format.content_type(), body);
+    let media = wanted.format.content_type();
+    match wanted.gzip.then(|| pack(&body)).flatten() {
+        Some(packed) => gzipped(code, media, packed),
+        None => bytes(code, media, body),
     }
-    let mut encoder =
-        flate2::write::GzEncoder::new(Vec::with_capacity(body.len() / 4), flate2::Compression::fast());
-    match encoder.write_all(&body).and_then(|()| encoder.finish()) {
-        Ok(packed) => {
-            let mut response = bytes(code, wanted.format.content_type(), packed);
-            response.headers_mut().insert(header::CONTENT_ENCODING, HeaderValue::from_static("gzip"));
-            response.headers_mut().insert(header::VARY, HeaderValue::from_static("Accept-Encoding"));
-            response
-        }
-        Err(_) => bytes(code, wanted.format.content_type(), body),
+}
+
+/// The compressed form of a body that is worth it.
+pub(crate) fn pack(body: &[u8]) -> Option<Vec<u8>> {
+    if body.len() < GZIP_FROM {
+        return None;
     }
+    let room = Vec::with_capacity(body.len() / 4);
+    let mut encoder = flate2::write::GzEncoder::new(room, flate2::Compression::fast());
+    encoder.write_all(body).and_then(|()| encoder.finish()).ok()
+}
+
+/// A body that is compressed already.
+pub(crate) fn gzipped(code: StatusCode, media: &'static str, packed: impl Into<Bytes>) -> Answer {
+    let mut response = bytes(code, media, packed);
+    response.headers_mut().insert(header::CONTENT_ENCODING, HeaderValue::from_static("gzip"));
+    response.headers_mut().insert(header::VARY, HeaderValue::from_static("Accept-Encoding"));
+    response
 }
 
 /// A failure, as JSON.

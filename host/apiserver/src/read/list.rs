@@ -11,7 +11,7 @@ use wasmk_api::{Object, Status};
 
 use super::{Former, components, filter, partial};
 use crate::{
-    cache::{Compacted, Entry, Page, too_large},
+    cache::{Compacted, Entry, Page, Part, too_large},
     call::Call,
     http::{Answer, Form, ListOptions, Match, respond},
     server::Core,
@@ -24,9 +24,16 @@ struct Continue {
     v: String,
     rv: u64,
     start: String,
+    /// How many objects there are after that key; only without selectors.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    left: Option<usize>,
 }
 
 impl Continue {
+    fn after(start: &str, revision: u64, left: Option<usize>) -> Self {
+        Self { v: VERSION.into(), rv: revision, start: start.into(), left }
+    }
+
     fn encode(&self) -> String {
         URL_SAFE_NO_PAD.encode(serde_json::to_vec(self).unwrap_or_default())
     }
@@ -65,10 +72,10 @@ pub(crate) async fn list(core: &Core, call: &Call, resource: &Resource) -> Resul
         .page
         .more
         .as_deref()
-        .map(|start| Continue { v: VERSION.into(), rv: shown.revision, start: start.into() }.encode());
+        .map(|start| Continue::after(start, shown.revision, shown.page.remaining).encode());
     if call.wanted.form == Form::Whole {
         let body = concatenate(resource, &shown, cont.as_deref())?;
-        return Ok(respond::encoded(StatusCode::OK, call.wanted, body));
+        return Ok(respond::encoded_aside(StatusCode::OK, call.wanted, body).await);
     }
     let objects = shown.page.entries.iter().map(|e| resource.served(e.object())).collect::<Vec<_>>();
     let value = formed(core, call, resource, &objects, &shown, cont.as_deref());
@@ -95,30 +102,28 @@ async fn page(
             ));
         }
         let token = Continue::decode(&options.cont)?;
-        let page = cache
-            .page_at(filter, Some(&token.start), options.limit, token.rv)
-            .map_err(|_| expired(&token, core))?;
+        let part = Part { start: Some(&token.start), limit: options.limit, left: token.left };
+        let page = cache.page_at(filter, part, token.rv).map_err(|_| expired(&token, core))?;
         return Ok(Shown { page, revision: token.rv });
     }
-    let revision = match options.wanted()? {
-        Match::Newest => core.caches.catch_up().await?,
-        Match::Any => core.caches.revision(),
-        Match::NotOlderThan(revision) => {
-            core.caches.wait_for(revision).await?;
-            core.caches.revision()
+    let part = Part { limit: options.limit, ..Part::default() };
+    match options.wanted()? {
+        Match::Newest => {
+            core.caches.catch_up().await?;
         }
+        Match::Any => {}
+        Match::NotOlderThan(revision) => core.caches.wait_for(revision).await?,
         Match::Exact(revision) => {
             let current = core.caches.catch_up().await?;
             if revision > current {
                 return Err(too_large(revision, current));
             }
-            let page =
-                cache.page_at(filter, None, options.limit, revision).map_err(|c| too_old(revision, c))?;
+            let page = cache.page_at(filter, part, revision).map_err(|c| too_old(revision, c))?;
             return Ok(Shown { page, revision });
         }
-    };
+    }
     // Changes may have been applied since; the page shows what is there now, and says so.
-    let (page, revision) = (cache.page(filter, None, options.limit), revision.max(core.caches.revision()));
+    let (page, revision) = core.caches.page(cache, filter, part);
     Ok(Shown { page, revision })
 }
 
@@ -131,7 +136,7 @@ fn too_old(revision: u64, compacted: Compacted) -> Status {
 
 /// The page's state is gone; the client may go on from the same place at the present state.
 fn expired(token: &Continue, core: &Core) -> Status {
-    let fresh = Continue { v: VERSION.into(), rv: core.caches.revision(), start: token.start.clone() };
+    let fresh = Continue::after(&token.start, core.caches.revision(), None);
     let mut status = Status::expired(
         "The provided continue parameter is too old to display a consistent list result. You can start a new list \
          without the continue parameter, or use the continue token in this response to retrieve the remainder of \
@@ -239,8 +244,10 @@ mod tests {
 
     #[test]
     fn continue_tokens() {
-        let token = Continue { v: VERSION.into(), rv: 7, start: "a/b".into() };
-        assert_eq!(Continue::decode(&token.encode()).unwrap(), token);
+        for left in [None, Some(3)] {
+            let token = Continue::after("a/b", 7, left);
+            assert_eq!(Continue::decode(&token.encode()).unwrap(), token);
+        }
         let why = Continue::decode("YWJj").unwrap_err().message;
         assert_eq!(
             why,

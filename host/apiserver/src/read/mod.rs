@@ -70,7 +70,7 @@ pub(crate) fn object(
     let former = Former::new(core, call, resource);
     let value = match call.wanted.form {
         Form::Whole => {
-            return Ok(respond::value_as(code, call.wanted, &serde_json::Value::Object(object.0.clone())));
+            return Ok(respond::value_as(code, call.wanted, object));
         }
         Form::Partial(version) => partial(object, version),
         Form::Table(version) => {

@@ -52,7 +52,10 @@ struct Watcher {
     changed: watch::Receiver<u64>,
     bookmarks: bool,
     next_bookmark: Instant,
+    /// The last revision the client was told of.
     told: u64,
+    /// The revision it began after.
+    began: u64,
     deadline: Instant,
     first_table: bool,
     ended: bool,
@@ -85,6 +88,7 @@ pub(crate) async fn watch(
         bookmarks: options.bookmarks,
         next_bookmark: now + BOOKMARK_EVERY,
         told: 0,
+        began: 0,
         deadline: now + Duration::from_secs(seconds.min(MIN_SECONDS * 48)),
         first_table: true,
         ended: false,
@@ -123,16 +127,20 @@ async fn start(core: &Core, options: &ListOptions) -> Result<Start, Status> {
 impl Watcher {
     async fn begin(&mut self, start: Start, mark_end: bool) -> Result<(), Status> {
         match start {
-            Start::After(revision) => match self.cache.position_after(revision) {
-                Ok(position) => self.position = position,
-                Err(compacted) => self.expire(revision, compacted),
-            },
+            Start::After(revision) => {
+                self.began = revision;
+                match self.cache.position_after(revision) {
+                    Ok(position) => self.position = position,
+                    Err(compacted) => self.expire(compacted),
+                }
+            }
             Start::Present => {
                 // Read before the list: a bookmark may not promise more than the list shows.
                 let revision = self.core.caches.revision();
                 let (entries, position) = self.cache.list_then(&self.filter);
                 self.position = position;
                 let shown = entries.iter().map(|e| e.revision).max().unwrap_or(0).max(revision);
+                self.began = shown;
                 let mut out = BytesMut::new();
                 for entry in &self.resource.present(&self.core, entries).await? {
                     self.write(&mut out, "ADDED", entry);
@@ -170,13 +178,14 @@ impl Watcher {
             if let Some(bytes) = self.ready.pop_front() {
                 return Some(bytes);
             }
-            if self.ended {
+            // Also of a watch that has something to send all the time.
+            if self.ended || self.core.shutdown.is_cancelled() || Instant::now() >= self.deadline {
                 return None;
             }
             let reached = self.core.caches.revision();
             self.changed.mark_unchanged();
             match self.cache.events_from(self.position, BATCH) {
-                Err(compacted) => self.expire(self.told, compacted),
+                Err(compacted) => self.expire(compacted),
                 Ok(events) if events.is_empty() => self.wait(reached).await,
                 Ok(events) => {
                     self.position += events.len() as u64;
@@ -250,9 +259,8 @@ impl Watcher {
             return self.write(out, word, &event.after);
         }
         // The object went out of sight: its last visible state, at the revision of the change.
-        let last = event.before.as_ref().and_then(|before| before.tombstone(event.revision));
-        if let Some(last) = last {
-            self.write(out, word, &last);
+        if let Some(before) = &event.before {
+            self.write(out, word, &before.tombstone(event.revision));
         }
     }
 
@@ -275,7 +283,8 @@ impl Watcher {
         former.table(version, std::slice::from_ref(object), object.resource_version(), None, None, head)
     }
 
-    fn expire(&mut self, revision: u64, compacted: Compacted) {
+    fn expire(&mut self, compacted: Compacted) {
+        let revision = self.told.max(self.began);
         self.fail(&Status::expired(format!("too old resource version: {revision} ({})", compacted.oldest)));
     }
 

@@ -27,6 +27,10 @@ pub(crate) async fn create(work: &Work<'_>, body: &Bytes) -> Result<Answer, Stat
         return Err(Status::bad_request("name in URL does not match name in Eviction object"));
     }
     admission::sent(work, &mut eviction).await?;
+    let options = options(&eviction)?;
+    // Some clients say it in the options alone.
+    let dry_run = work.dry_run || options.is_dry();
+    let work = &Work { manager: work.manager.clone(), dry_run, ..*work };
     work.core.caches.catch_up().await?;
     let key = crate::cache::key(work.namespace(), name);
     let pod = work.resource.cache.get(&key).ok_or_else(|| work.not_found(name))?;
@@ -34,16 +38,19 @@ pub(crate) async fn create(work: &Work<'_>, body: &Bytes) -> Result<Answer, Stat
     if !goes_anyway(&pod.object()) {
         spend_budget(work, &pod).await?;
     }
-    let options: DeleteOptions = match eviction.0.get("deleteOptions") {
-        Some(options) => {
-            serde_json::from_value(options.clone()).map_err(|e| Status::bad_request(e.to_string()))?
-        }
-        None => DeleteOptions::default(),
-    };
     delete_object(work, work.namespace(), name, &options).await?;
     let status =
         json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "code": 201});
     Ok(respond::value_as(StatusCode::CREATED, work.call.wanted, &status))
+}
+
+/// How the pod is to be deleted.
+fn options(eviction: &Object) -> Result<DeleteOptions, Status> {
+    let Some(options) = eviction.0.get("deleteOptions") else { return Ok(DeleteOptions::default()) };
+    let options: DeleteOptions =
+        serde_json::from_value(options.clone()).map_err(|e| Status::bad_request(e.to_string()))?;
+    options.check()?;
+    Ok(options)
 }
 
 /// Pods that do not run, or are being deleted, need no budget.

@@ -207,7 +207,7 @@ async fn access(
     let mut status = Map::new();
     status.insert("allowed".into(), decision.allowed.into());
     if !decision.reason.is_empty() {
-        status.insert("reason".into(), decision.reason.into());
+        status.insert("reason".into(), (*decision.reason).into());
     }
     Ok(Value::Object(status))
 }

@@ -102,7 +102,7 @@ fn answer(
     );
     request.0.insert("status".into(), json!({ "token": token, "expirationTimestamp": time.to_string() }));
     let wanted = crate::http::Wanted { form: crate::http::Form::Whole, ..work.call.wanted };
-    respond::value_as(StatusCode::CREATED, wanted, &Value::Object(request.0.clone()))
+    respond::value_as(StatusCode::CREATED, wanted, request)
 }
 
 fn seconds(request: &Object) -> Result<i64, Status> {

@@ -7,6 +7,7 @@ use wasmk_store::{Compare, Durability, Op, Txn, TxnOutcome};
 use super::Work;
 use crate::{
     cache::{encode, unavailable},
+    expiry::EVENTS,
     special,
     table::Resource,
 };
@@ -43,12 +44,18 @@ pub(crate) async fn put(
     claims: Vec<Claim>,
 ) -> Result<Written, Status> {
     super::meta::order(object);
-    let stored = work.resource.to_stored(work.core, object.clone()).await?;
-    if work.resource.is_lossy() {
-        *object = work.resource.served(stored.clone());
-    }
+    let value = if work.resource.stores(object) {
+        encode(object)
+    } else {
+        let stored = work.resource.to_stored(work.core, object.clone()).await?;
+        let value = encode(&stored);
+        if work.resource.is_lossy() {
+            *object = work.resource.served(stored);
+        }
+        value
+    };
     let key = work.resource.store_key(object.namespace(), object.name());
-    let mut txn = Txn::put(key, encode(&stored), expected);
+    let mut txn = Txn::put(key, value, expected);
     txn.durability = durability(work.resource, object, old);
     let written = transact(work, txn, claims).await?;
     if let Written::Done(revision) = written {
@@ -69,7 +76,9 @@ pub(crate) async fn remove(
     claims: Vec<Claim>,
 ) -> Result<Written, Status> {
     let key = work.resource.store_key(object.namespace(), object.name());
-    transact(work, Txn::delete(key, expected), claims).await
+    let mut txn = Txn::delete(key, expected);
+    txn.durability = durability(work.resource, object, None);
+    transact(work, txn, claims).await
 }
 
 async fn transact(work: &Work<'_>, mut txn: Txn, claims: Vec<Claim>) -> Result<Written, Status> {
@@ -106,7 +115,7 @@ async fn transact(work: &Work<'_>, mut txn: Txn, claims: Vec<Claim>) -> Result<W
 /// it renews again. Who holds a Lease survives everything.
 fn durability(resource: &Resource, new: &Object, old: Option<&Object>) -> Durability {
     match (&*resource.storage, old) {
-        ("core/events", _) => Durability::Relaxed,
+        (EVENTS, _) => Durability::Relaxed,
         ("coordination.k8s.io/leases", Some(old)) if only_renews(new, old) => Durability::Held,
         _ => Durability::Synced,
     }

@@ -127,14 +127,14 @@ pub(crate) async fn update_object(
         };
         let entry = work.resource.present_one(work.core, entry).await?;
         let old = work.resource.served(entry.object());
-        let mut new = change(&old)?;
+        let new = change(&old)?;
         let wanted = new.resource_version();
         if !wanted.is_empty() && wanted != old.resource_version() {
             return Err(Status::conflict(&work.resource.group_resource(), name, MODIFIED));
         }
         let pinned = !wanted.is_empty() && wanted != "0";
         let unpinned_change = change_ignores_version(&new, &old);
-        if let Some(done) = finish(work, &mut new, &old, mode, entry.revision).await? {
+        if let Some(done) = finish(work, new, old, mode, entry.revision).await? {
             return Ok(done);
         }
         if pinned && !unpinned_change {
@@ -152,11 +152,32 @@ fn change_ignores_version(new: &Object, old: &Object) -> bool {
 /// Takes a changed object through the rest of the way; `None` when somebody else was faster.
 async fn finish(
     work: &Work<'_>,
-    new: &mut Object,
-    old: &Object,
+    mut new: Object,
+    old: Object,
     mode: Mode,
     revision: u64,
 ) -> Result<Option<Done>, Status> {
+    admit(work, &mut new, &old, mode).await?;
+    meta::order(&mut new);
+    if is_released(&new) && mode != Mode::Status {
+        let claims = alloc::releases(work, &old);
+        return Ok(match remove(work, &old, revision, claims).await? {
+            Written::Done(_) => Some(Done::Removed(new)),
+            _ => None,
+        });
+    }
+    if machine::same(&new, &old) {
+        return Ok(Some(Done::Updated(old)));
+    }
+    let claims = alloc::claims(work, &mut new, Some(&old))?;
+    Ok(match put(work, &mut new, Some(&old), revision, claims).await? {
+        Written::Done(_) => Some(Done::Updated(new)),
+        _ => None,
+    })
+}
+
+/// Brings a changed object to what may be stored, or refuses it.
+async fn admit(work: &Work<'_>, new: &mut Object, old: &Object, mode: Mode) -> Result<(), Status> {
     let resource = work.resource;
     if new.namespace().is_empty() && !old.namespace().is_empty() {
         new.set_meta("namespace", old.namespace());
@@ -177,22 +198,7 @@ async fn finish(
     if !work.trusted {
         admission::validate(work, new, Some(old), mode).await?;
     }
-    meta::order(new);
-    if is_released(new) && mode != Mode::Status {
-        let claims = alloc::releases(work, old);
-        return Ok(match remove(work, old, revision, claims).await? {
-            Written::Done(_) => Some(Done::Removed(new.clone())),
-            _ => None,
-        });
-    }
-    if machine::same(new, old) {
-        return Ok(Some(Done::Updated(old.clone())));
-    }
-    let claims = alloc::claims(work, new, Some(old))?;
-    Ok(match put(work, new, Some(old), revision, claims).await? {
-        Written::Done(_) => Some(Done::Updated(new.clone())),
-        _ => None,
-    })
+    Ok(())
 }
 
 /// Whether nothing keeps an object that is being deleted.

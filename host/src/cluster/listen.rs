@@ -1,0 +1,121 @@
+//! Where a cluster is reached: the API, the registry, Ingresses, names.
+
+use std::net::SocketAddr;
+
+use anyhow::{Context, Result, bail};
+use tokio::{net::TcpListener, sync::watch};
+use wasmk_apiserver::Serving;
+use wasmk_registry::Storage;
+
+use super::{Cluster, Settings};
+use crate::{
+    bootstrap,
+    pki::{Pki, server_names},
+    renewal::{self, Authority, Renewal},
+};
+
+/// Which address of the services' range the DNS server has, as everywhere.
+const DNS_SERVICE: u32 = 10;
+/// Where the system says who answers names outside the cluster.
+const RESOLV_CONF: &str = "/etc/resolv.conf";
+
+impl Cluster {
+    /// Serves the API and the registry.
+    pub(super) fn listen(
+        &self,
+        settings: &Settings,
+        (pki, authority): (Pki, watch::Sender<Authority>),
+        apis: Vec<TcpListener>,
+        registry: TcpListener,
+        images: Storage,
+    ) -> Result<()> {
+        let mut names = settings.names.clone();
+        for api in &apis {
+            names.push(api.local_addr()?.ip().to_string());
+        }
+        let host = nix::unistd::gethostname()?.to_string_lossy().into_owned();
+        let names = server_names(&host, settings.service_range.at(1).into(), &names);
+        let leaf = renewal::serving_leaf(&pki, &names)?;
+        let serving = Serving::new(&leaf.cert, &leaf.key)?;
+        let tls = serving.config(pki.ca_cert())?;
+        let renewal = Renewal {
+            data: settings.data.clone(),
+            running: self.running.clone(),
+            pki,
+            names,
+            serving,
+            trust: self.api.trust(),
+            more_clients: settings.access.client_ca.clone(),
+            authority,
+            client: self.client_of("system:masters"),
+        };
+        self.tasks.spawn(renewal.run(self.stop.clone()));
+        let router = self.links.mounted_on(&self.api);
+        for api in apis {
+            let serve = wasmk_apiserver::serve_tls(api, tls.clone(), router.clone(), self.stop.clone());
+            self.tasks.spawn(serve);
+        }
+        let (router, stop) = (wasmk_registry::router(images), self.stop.clone());
+        self.tasks.spawn(async move {
+            let served = axum::serve(registry, router).with_graceful_shutdown(stop.cancelled_owned());
+            if let Err(e) = served.await {
+                tracing::error!(error = %e, "the registry stopped");
+            }
+        });
+        Ok(())
+    }
+
+    /// Leads HTTP from outside to pods as Ingresses say.
+    pub(super) fn start_ingress(&self, listener: TcpListener) {
+        let client = self.client("system:serviceaccount:kube-system:ingress");
+        let (view, keep) = wasmk_net::View::new(client.clone());
+        let (watching, serving) = (self.stop.clone(), self.stop.clone());
+        self.tasks.spawn(async move { watching.run_until_cancelled(keep).await });
+        self.tasks.spawn(wasmk_net::ingress::run(client, view, listener, serving));
+    }
+
+    /// Answers names on the last address of the pods' range, behind the service `kube-dns` at its usual place.
+    pub(super) async fn start_dns(&self, settings: &Settings) -> Result<()> {
+        let last = wasmk_net::last_address(&settings.pod_range).context("the pods' range is none")?;
+        let udp = wasmk_net::bind::udp(SocketAddr::from((last, 0)), false)?;
+        let server = udp.local_addr()?;
+        let tcp = TcpListener::bind(server).await?;
+        let user = "system:serviceaccount:kube-system:coredns";
+        let (view, keep) = wasmk_net::View::new(self.client(user));
+        let upstream = wasmk_net::dns::servers(&std::fs::read_to_string(RESOLV_CONF).unwrap_or_default());
+        let (watching, answering) = (self.stop.clone(), self.stop.clone());
+        self.tasks.spawn(async move { watching.run_until_cancelled(keep).await });
+        self.tasks.spawn(wasmk_net::dns::serve(view, udp, tcp, upstream, answering));
+        let writer = self.client_of("system:masters");
+        bootstrap::write_dns(&writer, settings.service_range.at(DNS_SERVICE), server).await
+    }
+}
+
+/// The API once more, where pods find it when it only listens on loopback: an endpoint of a service cannot
+/// be 127.0.0.1, so it gets the last address of the pods' range, which no pod has. `None` when it is not needed, or
+/// not to be had; the service `kubernetes` then has no endpoints.
+pub(super) async fn inside_listener(pod_range: &str, api: SocketAddr) -> Option<TcpListener> {
+    if !api.ip().is_loopback() {
+        return None;
+    }
+    let last = wasmk_net::last_address(pod_range)?;
+    let address = SocketAddr::from((last, api.port()));
+    match TcpListener::bind(address).await {
+        Ok(listener) => Some(listener),
+        Err(error) => {
+            tracing::warn!(%address, %error, "pods cannot reach the API by its service");
+            None
+        }
+    }
+}
+
+/// Listens, or says which flag names another address.
+pub(super) async fn bind(address: SocketAddr, what: &str, flag: &str) -> Result<TcpListener> {
+    match TcpListener::bind(address).await {
+        Ok(listener) => Ok(listener),
+        Err(e) if e.kind() == std::io::ErrorKind::AddrInUse => bail!(
+            "{what} cannot listen on {address}: the port is in use; choose another with {flag} (port 0 picks a free one)"
+        ),
+        Err(e) => Err(e).with_context(|| format!("{what} cannot listen on {address} ({flag})")),
+    }
+}

@@ -18,9 +18,11 @@ use k8s_openapi::{
 
 use serde_json::json;
 
-use crate::base::{Context, Error, Informer, Key, Next, Queue, Result, is_deleting, on_change, uid};
+use crate::base::{
+    Context, Error, Informer, Key, Next, Queue, Result, TOKENS_OF_ACCOUNTS, is_deleting, on_change, uid,
+};
 
-const TYPE: &str = "kubernetes.io/service-account-token";
+const TYPE: &str = TOKENS_OF_ACCOUNTS;
 const ACCOUNT: &str = "kubernetes.io/service-account.name";
 const ACCOUNT_UID: &str = "kubernetes.io/service-account.uid";
 /// Seconds a token is asked for; the API may give less.

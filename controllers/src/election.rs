@@ -2,7 +2,8 @@
 //!
 //! Whether a lease has run out is judged on this process's clock, from when its holder was
 //! last seen to renew it, so that clocks of different machines do not matter. A leader that
-//! cannot renew in time stops what it leads before another may begin.
+//! cannot renew in time stops what it leads, and cuts off what does not stop, before another
+//! may begin.
 
 use std::time::Duration;
 
@@ -68,7 +69,8 @@ struct Candidate<'a> {
 }
 
 /// Runs `work` whenever this process leads, until `stop`; the token it is given ends when it
-/// leads no longer. Gives the lease back at the end.
+/// leads no longer, and what has not ended when the lease runs out is dropped. Gives the lease
+/// back at the end.
 ///
 /// # Errors
 /// What `work` fails with. That the API cannot be reached is waited out.
@@ -88,8 +90,7 @@ where
     while stop.run_until_cancelled(candidate.win()).await.is_some() {
         tracing::info!(lease = %election.key(), identity = election.identity, "leads");
         let term = stop.child_token();
-        let working = work(term.clone());
-        tokio::pin!(working);
+        let mut working = Box::pin(work(term.clone()));
         let ended = tokio::select! {
             ended = &mut working => Some(ended),
             () = candidate.keep() => None,
@@ -98,8 +99,17 @@ where
         term.cancel();
         let outcome = match ended {
             Some(outcome) => outcome,
-            None => working.await,
+            // So much is left of the lease at least.
+            None => {
+                let left = election.lease.saturating_sub(election.renew);
+                tokio::time::timeout(left, &mut working).await.unwrap_or_else(|_| {
+                    tracing::error!(lease = %election.key(), "what was led did not end in time");
+                    Ok(())
+                })
+            }
         };
+        // Also what did not end.
+        drop(working);
         if stop.is_cancelled() || outcome.is_err() {
             candidate.resign().await;
             return outcome;

@@ -15,13 +15,17 @@ use kube::{
 };
 use wasmk_api::Timestamp;
 
-use crate::base::{Context, Error, Informer, Key, Next, Queue, Result, Served, is_deleting, on_change, time};
+use crate::base::{
+    Context, Error, Informer, Key, Next, Queue, Result, Served, is_deleting, on_change, time, time_of,
+};
 
 const NAME: &str = "namespace-controller";
 /// The entry of `spec.finalizers` that is ours.
 const FINALIZER: &str = "kubernetes";
-/// When to look again while content remains, should no pod's end come earlier.
+/// When to look again while content remains, should no pod's end come earlier: soon at first, and more
+/// seldom the longer it takes.
 const LOOK_AGAIN: Duration = Duration::from_millis(500);
+const LOOK_AGAIN_LATEST: Duration = Duration::from_secs(30);
 /// Resources asked about at once.
 const PARALLEL: usize = 8;
 /// Objects listed per page.
@@ -55,10 +59,17 @@ async fn reconcile(cx: &Context, namespaces: &Informer<Namespace>, key: Key) -> 
     }
     if !found.is_empty() {
         write_conditions(cx, &namespace, &found).await?;
-        return Ok(Next::After(LOOK_AGAIN));
+        let since = time_of(namespace.metadata.deletion_timestamp.as_ref());
+        let age = since.map_or(Duration::ZERO, |since| cx.clock.now().since(since));
+        return Ok(Next::After(pause(age)));
     }
     finalize(cx, &namespace).await?;
     Ok(Next::Change)
+}
+
+/// How long to wait before looking again at what has been on its way out for that long.
+fn pause(age: Duration) -> Duration {
+    (age / 10).clamp(LOOK_AGAIN, LOOK_AGAIN_LATEST)
 }
 
 fn has_finalizer(namespace: &Namespace) -> bool {
@@ -265,6 +276,13 @@ async fn finalize(cx: &Context, namespace: &Namespace) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_stuck_is_looked_at_more_seldom() {
+        for (age, expect) in [(0, 500), (4_000, 500), (60_000, 6_000), (86_400_000, 30_000)] {
+            assert_eq!(pause(Duration::from_millis(age)), Duration::from_millis(expect), "{age}");
+        }
+    }
 
     #[test]
     fn conditions_name_what_holds_a_namespace() {

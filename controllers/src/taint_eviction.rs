@@ -1,10 +1,13 @@
 //! Deletes pods that do not tolerate their node's NoExecute taints, or not any longer.
 //!
-//! Reads nodes and pods. Deletes pods, after noting the reason in their conditions.
+//! Reads nodes and pods. Deletes pods, after noting the reason in their conditions. How long a pod may stay
+//! counts from when the taint came or the pod was bound, whichever was later; a taint that does not say when
+//! it came counts from when it was first seen here.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use k8s_openapi::api::core::v1::{Node, Pod, PodCondition, Taint, Toleration};
+use parking_lot::Mutex;
 use serde_json::json;
 use wasmk_api::Timestamp;
 
@@ -19,14 +22,16 @@ pub(crate) async fn run(cx: Context) {
     let queue = Arc::new(Queue::default());
     let (nodes, pods) = (cx.cache::<Node>(), cx.cache::<Pod>());
     let known = pods.clone();
-    let sink = queue.clone();
+    let seen = Arc::new(Seen::default());
+    let (sink, noted, clock) = (queue.clone(), seen.clone(), cx.clock);
     // A node's taints concern all its pods.
     nodes.subscribe(move |old, new| {
         let taints = |n: Option<&Arc<Node>>| n.map(|n| no_execute(n).cloned().collect::<Vec<_>>());
-        let Some(node) = new.filter(|_| taints(old).unwrap_or_default() != taints(new).unwrap_or_default())
-        else {
+        if taints(old).unwrap_or_default() == taints(new).unwrap_or_default() {
             return;
-        };
+        }
+        let Some(node) = new else { return noted.forget(old) };
+        noted.note(node, clock.now());
         for pod in known.on_node(node.metadata.name.as_deref().unwrap_or("")) {
             sink.add(Key::of(&pod.metadata));
         }
@@ -34,7 +39,7 @@ pub(crate) async fn run(cx: Context) {
     on_change(&pods, &queue);
     nodes.ready().await;
     pods.ready().await;
-    cx.work(NAME, &queue, cx.settings.workers, |key| reconcile(&cx, &nodes, &pods, key)).await;
+    cx.work(NAME, &queue, cx.settings.workers, |key| reconcile(&cx, &seen, &nodes, &pods, key)).await;
 }
 
 fn no_execute(node: &Node) -> impl Iterator<Item = &Taint> {
@@ -42,11 +47,73 @@ fn no_execute(node: &Node) -> impl Iterator<Item = &Taint> {
     taints.filter(|t| t.effect == "NoExecute")
 }
 
-async fn reconcile(cx: &Context, nodes: &Informer<Node>, pods: &Informer<Pod>, key: Key) -> Result<Next> {
+/// Since when each node has the taints that do not say it themselves.
+#[derive(Default)]
+struct Seen(Mutex<HashMap<String, Vec<Sighting>>>);
+
+/// A taint and when it was first seen.
+struct Sighting {
+    key: String,
+    value: Option<String>,
+    at: Timestamp,
+}
+
+impl Sighting {
+    fn is_of(&self, taint: &Taint) -> bool {
+        self.key == taint.key && self.value == taint.value
+    }
+}
+
+impl Seen {
+    /// Takes in a node's taints as they are at `now`.
+    fn note(&self, node: &Node, now: Timestamp) {
+        let name = node.metadata.name.as_deref().unwrap_or_default();
+        let mut nodes = self.0.lock();
+        let mut before = nodes.remove(name).unwrap_or_default();
+        let undated = no_execute(node).filter(|t| t.time_added.is_none());
+        let after: Vec<Sighting> = undated
+            .map(|taint| match before.iter().position(|s| s.is_of(taint)) {
+                Some(at) => before.swap_remove(at),
+                None => Sighting { key: taint.key.clone(), value: taint.value.clone(), at: now },
+            })
+            .collect();
+        if !after.is_empty() {
+            nodes.insert(name.to_owned(), after);
+        }
+    }
+
+    fn forget(&self, node: Option<&Arc<Node>>) {
+        if let Some(name) = node.and_then(|n| n.metadata.name.as_deref()) {
+            self.0.lock().remove(name);
+        }
+    }
+
+    /// Since when a node has a taint; `now` for one that has not been noted.
+    fn since(&self, node: &str, taint: &Taint, now: Timestamp) -> Timestamp {
+        time_of(taint.time_added.as_ref()).unwrap_or_else(|| {
+            let nodes = self.0.lock();
+            let sighting = nodes.get(node).and_then(|all| all.iter().find(|s| s.is_of(taint)));
+            sighting.map_or(now, |s| s.at)
+        })
+    }
+}
+
+async fn reconcile(
+    cx: &Context,
+    seen: &Seen,
+    nodes: &Informer<Node>,
+    pods: &Informer<Pod>,
+    key: Key,
+) -> Result<Next> {
     let Some(pod) = pods.get(&key).filter(|p| PodView(p).is_active()) else { return Ok(Next::Change) };
     let Some(node) = nodes.get(&Key::new("", PodView(&pod).node())) else { return Ok(Next::Change) };
-    let taints: Vec<&Taint> = no_execute(&node).collect();
     let now = cx.clock.now();
+    let bound = bound_at(&pod);
+    let since = |taint| {
+        let since = seen.since(PodView(&pod).node(), taint, now);
+        bound.map_or(since, |bound| since.max(bound))
+    };
+    let taints: Vec<_> = no_execute(&node).map(|taint| (taint, since(taint))).collect();
     match plan(&taints, tolerations(&pod), now) {
         Stay::Forever => Ok(Next::Change),
         Stay::Until(at) => Ok(Next::After(at.since(now))),
@@ -55,6 +122,12 @@ async fn reconcile(cx: &Context, nodes: &Informer<Node>, pods: &Informer<Pod>, k
             Ok(Next::Change)
         }
     }
+}
+
+/// When a pod got its node, as far as it says.
+fn bound_at(pod: &Pod) -> Option<Timestamp> {
+    let scheduled = condition(pod, "PodScheduled").filter(|c| c.status == "True");
+    time_of(scheduled.and_then(|c| c.last_transition_time.as_ref()))
 }
 
 fn tolerations(pod: &Pod) -> &[Toleration] {
@@ -69,14 +142,14 @@ enum Stay {
     No,
 }
 
-fn plan(taints: &[&Taint], tolerations: &[Toleration], now: Timestamp) -> Stay {
+/// `taints` with the time from which each counts for the pod.
+fn plan(taints: &[(&Taint, Timestamp)], tolerations: &[Toleration], now: Timestamp) -> Stay {
     let mut end: Option<Timestamp> = None;
-    for taint in taints {
+    for (taint, since) in taints {
         let matching: Vec<&Toleration> = tolerations.iter().filter(|t| tolerates(t, taint)).collect();
         if matching.is_empty() {
             return Stay::No;
         }
-        let since = time_of(taint.time_added.as_ref()).unwrap_or(now);
         let limits = matching.iter().filter_map(|t| t.toleration_seconds);
         if let Some(seconds) = limits.min() {
             let until = since.after(Duration::from_secs(u64::try_from(seconds).unwrap_or(0)));
@@ -138,6 +211,8 @@ async fn evict(cx: &Context, pod: &Arc<Pod>) -> Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use k8s_openapi::api::core::v1::NodeSpec;
+
     use super::*;
 
     fn toleration(text: &str) -> Toleration {
@@ -152,21 +227,17 @@ mod tests {
         }
     }
 
+    fn taint(text: &str) -> Taint {
+        let (key, value) = text.split_once('=').map_or((text, None), |(k, v)| (k, Some(v)));
+        Taint { key: key.into(), value: value.map(Into::into), effect: "NoExecute".into(), time_added: None }
+    }
+
     fn check(taints: &str, tolerations: &str, expect: &str) {
-        let now: Timestamp = "2026-01-01T00:01:00Z".parse().unwrap();
-        let added = time("2026-01-01T00:00:00Z".parse().unwrap());
-        let taint = |text: &str| {
-            let (key, value) = text.split_once('=').map_or((text, None), |(k, v)| (k, Some(v)));
-            Taint {
-                key: key.into(),
-                value: value.map(Into::into),
-                effect: "NoExecute".into(),
-                time_added: Some(added.clone()),
-            }
-        };
+        let (now, added) = (at(60), at(0));
         let taints: Vec<_> = taints.split_whitespace().map(taint).collect();
         let tolerations: Vec<_> = tolerations.split_whitespace().map(toleration).collect();
-        let shown = match plan(&taints.iter().collect::<Vec<_>>(), &tolerations, now) {
+        let dated: Vec<_> = taints.iter().map(|t| (t, added)).collect();
+        let shown = match plan(&dated, &tolerations, now) {
             Stay::Forever => "stays".to_owned(),
             Stay::No => "goes".to_owned(),
             Stay::Until(at) => format!("{}s", at.since(now).as_secs()),
@@ -188,5 +259,30 @@ mod tests {
         check("a b", "a@300 b@200", "140s");
         check("a", "a@300 a@100", "40s");
         check("a", "a@-5", "goes");
+    }
+
+    fn at(second: u64) -> Timestamp {
+        "2026-01-01T00:00:00Z".parse::<Timestamp>().unwrap().after(Duration::from_secs(second))
+    }
+
+    /// Which second each of the node's taints counts from, after it had `taints` at second `now`.
+    fn note(seen: &Seen, now: u64, taints: &str) -> Vec<u64> {
+        let mut node = Node::default();
+        node.metadata.name = Some("n".into());
+        let taints: Vec<_> = taints.split_whitespace().map(taint).collect();
+        node.spec = Some(NodeSpec { taints: Some(taints.clone()), ..Default::default() });
+        seen.note(&node, at(now));
+        taints.iter().map(|t| seen.since("n", t, at(1000)).since(at(0)).as_secs()).collect()
+    }
+
+    #[test]
+    fn a_taint_without_a_time_counts_from_when_it_was_first_seen() {
+        let seen = Seen::default();
+        assert_eq!(note(&seen, 10, "a b=1"), [10, 10]);
+        assert_eq!(note(&seen, 20, "a b=2 c"), [10, 20, 20], "another value is another taint");
+        assert_eq!(note(&seen, 30, ""), [0; 0]);
+        assert_eq!(note(&seen, 40, "a"), [40], "it had gone in between");
+        let dated = Taint { time_added: Some(time(at(5))), ..taint("a") };
+        assert_eq!(seen.since("n", &dated, at(1000)), at(5), "its own word counts");
     }
 }

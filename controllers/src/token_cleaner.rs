@@ -8,9 +8,9 @@ use std::{sync::Arc, time::Duration};
 use k8s_openapi::api::core::v1::Secret;
 use wasmk_api::Timestamp;
 
-use crate::base::{Context, Informer, Key, Next, Queue, Result, on_change};
+use crate::base::{Context, Informer, Key, Next, Queue, Result, TOKENS_TO_JOIN, on_change};
 
-pub(crate) const TYPE: &str = "bootstrap.kubernetes.io/token";
+pub(crate) const TYPE: &str = TOKENS_TO_JOIN;
 
 pub(crate) async fn run(cx: Context) {
     let queue = Arc::new(Queue::default());

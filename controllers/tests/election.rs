@@ -92,3 +92,43 @@ async fn one_leads_until_it_ends_or_loses_the_lease() {
     assert!(lease.lease_transitions.unwrap() >= 2);
     second.cancel();
 }
+
+/// Counts when it is dropped.
+struct Dropped(Arc<AtomicUsize>);
+
+impl Drop for Dropped {
+    fn drop(&mut self) {
+        self.0.fetch_add(1, Ordering::SeqCst);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn work_that_does_not_end_is_cut_off() {
+    let cluster = Cluster::bare().await;
+    let (dropped, stop) = (Arc::new(AtomicUsize::new(0)), CancellationToken::new());
+    let (client, clock, until, count) =
+        (cluster.client.clone(), cluster.clock, stop.clone(), dropped.clone());
+    let leading = tokio::spawn(async move {
+        let work = |_| {
+            let guard = Dropped(count.clone());
+            async move {
+                let _guard = guard;
+                std::future::pending().await
+            }
+        };
+        lead(client, &Election::new("stuck", "first".into()), clock, until, work).await
+    });
+    let leases: Api<Lease> = Api::namespaced(cluster.client.clone(), "kube-system");
+    for _ in 0..100 {
+        if leases.get_opt("stuck").await.unwrap().is_some() {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert_eq!(dropped.load(Ordering::SeqCst), 0);
+    stop.cancel();
+    let ended = tokio::time::timeout(Duration::from_secs(30), leading).await;
+    ended.expect("it ends").unwrap().unwrap();
+    assert_eq!(dropped.load(Ordering::SeqCst), 1);
+}

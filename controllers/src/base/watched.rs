@@ -156,7 +156,8 @@ namespaced!(
             watcher::Config::default().fields("metadata.name=kube-root-ca.crt")
         }
     },
-    // Only tokens: other secrets are nobody's business here.
+    // Only tokens are read here. The API can leave out the usual kind alone; of the others (certificates,
+    // logins, releases of Helm) nothing but the name is kept.
     Secret {
         fn scope(client: Client) -> Api<Self> {
             Api::all(client)
@@ -164,8 +165,17 @@ namespaced!(
         fn config() -> watcher::Config {
             watcher::Config::default().fields("type!=Opaque")
         }
+        fn trim(&mut self) {
+            if !matches!(self.type_.as_deref(), Some(TOKENS_OF_ACCOUNTS | TOKENS_TO_JOIN)) {
+                self.data = None;
+            }
+        }
     },
 );
+
+/// Types of secrets that hold tokens.
+pub(crate) const TOKENS_OF_ACCOUNTS: &str = "kubernetes.io/service-account-token";
+pub(crate) const TOKENS_TO_JOIN: &str = "bootstrap.kubernetes.io/token";
 
 /// Most of a pod's text says how to run its containers, which only its node needs.
 fn trim_pod(pod: &mut Pod) {
@@ -197,4 +207,26 @@ fn trim_container(container: &mut Container) {
 /// Drops bookkeeping of writers.
 pub(super) fn trim_meta(meta: &mut ObjectMeta) {
     meta.managed_fields = None;
+}
+
+#[cfg(test)]
+mod tests {
+    use k8s_openapi::ByteString;
+
+    use super::*;
+
+    #[test]
+    fn only_tokens_are_kept() {
+        for (kind, kept) in [
+            ("kubernetes.io/service-account-token", true),
+            ("bootstrap.kubernetes.io/token", true),
+            ("kubernetes.io/tls", false),
+            ("helm.sh/release.v1", false),
+        ] {
+            let data = [("key".to_owned(), ByteString(vec![1]))].into();
+            let mut secret = Secret { type_: Some(kind.into()), data: Some(data), ..Secret::default() };
+            secret.trim();
+            assert_eq!(secret.data.is_some(), kept, "{kind}");
+        }
+    }
 }

@@ -31,6 +31,11 @@ impl Quota {
         Self { millis: millis.max(1), paid_at: Mutex::new(None) }
     }
 
+    /// When what has been used is paid for, if that is still to come.
+    fn owed(&self, now: Instant) -> Option<Instant> {
+        self.paid_at.lock().filter(|moment| *moment > now)
+    }
+
     /// Charges `used`; when the guest may go on if it has to wait.
     fn charge(&self, used: Duration, now: Instant) -> Option<Instant> {
         let cost = used * 1000 / self.millis;
@@ -42,13 +47,15 @@ impl Quota {
     }
 }
 
-/// Runs a guest: counts its CPU time, keeps the ticker going, and waits when its share is used up.
+/// Runs a guest: counts its CPU time, keeps the ticker going, and waits while its share is used up, before
+/// its first step (others of its kind may have used the share) as between any two.
 pub(crate) struct Metered<F> {
     guest: Pin<Box<F>>,
     shared: Arc<Shared>,
     usage: Arc<Usage>,
     quota: Option<Arc<Quota>>,
     nap: Option<Pin<Box<Sleep>>>,
+    begun: bool,
 }
 
 impl<F: Future> Metered<F> {
@@ -59,7 +66,17 @@ impl<F: Future> Metered<F> {
             usage: Arc::clone(usage),
             quota,
             nap: None,
+            begun: false,
         }
+    }
+
+    /// Begins to wait until then; whether there is anything to wait for.
+    fn rest(&mut self, until: Instant, cx: &mut Context<'_>) -> bool {
+        let mut nap = Box::pin(tokio::time::sleep_until(until));
+        // Registers this task with the timer.
+        let resting = nap.as_mut().poll(cx).is_pending();
+        self.nap = resting.then_some(nap);
+        resting
     }
 }
 
@@ -72,6 +89,12 @@ impl<F: Future> Future for Metered<F> {
             ready!(nap.as_mut().poll(cx));
             this.nap = None;
         }
+        if !std::mem::replace(&mut this.begun, true)
+            && let Some(until) = this.quota.as_ref().and_then(|q| q.owed(Instant::now()))
+            && this.rest(until, cx)
+        {
+            return Poll::Pending;
+        }
         let start = std::time::Instant::now();
         let polled = {
             let _running = this.shared.ticker.enter();
@@ -79,16 +102,14 @@ impl<F: Future> Future for Metered<F> {
         };
         let used = start.elapsed();
         this.usage.add_cpu(used);
-        if let (Some(quota), Poll::Pending) = (&this.quota, &polled)
-            && let Some(until) = quota.charge(used, Instant::now())
+        // What a guest used that has ended is owed by those that come after it.
+        let owed = this.quota.as_ref().and_then(|q| q.charge(used, Instant::now()));
+        if polled.is_pending()
+            && let Some(until) = owed
+            // The guest's own wake-ups are seen after the rest.
+            && !this.rest(until, cx)
         {
-            let mut nap = Box::pin(tokio::time::sleep_until(until));
-            // Registers this task with the timer; the guest's own wake-ups are seen after the nap.
-            if nap.as_mut().poll(cx).is_pending() {
-                this.nap = Some(nap);
-            } else {
-                cx.waker().wake_by_ref();
-            }
+            cx.waker().wake_by_ref();
         }
         polled
     }
@@ -152,5 +173,6 @@ mod tests {
         let later = start + ms(5000);
         assert_eq!(quota.charge(ms(50), later), None);
         assert_eq!(quota.charge(ms(1), later), Some(later + ms(2)));
+        assert_eq!((quota.owed(later), quota.owed(later + ms(2))), (Some(later + ms(2)), None));
     }
 }

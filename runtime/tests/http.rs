@@ -215,6 +215,23 @@ async fn concurrency_is_bounded_and_the_rest_waits() {
 }
 
 #[tokio::test]
+async fn requests_share_their_guests_part_of_the_processor() {
+    let fixture = fixture();
+    let count = "(local $i i32) (loop $l (local.set $i (i32.add (local.get $i) (i32.const 1)))
+        (br_if $l (i32.lt_u (local.get $i) (i32.const 500000))))";
+    let spec = Spec { cpu_millis: Some(100), ..Spec::default() };
+    let handler = handler(&fixture, &format!("{count} {HELLO}"), spec).await;
+    let (begun, usage) = (std::time::Instant::now(), Arc::clone(&handler.spec().usage));
+    let mut before = Duration::ZERO;
+    while usage.cpu() < Duration::from_millis(30) {
+        before = usage.cpu();
+        assert_eq!(text(soon(handler.call(get())).await.unwrap()).await, "hello wat\n");
+    }
+    // The last one began when the others were paid for: ten times what they used, less the burst.
+    assert!(begun.elapsed() + Duration::from_millis(100) >= before * 10, "{before:?}");
+}
+
+#[tokio::test]
 async fn a_stopping_handler_drains_and_then_ends_the_rest() {
     let fixture = fixture();
     let handler = handler(&fixture, "(loop $l (br $l))", Spec::default()).await;

@@ -5,6 +5,7 @@ use std::{
     io::{self, ErrorKind},
     path::{Path, PathBuf},
     sync::Arc,
+    time::{Duration, Instant},
 };
 
 use bytes::Bytes;
@@ -28,11 +29,13 @@ pub struct Limits {
     pub manifest: u64,
     /// Uploads at a time.
     pub uploads: usize,
+    /// Silence after which an upload makes room for another.
+    pub idle: Duration,
 }
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { blob: 4 << 30, manifest: 4 << 20, uploads: 256 }
+        Self { blob: 4 << 30, manifest: 4 << 20, uploads: 256, idle: Duration::from_secs(3600) }
     }
 }
 
@@ -48,6 +51,32 @@ pub struct Storage {
 struct Upload {
     hash: Sha256,
     size: u64,
+    last: Instant,
+}
+
+impl Upload {
+    fn new() -> Self {
+        Self { hash: Sha256::new(), size: 0, last: Instant::now() }
+    }
+}
+
+/// The file of an upload that is being worked on: removed when that is given up, however it ends.
+struct Underway(Option<PathBuf>);
+
+impl Underway {
+    /// All went well.
+    fn keep(mut self) {
+        self.0 = None;
+    }
+}
+
+impl Drop for Underway {
+    fn drop(&mut self) {
+        // Outside the program's runtime it is ending; its next life removes what is left.
+        if let (Some(path), Ok(runtime)) = (self.0.take(), tokio::runtime::Handle::try_current()) {
+            runtime.spawn_blocking(move || std::fs::remove_file(path));
+        }
+    }
 }
 
 /// A manifest with its type.
@@ -107,18 +136,37 @@ impl Storage {
         fs::remove_file(self.blob_path(digest)).await.map_err(|e| missing(e, Error::BlobUnknown))
     }
 
-    /// Begins an upload.
+    /// Begins an upload. Those of which nothing was heard for long make room for it.
     pub async fn begin(&self) -> Result<Uuid, Error> {
         let id = Uuid::new_v4();
         {
             let mut uploads = self.uploads.lock();
             if uploads.len() >= self.limits.uploads {
+                self.drop_idle(&mut uploads);
+            }
+            if uploads.len() >= self.limits.uploads {
                 return Err(Error::TooMany);
             }
-            uploads.insert(id, Upload { hash: Sha256::new(), size: 0 });
+            uploads.insert(id, Upload::new());
         }
-        File::create(self.upload_path(id)).await?;
+        if let Err(error) = File::create(self.upload_path(id)).await {
+            self.uploads.lock().remove(&id);
+            return Err(error.into());
+        }
         Ok(id)
+    }
+
+    fn drop_idle(&self, uploads: &mut HashMap<Uuid, Upload>) {
+        let idle: Vec<Uuid> =
+            uploads.iter().filter(|(_, u)| u.last.elapsed() >= self.limits.idle).map(|(id, _)| *id).collect();
+        for id in idle {
+            uploads.remove(&id);
+            drop(self.underway(id));
+        }
+    }
+
+    fn underway(&self, id: Uuid) -> Underway {
+        Underway(Some(self.upload_path(id)))
     }
 
     /// Bytes an upload has so far.
@@ -127,7 +175,7 @@ impl Storage {
     }
 
     /// Adds bytes to an upload, beginning at `from` where the client says where; returns the new size.
-    /// An upload that fails half-way is gone: the client begins again.
+    /// An upload that fails half-way, or whose client leaves, is gone: the client begins again.
     pub async fn append<S, E>(&self, id: Uuid, from: Option<u64>, mut chunks: S) -> Result<u64, Error>
     where
         S: Stream<Item = Result<Bytes, E>> + Unpin,
@@ -138,41 +186,37 @@ impl Storage {
             return Err(Error::UploadOutOfOrder { at, given });
         }
         let mut upload = self.uploads.lock().remove(&id).ok_or(Error::UploadUnknown)?;
+        let underway = self.underway(id);
         let mut file = OpenOptions::new().append(true).open(self.upload_path(id)).await?;
         while let Some(chunk) = chunks.next().await {
-            let chunk = match chunk {
-                Ok(chunk) => chunk,
-                Err(e) => return self.broken(id, Error::Storage(io::Error::other(e))).await,
-            };
+            let chunk = chunk.map_err(io::Error::other)?;
             upload.size += chunk.len() as u64;
             if upload.size > self.limits.blob {
-                return self.broken(id, Error::TooLarge { what: "the blob", limit: self.limits.blob }).await;
+                return Err(Error::TooLarge { what: "the blob", limit: self.limits.blob });
             }
             upload.hash.update(&chunk);
             file.write_all(&chunk).await?;
         }
         file.flush().await?;
         let size = upload.size;
+        upload.last = Instant::now();
+        underway.keep();
         self.uploads.lock().insert(id, upload);
         Ok(size)
-    }
-
-    async fn broken<T>(&self, id: Uuid, error: Error) -> Result<T, Error> {
-        fs::remove_file(self.upload_path(id)).await?;
-        Err(error)
     }
 
     /// Ends an upload: if its bytes have that digest it becomes the blob, else it is gone.
     pub async fn finish(&self, id: Uuid, wanted: &Digest) -> Result<(), Error> {
         let upload = self.uploads.lock().remove(&id).ok_or(Error::UploadUnknown)?;
+        let underway = self.underway(id);
         let found = Digest::finish(upload.hash);
         if found != *wanted {
-            let error = Error::DigestMismatch { wanted: wanted.to_string(), found: found.to_string() };
-            return self.broken(id, error).await;
+            return Err(Error::DigestMismatch { wanted: wanted.to_string(), found: found.to_string() });
         }
         let path = self.upload_path(id);
         File::open(&path).await?.sync_all().await?;
         fs::rename(path, self.blob_path(wanted)).await?;
+        underway.keep();
         Ok(())
     }
 

@@ -1,6 +1,10 @@
 //! The distribution API, request by request.
 
+use std::{convert::Infallible, time::Duration};
+
 use axum::{Router, body::Body};
+use bytes::Bytes;
+use futures::{FutureExt, StreamExt, stream};
 use http::{Method, Request, Response, StatusCode, header};
 use http_body_util::BodyExt;
 use serde_json::{Value, json};
@@ -9,15 +13,32 @@ use wasmk_registry::{Digest, Limits, Storage, router};
 
 struct Registry {
     router: Router,
-    _dir: tempfile::TempDir,
+    storage: Storage,
+    dir: tempfile::TempDir,
 }
 
 impl Registry {
     async fn new() -> Self {
+        Self::with_idle(Duration::from_secs(3600)).await
+    }
+
+    async fn with_idle(idle: Duration) -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let limits = Limits { blob: 1000, manifest: 1000, uploads: 2 };
+        let limits = Limits { blob: 1000, manifest: 1000, uploads: 2, idle };
         let storage = Storage::open(dir.path().join("registry"), limits).await.unwrap();
-        Self { router: router(storage), _dir: dir }
+        Self { router: router(storage.clone()), storage, dir }
+    }
+
+    /// Waits until so many uploads have a file.
+    async fn uploads(&self, expect: usize) {
+        let files = || std::fs::read_dir(self.dir.path().join("registry/uploads")).unwrap().count();
+        let settled = async {
+            while files() != expect {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        let outcome = tokio::time::timeout(Duration::from_secs(10), settled).await;
+        assert!(outcome.is_ok(), "{} files instead of {expect}", files());
     }
 
     async fn send(&self, method: Method, path: &str, body: impl Into<Body>) -> Response<Body> {
@@ -82,6 +103,35 @@ async fn a_wrong_digest_leaves_nothing() {
         let got = registry.send(Method::GET, &format!("/v2/a/blobs/{digest}"), "").await;
         assert_eq!(got.status(), StatusCode::NOT_FOUND);
     }
+}
+
+#[tokio::test]
+async fn an_upload_whose_client_leaves_is_gone() {
+    let registry = Registry::new().await;
+    for _ in 0..4 {
+        let id = registry.storage.begin().await.unwrap();
+        let mut chunks = stream::iter([Ok::<_, Infallible>(Bytes::from("half"))]).chain(stream::pending());
+        let mut append = Box::pin(registry.storage.append(id, None, &mut chunks));
+        assert!((&mut append).now_or_never().is_none());
+        drop(append);
+        assert!(registry.storage.progress(id).is_err());
+    }
+    registry.uploads(0).await;
+}
+
+#[tokio::test]
+async fn uploads_that_nobody_goes_on_with_make_room() {
+    let busy = Registry::new().await;
+    let idle = Registry::with_idle(Duration::ZERO).await;
+    for (registry, status) in [(&busy, StatusCode::TOO_MANY_REQUESTS), (&idle, StatusCode::ACCEPTED)] {
+        for _ in 0..2 {
+            registry.send(Method::POST, "/v2/a/blobs/uploads/", "").await;
+        }
+        let third = registry.send(Method::POST, "/v2/a/blobs/uploads/", "").await;
+        assert_eq!(third.status(), status);
+    }
+    busy.uploads(2).await;
+    idle.uploads(1).await;
 }
 
 #[tokio::test]

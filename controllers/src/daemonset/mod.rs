@@ -96,8 +96,7 @@ impl Keeper {
         let history = history::sync(&self.cx, &*set, &selector, &spec.template, collisions).await?;
         let pods = Claim::apply(&self.cx, &*set, &selector, &self.pods).await?;
         let hash = history::hash_of(&history.current).to_owned();
-        let nodes: Vec<(Arc<Node>, Fit)> =
-            self.nodes.list().into_iter().map(|n| (n.clone(), fit(&set, &hash, n))).collect();
+        let nodes = fits(&set, &hash, self.nodes.list());
         let now = self.cx.clock.now();
         let mut plan = plan::plan(&View { set: &set, nodes: &nodes, pods: &pods, hash: &hash, now });
         if history.collisions != collisions {
@@ -187,16 +186,26 @@ impl Keeper {
     }
 }
 
-/// Whether a node is one of the set's.
-fn fit(set: &DaemonSet, hash: &str, node: Arc<Node>) -> Fit {
-    let name = node.metadata.name.clone().unwrap_or_default();
-    let Some(pod) = pod(set, hash, &name, name.clone()) else { return Fit { run: false, stay: false } };
-    let (run, stay) = scheduler::suits_daemon(pod, node);
-    Fit { run, stay }
+/// Which nodes are the set's.
+fn fits(set: &DaemonSet, hash: &str, nodes: Vec<Arc<Node>>) -> Vec<(Arc<Node>, Fit)> {
+    // What the template says decides; that a pod is bound to its node later excludes none.
+    let spec = anywhere(set, hash, String::new()).and_then(|pod| pod.spec);
+    let fit = |node: &Node| {
+        let (run, stay) = spec.as_ref().map_or((false, false), |s| scheduler::suits_daemon(s, node));
+        Fit { run, stay }
+    };
+    nodes.into_iter().map(|node| (node.clone(), fit(&node))).collect()
 }
 
 /// The set's pod for a node.
 fn pod(set: &DaemonSet, hash: &str, node: &str, name: String) -> Option<Pod> {
+    let mut pod = anywhere(set, hash, name)?;
+    pin(pod.spec.get_or_insert_default(), node);
+    Some(pod)
+}
+
+/// The set's pod before it is bound to a node.
+fn anywhere(set: &DaemonSet, hash: &str, name: String) -> Option<Pod> {
     let spec = set.spec.as_ref()?;
     let namespace = set.metadata.namespace.as_deref().unwrap_or("");
     let mut pod = pod_from_template(&spec.template, namespace, name, controller_ref(set));
@@ -204,7 +213,6 @@ fn pod(set: &DaemonSet, hash: &str, node: &str, name: String) -> Option<Pod> {
     labels.insert(history::HASH.into(), hash.into());
     labels.insert("pod-template-generation".into(), set.metadata.generation.unwrap_or(1).to_string());
     let spec = pod.spec.get_or_insert_default();
-    pin(spec, node);
     let network = ("node.kubernetes.io/network-unavailable", "NoSchedule");
     let more = (spec.host_network == Some(true)).then_some(network);
     let tolerations = spec.tolerations.get_or_insert_default();
@@ -236,5 +244,51 @@ fn pin(spec: &mut PodSpec, node: &str) {
         .get_or_insert_with(|| NodeSelector { node_selector_terms: vec![NodeSelectorTerm::default()] });
     for term in &mut required.node_selector_terms {
         term.match_fields = Some(vec![field.clone()]);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    #[test]
+    fn the_template_says_which_nodes_are_the_sets() {
+        let node = |name: &str, taint: Option<&str>| -> Arc<Node> {
+            let taints: Vec<Value> = taint.map(|t| json!({"key": "k", "effect": t})).into_iter().collect();
+            let node =
+                json!({"metadata": {"name": name, "labels": {"on": name}}, "spec": {"taints": taints}});
+            Arc::new(serde_json::from_value(node).unwrap())
+        };
+        let nodes = vec![
+            node("a", None),
+            node("b", None),
+            node("c", Some("NoSchedule")),
+            node("d", Some("NoExecute")),
+        ];
+        let check = |spec: Value, run: &[&str], stay: &[&str]| {
+            let set: DaemonSet = serde_json::from_value(
+                json!({"metadata": {"name": "s"}, "spec": {"selector": {}, "template": {"spec": spec}}}),
+            )
+            .unwrap();
+            let fits = fits(&set, "hash", nodes.clone());
+            let names = |which: fn(&Fit) -> bool| -> Vec<&str> {
+                let chosen = fits.iter().filter(|(_, fit)| which(fit));
+                chosen.filter_map(|(node, _)| node.metadata.name.as_deref()).collect()
+            };
+            assert_eq!((&*names(|f| f.run), &*names(|f| f.stay)), (run, stay), "{spec}");
+        };
+        let term = |term: Value| {
+            let required =
+                json!({"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": [term]}});
+            json!({"containers": [], "affinity": {"nodeAffinity": required}})
+        };
+        check(json!({"containers": []}), &["a", "b"], &["a", "b", "c"]);
+        check(json!({"containers": [], "nodeSelector": {"on": "b"}}), &["b"], &["b"]);
+        check(json!({"containers": [], "nodeName": "a"}), &["a"], &["a"]);
+        let by = |key: &str| json!([{"key": key, "operator": "In", "values": ["a", "c"]}]);
+        check(term(json!({"matchExpressions": by("on")})), &["a"], &["a", "c"]);
+        check(term(json!({"matchFields": by("metadata.name")})), &["a"], &["a", "c"]);
     }
 }

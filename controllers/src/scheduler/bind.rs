@@ -11,8 +11,8 @@ use crate::base::{Error, EventKind, Result, condition, is_deleting, time};
 use super::{
     Done, Scheduler,
     explain::{Plugin, Plugins},
+    pod::{DEFAULT_SCHEDULER, PodInfo, scheduler_of},
     preempt::Victims,
-    snapshot::{self, DEFAULT_SCHEDULER, PodInfo},
     volumes,
 };
 
@@ -130,7 +130,7 @@ impl Scheduler {
             reason: Some("PreemptionByScheduler".into()),
             message: Some(format!(
                 "{}: preempting to accommodate a higher priority pod",
-                snapshot::scheduler_of(&pod.pod)
+                scheduler_of(&pod.pod)
             )),
             last_transition_time: Some(time(self.cx.clock.now())),
             ..Default::default()

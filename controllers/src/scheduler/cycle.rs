@@ -12,7 +12,9 @@ use crate::{base::is_deleting, taint_eviction::tolerates};
 
 use super::{
     filter,
-    snapshot::{Group, NodeInfo, PodInfo, Snapshot, Term},
+    node::NodeInfo,
+    pod::{PodInfo, Term},
+    snapshot::{Group, Snapshot},
     volumes::Place,
 };
 

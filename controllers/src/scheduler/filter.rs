@@ -2,7 +2,9 @@
 
 use std::{borrow::Cow, collections::BTreeMap};
 
-use k8s_openapi::api::core::v1::{NodeSelector, NodeSelectorRequirement, NodeSelectorTerm, Taint};
+use k8s_openapi::api::core::v1::{
+    Node, NodeSelector, NodeSelectorRequirement, NodeSelectorTerm, PodSpec, Taint,
+};
 use wasmk_api::{Operator, Requirement};
 
 use crate::taint_eviction::tolerates;
@@ -10,7 +12,8 @@ use crate::taint_eviction::tolerates;
 use super::{
     cycle::{Cycle, is_in},
     explain::{Plugin, Rejection},
-    snapshot::{NodeInfo, PodInfo},
+    node::NodeInfo,
+    pod::PodInfo,
 };
 
 /// One question. The cycle holds what was worked out once for all nodes.
@@ -67,50 +70,62 @@ fn taints(pod: &PodInfo, node: &NodeInfo, _: &Cycle) -> Result<(), Rejection> {
     Ok(())
 }
 
-/// Whether a daemon may start on a node, and whether it may stay.
-pub(super) fn suits_daemon(pod: &PodInfo, node: &NodeInfo) -> (bool, bool) {
+/// Whether a daemon's pod may start on a node, and whether one that runs there may stay.
+/// Resources do not count: the scheduler looks at them when it comes to that.
+pub(crate) fn suits_daemon(spec: &PodSpec, node: &Node) -> (bool, bool) {
     let repels = |effect: &str| {
-        let taints = node.taints().filter(|t| t.effect == effect);
-        taints.into_iter().any(|t| !pod.tolerations().iter().any(|o| tolerates(o, t)))
+        let taints = node.spec.iter().flat_map(|s| s.taints.iter().flatten()).filter(|t| t.effect == effect);
+        taints.into_iter().any(|t| !spec.tolerations.iter().flatten().any(|o| tolerates(o, t)))
     };
-    let cycle = Cycle::default();
-    let fits = node_name(pod, node, &cycle).is_ok() && fits_affinity(pod, node);
+    let named = spec.node_name.as_deref().filter(|name| !name.is_empty());
+    let fits = named.is_none_or(|name| name == name_of(node)) && suits_affinity(spec, node);
     let stay = fits && !repels("NoExecute");
     (stay && !repels("NoSchedule"), stay)
 }
 
+fn name_of(node: &Node) -> &str {
+    node.metadata.name.as_deref().unwrap_or("")
+}
+
+fn label<'a>(node: &'a Node, key: &str) -> Option<&'a str> {
+    node.metadata.labels.as_ref()?.get(key).map(String::as_str)
+}
+
 fn node_affinity(pod: &PodInfo, node: &NodeInfo, cycle: &Cycle) -> Result<(), Rejection> {
-    if fits_affinity(pod, node) && cycle.class_selector.as_ref().is_none_or(|s| selected(s, node)) {
+    if fits_affinity(pod, node) && cycle.class_selector.as_ref().is_none_or(|s| selected(s, &node.node)) {
         return Ok(());
     }
     Err(Rejection::by_node(Plugin::NodeAffinity, "node(s) didn't match Pod's node affinity/selector"))
 }
 
-fn selected(wanted: &BTreeMap<String, String>, node: &NodeInfo) -> bool {
-    wanted.iter().all(|(key, value)| node.label(key) == Some(value))
+fn selected(wanted: &BTreeMap<String, String>, node: &Node) -> bool {
+    wanted.iter().all(|(key, value)| label(node, key) == Some(value))
 }
 
 /// Whether the pod's node selector and required node affinity allow the node.
 pub(super) fn fits_affinity(pod: &PodInfo, node: &NodeInfo) -> bool {
-    let Some(spec) = pod.spec() else { return true };
+    pod.spec().is_none_or(|spec| suits_affinity(spec, &node.node))
+}
+
+fn suits_affinity(spec: &PodSpec, node: &Node) -> bool {
     let affinity = spec.affinity.as_ref().and_then(|a| a.node_affinity.as_ref());
     let required = affinity.and_then(|a| a.required_during_scheduling_ignored_during_execution.as_ref());
     spec.node_selector.as_ref().is_none_or(|s| selected(s, node)) && required.is_none_or(|r| selects(r, node))
 }
 
 /// Whether any term of a selector matches the node.
-pub(super) fn selects(selector: &NodeSelector, node: &NodeInfo) -> bool {
+pub(super) fn selects(selector: &NodeSelector, node: &Node) -> bool {
     selector.node_selector_terms.iter().any(|term| term_matches(term, node))
 }
 
 /// Whether all of a term's requirements hold; an empty term matches nothing.
-pub(super) fn term_matches(term: &NodeSelectorTerm, node: &NodeInfo) -> bool {
+pub(super) fn term_matches(term: &NodeSelectorTerm, node: &Node) -> bool {
     let (labels, fields) = (term.match_expressions.iter().flatten(), term.match_fields.iter().flatten());
     if labels.clone().next().is_none() && fields.clone().next().is_none() {
         return false;
     }
-    let by_label = labels.map(|r| (r, node.label(&r.key)));
-    let by_field = fields.map(|r| (r, (r.key == "metadata.name").then_some(node.name.as_str())));
+    let by_label = labels.map(|r| (r, label(node, &r.key)));
+    let by_field = fields.map(|r| (r, (r.key == "metadata.name").then_some(name_of(node))));
     by_label.chain(by_field).all(|(r, value)| requirement(r).is_some_and(|r| r.matches(value)))
 }
 
@@ -183,7 +198,7 @@ fn resources(pod: &PodInfo, node: &NodeInfo, _: &Cycle) -> Result<(), Rejection>
 }
 
 fn volumes(_: &PodInfo, node: &NodeInfo, cycle: &Cycle) -> Result<(), Rejection> {
-    match cycle.volume_places.iter().find(|place| !selects(&place.nodes, node)) {
+    match cycle.volume_places.iter().find(|place| !selects(&place.nodes, &node.node)) {
         None => Ok(()),
         Some(place) => Err(Rejection::by_node(place.filter, place.reason)),
     }

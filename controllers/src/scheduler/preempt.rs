@@ -11,7 +11,9 @@ use super::{
     cycle::{Cycle, Given},
     explain::Rejection,
     filter,
-    snapshot::{NodeInfo, PodInfo, Snapshot},
+    node::NodeInfo,
+    pod::PodInfo,
+    snapshot::Snapshot,
 };
 
 /// Nodes looked at for one pod.

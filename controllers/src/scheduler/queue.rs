@@ -3,7 +3,7 @@
 
 use std::{
     cmp::Reverse,
-    collections::{BTreeMap, BTreeSet, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap, VecDeque},
     sync::Arc,
     time::Duration,
 };
@@ -12,7 +12,8 @@ use tokio::time::Instant;
 
 use super::{
     explain::{Plugin, Plugins},
-    snapshot::{PodInfo, Resources},
+    pod::PodInfo,
+    resources::Resources,
 };
 
 /// Wait after a pod's first failure; doubles up to [`MAX_BACKOFF`].
@@ -88,7 +89,8 @@ enum Place {
     Ready(Rank),
     Later(Instant),
     Parked,
-    Taken,
+    /// Being tried, since that change.
+    Taken(u64),
 }
 
 #[derive(Debug)]
@@ -98,12 +100,44 @@ struct Entry {
     attempts: u32,
     last: Instant,
     rejected_by: Plugins,
-    /// Changes seen while the pod was being tried.
-    missed: Vec<Change>,
 }
 
-/// Changes remembered for a pod that is being tried; with more, it is tried again in any case.
-const MAX_MISSED: usize = 32;
+/// Changes remembered for the pods that are being tried; who has missed more is tried again in any case.
+const MAX_MISSED: usize = 1024;
+
+/// What has changed while pods were being tried, numbered, once for all of them.
+#[derive(Debug, Default)]
+struct Missed {
+    /// Number of the first that is remembered.
+    first: u64,
+    changes: VecDeque<Change>,
+}
+
+impl Missed {
+    /// Number of the change that comes next.
+    fn next(&self) -> u64 {
+        self.first + self.changes.len() as u64
+    }
+
+    fn add(&mut self, change: &Change) {
+        if self.changes.len() >= MAX_MISSED {
+            self.forget_before(self.first + 1);
+        }
+        self.changes.push_back(change.clone());
+    }
+
+    fn forget_before(&mut self, number: u64) {
+        while self.first < number && self.changes.pop_front().is_some() {
+            self.first += 1;
+        }
+    }
+
+    /// What came from that number on; `None` if not all of it is remembered.
+    fn since(&self, number: u64) -> Option<impl Iterator<Item = &Change>> {
+        let skipped = usize::try_from(number.checked_sub(self.first)?).ok()?;
+        Some(self.changes.iter().skip(skipped))
+    }
+}
 
 /// The queue. Holds each pod once, by uid.
 #[derive(Debug, Default)]
@@ -115,7 +149,9 @@ pub(super) struct Queue {
     parked: BTreeMap<Plugins, BTreeSet<String>>,
     /// Since when each is parked.
     parked_since: BTreeSet<(Instant, String)>,
-    taken: BTreeSet<String>,
+    /// Pods that are being tried, by the number of the change they began at.
+    taken: BTreeSet<(u64, String)>,
+    missed: Missed,
     arrivals: u64,
 }
 
@@ -139,7 +175,6 @@ impl Queue {
             attempts: 0,
             last: Instant::now(),
             rejected_by: Plugins::default(),
-            missed: Vec::new(),
         };
         self.entries.insert(uid.clone(), entry);
         self.make_ready(uid);
@@ -156,23 +191,28 @@ impl Queue {
         self.ripen(Instant::now());
         let (_, uid) = self.ready.pop_first()?;
         let entry = self.entries.get_mut(&uid)?;
-        entry.place = Place::Taken;
+        let since = self.missed.next();
+        entry.place = Place::Taken(since);
         entry.attempts = entry.attempts.saturating_add(1);
-        entry.missed.clear();
         let pod = entry.pod.clone();
-        self.taken.insert(uid);
+        self.taken.insert((since, uid));
         Some(pod)
     }
 
     /// Puts a pod back that did not fit. No filter named means that something else failed:
     /// it is tried again after its back-off.
     pub(super) fn reject(&mut self, uid: &str, filters: Plugins) {
+        let helped = self.entries.get(uid).is_some_and(|entry| match entry.place {
+            Place::Taken(since) => self
+                .missed
+                .since(since)
+                .is_none_or(|mut missed| missed.any(|change| change.may_help(&entry.pod, filters))),
+            _ => false,
+        });
         self.leave(uid);
         let Some(entry) = self.entries.get_mut(uid) else { return };
         entry.last = Instant::now();
         entry.rejected_by = filters;
-        let helped = entry.missed.len() > MAX_MISSED
-            || entry.missed.iter().any(|change| change.may_help(&entry.pod, filters));
         if helped || filters.is_empty() {
             return self.back_off(uid);
         }
@@ -183,12 +223,8 @@ impl Queue {
 
     /// Tells of a change; pods it may help are tried again.
     pub(super) fn wake(&mut self, change: &Change) {
-        for uid in &self.taken {
-            if let Some(entry) = self.entries.get_mut(uid)
-                && entry.missed.len() <= MAX_MISSED
-            {
-                entry.missed.push(change.clone());
-            }
+        if !self.taken.is_empty() {
+            self.missed.add(change);
         }
         let met = self.parked.iter().filter(|(filters, _)| change.filters.meets(**filters));
         let helped: Vec<String> = met
@@ -260,8 +296,10 @@ impl Queue {
                     }
                 }
             }
-            Place::Taken => {
-                self.taken.remove(uid);
+            Place::Taken(since) => {
+                self.taken.remove(&(*since, uid.to_owned()));
+                let oldest = self.taken.first().map_or(self.missed.next(), |(since, _)| *since);
+                self.missed.forget_before(oldest);
             }
         }
     }
@@ -344,5 +382,32 @@ mod tests {
         assert_eq!(take(&mut queue), "a", "tried again in the end");
         queue.remove("a");
         assert_eq!(queue.next_due(), None);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn changes_are_remembered_once_for_all_that_are_being_tried() {
+        let filters = Plugins::of(&[Plugin::NodeResourcesFit]);
+        let mut queue = Queue::default();
+        for name in ["a", "b", "c"] {
+            queue.put(pod(name, 0));
+        }
+        take(&mut queue);
+        queue.wake(&Change::pod_gone(None));
+        take(&mut queue);
+        queue.wake(&Change::VOLUME);
+        assert_eq!(queue.missed.changes.len(), 2);
+        queue.reject("a", filters);
+        assert_eq!(queue.missed.changes.len(), 1, "nobody is left who has missed the first");
+        queue.reject("b", filters);
+        assert_eq!((queue.missed.changes.len(), queue.parked_since.len()), (0, 1), "b came after the room");
+        tokio::time::advance(FIRST_BACKOFF).await;
+        // Of more changes than are remembered any may have helped.
+        assert_eq!([take(&mut queue), take(&mut queue)], ["c", "a"]);
+        (0..=MAX_MISSED).for_each(|_| queue.wake(&Change::VOLUME));
+        assert_eq!(queue.missed.changes.len(), MAX_MISSED);
+        queue.reject("c", filters);
+        assert_eq!((queue.later.len(), queue.parked_since.len()), (1, 1));
+        queue.remove("a");
+        assert!(queue.missed.changes.is_empty());
     }
 }

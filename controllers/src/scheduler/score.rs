@@ -2,12 +2,7 @@
 
 use std::{borrow::Cow, collections::HashMap};
 
-use super::{
-    Profile, Strategy,
-    cycle::Cycle,
-    filter,
-    snapshot::{NodeInfo, PodInfo},
-};
+use super::{Profile, Strategy, cycle::Cycle, filter, node::NodeInfo, pod::PodInfo};
 use crate::taint_eviction::tolerates;
 
 /// The best that one function gives.
@@ -146,7 +141,7 @@ fn node_affinity(what: &Subject, nodes: &[&NodeInfo]) -> Option<Vec<i64>> {
     let affinity = what.pod.spec().and_then(|s| s.affinity.as_ref()?.node_affinity.as_ref());
     let wishes = affinity.and_then(|a| a.preferred_during_scheduling_ignored_during_execution.as_ref())?;
     let points = |n: &&NodeInfo| {
-        let granted = wishes.iter().filter(|w| filter::term_matches(&w.preference, n));
+        let granted = wishes.iter().filter(|w| filter::term_matches(&w.preference, &n.node));
         granted.map(|w| i64::from(w.weight)).sum()
     };
     normalize(nodes.iter().map(points).collect(), false)

@@ -1,5 +1,8 @@
 //! Where pods go, as tables.
 
+use std::collections::BTreeMap;
+
+use k8s_openapi::api::core::v1::Node;
 use serde_json::{Value, json};
 
 use super::*;
@@ -195,31 +198,33 @@ fn spreading_hard_soft_and_by_default() {
 
 #[test]
 fn the_account_follows_what_happens() {
-    let (mut state, settings) = (State::default(), Settings::default());
+    let mut state = State::default();
+    let on_pod = |state: &mut State, old: Option<&Arc<Pod>>, new: Option<&Arc<Pod>>| {
+        let waiting = new.and_then(|pod| feed::waiting(&Settings::default(), pod));
+        feed::on_pod(state, waiting, old, new)
+    };
     state.cluster.put_node(node("a cpu=1"));
     let whole = |name: &str, at: &str| {
         let mut pod = (*pod(name, asking("1")).pod).clone();
         pod.spec.as_mut().unwrap().node_name = (!at.is_empty()).then(|| at.to_owned());
         Arc::new(pod)
     };
-    let (waiting, bound) = (whole("p", ""), whole("p", "a"));
-    on_pod(&mut state, &settings, None, Some(&waiting));
+    let (free, bound) = (whole("p", ""), whole("p", "a"));
+    on_pod(&mut state, None, Some(&free));
     let taken = state.queue.take().unwrap();
     state.cluster.place("a", taken);
-    on_pod(&mut state, &settings, Some(&waiting), Some(&waiting));
+    on_pod(&mut state, Some(&free), Some(&free));
     assert!(state.queue.take().is_none(), "an assumed pod does not come back");
     assert_eq!(
         decide(&state.cluster, &pod("q", asking("1")), None),
         "0/1 nodes are available: 1 Insufficient cpu."
     );
-    on_pod(&mut state, &settings, Some(&waiting), Some(&bound));
-    assert_eq!(
-        on_pod(&mut state, &settings, Some(&bound), None),
-        Some(Change::pod_gone(state.cluster.room_on("a")))
-    );
+    assert_eq!(on_pod(&mut state, Some(&free), Some(&bound)), Some(Change::POD_PLACED));
+    assert_eq!(on_pod(&mut state, Some(&bound), Some(&bound)), None);
+    assert_eq!(on_pod(&mut state, Some(&bound), None), Some(Change::pod_gone(state.cluster.room_on("a"))));
     assert_eq!(decide(&state.cluster, &pod("q", asking("1")), None), "a");
     // A pod may be known before its node.
-    on_pod(&mut state, &settings, None, Some(&whole("r", "b")));
+    on_pod(&mut state, None, Some(&whole("r", "b")));
     state.cluster.put_node(node("b cpu=1"));
     state.cluster.remove_node("a");
     assert_eq!(
@@ -336,7 +341,7 @@ fn profiles_choose_in_their_own_way() {
 
 #[test]
 fn a_change_of_a_node_wakes_those_it_matters_to() {
-    let change = |before: &str, after: &str| changed_for(&node(before), &node(after));
+    let change = |before: &str, after: &str| feed::changed_for(&node(before), &node(after));
     assert!(change("a", "a").is_empty());
     assert_eq!(change("a cpu=1", "a cpu=2"), Plugins::of(&[Plugin::NodeResourcesFit]));
     assert_eq!(change("a taint=x", "a"), Plugins::of(&[Plugin::TaintToleration, Plugin::PodTopologySpread]));

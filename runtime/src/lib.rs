@@ -46,7 +46,9 @@ pub use handler::Handler;
 pub use histogram::Histogram;
 pub use images::{Auth, Image, ImageConfig, Images, PullPolicy, Reference};
 pub use metrics::{Metrics, Phases};
-pub use network::{Deny, HttpService, HttpTarget, Network, NetworkError, Open, Protocol, host_and_port};
+pub use network::{
+    Deny, HttpService, HttpTarget, Network, NetworkError, Open, Protocol, host_and_port, lookup,
+};
 pub use prepare::digest_of as digest;
 pub use program::{Program, ProgramKind};
 pub use runtime::Runtime;

@@ -158,7 +158,11 @@ pub fn host_and_port(uri: &Uri) -> Result<(&str, u16), NetworkError> {
     Ok((authority.host().trim_start_matches('[').trim_end_matches(']'), port))
 }
 
-async fn lookup(host: &str, port: u16) -> Result<Vec<SocketAddr>, NetworkError> {
+/// The addresses of a name by the machine's own resolver, each with `port`.
+///
+/// # Errors
+/// If there is no such name, or the machine may not look for it.
+pub async fn lookup(host: &str, port: u16) -> Result<Vec<SocketAddr>, NetworkError> {
     match tokio::net::lookup_host((host, port)).await {
         Ok(found) => Ok(found.collect()),
         Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {

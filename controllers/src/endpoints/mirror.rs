@@ -11,12 +11,13 @@ use k8s_openapi::api::{
     discovery::v1::{Endpoint, EndpointConditions, EndpointPort, EndpointSlice},
 };
 use kube::api::ObjectMeta;
+use wasmk_api::labels::SERVICE_NAME;
 
 use crate::base::{
     Context, Informer, Key, Names, Next, Queue, Result, controller_ref, is_deleting, on_change, on_child, uid,
 };
 
-use super::{HEADLESS, selector, slices::SERVICE_NAME};
+use super::{HEADLESS, selector};
 
 const MANAGED_BY: (&str, &str) =
     ("endpointslice.kubernetes.io/managed-by", "endpointslicemirroring-controller.k8s.io");

@@ -16,6 +16,7 @@ use k8s_openapi::api::{
     },
 };
 use kube::api::ObjectMeta;
+use wasmk_api::labels::SERVICE_NAME;
 
 use crate::base::{
     Context, Informer, Key, Names, Next, Queue, Result, controller_ref, is_deleting, on_change, on_child, uid,
@@ -26,8 +27,6 @@ use super::{
     serves, service_ports, target_port, target_ref,
 };
 
-/// The slice's service.
-pub(super) const SERVICE_NAME: &str = "kubernetes.io/service-name";
 const MANAGED_BY: (&str, &str) =
     ("endpointslice.kubernetes.io/managed-by", "endpointslice-controller.k8s.io");
 const ZONE: &str = "topology.kubernetes.io/zone";

@@ -1,7 +1,8 @@
 //! The cluster's DNS server: answers names of Services and pods, and passes all others on.
 //!
 //! Names are those of the Kubernetes DNS specification below [`DOMAIN`]: A records of Services, of the pods
-//! of headless ones, of named pods, and CNAMEs of ExternalNames. One question per message, over UDP and TCP.
+//! of headless ones, of named pods, CNAMEs of ExternalNames and SRV records of ports; there are no PTR records.
+//! One question per message, over UDP and TCP.
 
 use std::{
     io,
@@ -19,17 +20,21 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use crate::{
+    bind::Acceptor,
     names::{Answer, DOMAIN, resolve},
+    srv::{self, Srv},
     view::View,
 };
 
 /// How long an answer may be kept, in seconds: changes are to be seen soon.
 const TTL: u32 = 5;
-/// Questions answered at a time.
+/// Questions answered at a time. More over UDP are dropped, over TCP they wait.
 const QUESTIONS: usize = 256;
+/// TCP connections at a time; more wait in the system's queue.
+const CONNECTIONS: usize = 256;
 /// Longest wait for another server's answer.
 const PATIENCE: Duration = Duration::from_secs(3);
-/// Longest silence of a TCP client.
+/// Longest silence of a TCP client, also while it does not read.
 const IDLE: Duration = Duration::from_secs(10);
 /// Bytes of an answer over UDP to a client that does not say more.
 const SMALL: usize = 512;
@@ -38,6 +43,7 @@ const LARGE: usize = 1232;
 
 const A: u16 = 1;
 const CNAME: u16 = 5;
+const SRV: u16 = 33;
 const OPT: u16 = 41;
 const ANY: u16 = 255;
 
@@ -56,7 +62,7 @@ pub async fn serve(
     upstream: Vec<SocketAddr>,
     stop: CancellationToken,
 ) {
-    let server = Arc::new(Server { view, upstream, permits: Semaphore::new(QUESTIONS) });
+    let server = Arc::new(Server { view, upstream, questions: Semaphore::new(QUESTIONS) });
     tokio::select! {
         () = stop.cancelled() => {}
         () = datagrams(server.clone(), Arc::new(udp)) => {}
@@ -67,7 +73,7 @@ pub async fn serve(
 struct Server {
     view: View,
     upstream: Vec<SocketAddr>,
-    permits: Semaphore,
+    questions: Semaphore,
 }
 
 async fn datagrams(server: Arc<Server>, udp: Arc<UdpSocket>) {
@@ -77,7 +83,7 @@ async fn datagrams(server: Arc<Server>, udp: Arc<UdpSocket>) {
         let (server, udp, message) = (server.clone(), udp.clone(), buffer[..length].to_vec());
         tokio::spawn(async move {
             // Beyond the bound a question is dropped, as the network may drop it too; clients ask again.
-            let Ok(_permit) = server.permits.try_acquire() else { return };
+            let Ok(_permit) = server.questions.try_acquire() else { return };
             if let Some(answer) = server.answer(&message, true).await {
                 let _ = udp.send_to(&answer, client).await;
             }
@@ -86,12 +92,13 @@ async fn datagrams(server: Arc<Server>, udp: Arc<UdpSocket>) {
 }
 
 async fn connections(server: Arc<Server>, tcp: TcpListener) {
+    let acceptor = Acceptor::new(tcp, Arc::new(Semaphore::new(CONNECTIONS)));
     loop {
-        let Ok((client, _)) = tcp.accept().await else { continue };
+        let (client, _, permit) = acceptor.next().await;
         let server = server.clone();
         tokio::spawn(async move {
-            let Ok(_permit) = server.permits.try_acquire() else { return };
             let _ = converse(&server, client).await;
+            drop(permit);
         });
     }
 }
@@ -101,9 +108,13 @@ async fn converse(server: &Server, mut client: TcpStream) -> io::Result<()> {
     while let Ok(length) = timeout(IDLE, client.read_u16()).await?.map(usize::from) {
         let mut message = vec![0; length];
         timeout(IDLE, client.read_exact(&mut message)).await??;
-        let Some(answer) = server.answer(&message, false).await else { break };
+        let answer = {
+            let _permit = timeout(IDLE, server.questions.acquire()).await?.map_err(io::Error::other)?;
+            server.answer(&message, false).await
+        };
+        let Some(answer) = answer else { break };
         let length = u16::try_from(answer.len()).map_err(io::Error::other)?;
-        client.write_all(&[&length.to_be_bytes()[..], &answer].concat()).await?;
+        timeout(IDLE, client.write_all(&[&length.to_be_bytes()[..], &answer].concat())).await??;
     }
     Ok(())
 }
@@ -122,10 +133,15 @@ impl Server {
                 None => reply(message, &question, SERVER_FAILURE, &[], limit),
             });
         }
-        let (code, records) = match lookup(&question.name, |name| resolve(&self.view, "default", name)) {
-            None => (NO_SUCH_NAME, Vec::new()),
-            Some(Answer::Addresses(addresses)) => (NO_ERROR, addresses_of(&addresses, question.kind)),
-            Some(Answer::Alias(target)) => (NO_ERROR, alias(&target, question.kind).await),
+        let ports = (question.kind == SRV || question.name.starts_with('_'))
+            .then(|| srv::resolve(&self.view, &question.name))
+            .flatten();
+        let named = lookup(&question.name, |name| resolve(&self.view, "default", name));
+        let (code, records) = match (ports, named) {
+            (None, None) => (NO_SUCH_NAME, Vec::new()),
+            (Some(ports), _) => (NO_ERROR, ports_of(&ports, question.kind)),
+            (None, Some(Answer::Addresses(addresses))) => (NO_ERROR, addresses_of(&addresses, question.kind)),
+            (None, Some(Answer::Alias(target))) => (NO_ERROR, alias(&target, question.kind).await),
         };
         Some(reply(message, &question, code, &records, limit))
     }
@@ -269,6 +285,15 @@ fn addresses_of(addresses: &[IpAddr], kind: u16) -> Vec<Record> {
     v4.collect()
 }
 
+fn ports_of(ports: &[Srv], kind: u16) -> Vec<Record> {
+    const PRIORITY: u16 = 0;
+    let record = |port: &Srv| {
+        let numbers = [PRIORITY, port.weight, port.port].map(u16::to_be_bytes);
+        (SRV, [numbers.as_flattened(), &encoded(&port.target)].concat())
+    };
+    if kind == SRV || kind == ANY { ports.iter().map(record).collect() } else { Vec::new() }
+}
+
 /// The other name, and where that leads.
 async fn alias(target: &str, kind: u16) -> Vec<Record> {
     let mut records = vec![(CNAME, encoded(target))];
@@ -405,6 +430,40 @@ mod tests {
         let data = message.len() + 12;
         let pointer = &other[data + records[0].1.len()..][..2];
         assert_eq!(usize::from(u16::from_be_bytes([pointer[0] & 0x3f, pointer[1]])), data);
+    }
+
+    #[test]
+    fn ports_are_told_to_who_asks_for_them() {
+        let ports = [Srv { weight: 100, port: 80, target: "web.shop".into() }];
+        let record = (SRV, [&[0, 0, 0, 100, 0, 80, 3][..], b"web", &[4], b"shop", &[0]].concat());
+        assert_eq!(ports_of(&ports, SRV), [record]);
+        assert!(ports_of(&ports, A).is_empty());
+    }
+
+    #[tokio::test]
+    async fn idle_connections_leave_datagrams_their_answers() {
+        let view = View::empty();
+        let udp = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+        let tcp = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+        let (address, at) = (tcp.local_addr().unwrap(), udp.local_addr().unwrap());
+        let stop = CancellationToken::new();
+        let serving = tokio::spawn(serve(view, udp, tcp, Vec::new(), stop.clone()));
+        // Each has asked once, so that it is certain to have been accepted.
+        let (mut idle, question) = (Vec::new(), query("cluster.local", A));
+        let length = u16::try_from(question.len()).unwrap();
+        for _ in 0..CONNECTIONS {
+            let mut client = TcpStream::connect(address).await.unwrap();
+            client.write_all(&[&length.to_be_bytes()[..], &question].concat()).await.unwrap();
+            assert!(client.read_u16().await.unwrap() > 0);
+            idle.push(client);
+        }
+        let client = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+        client.send_to(&question, at).await.unwrap();
+        let mut buffer = [0; SMALL];
+        let answer = timeout(Duration::from_secs(10), client.recv(&mut buffer)).await;
+        assert!(answer.is_ok(), "nobody answers");
+        stop.cancel();
+        serving.await.unwrap();
     }
 
     #[test]

@@ -15,8 +15,11 @@ pub mod names;
 pub mod plan;
 mod pool;
 pub mod proxy;
+mod slices;
+mod srv;
 pub mod tunnel;
 mod view;
 
 pub use pool::{AddressPool, PoolError, last_address};
+pub use slices::Slices;
 pub use view::View;

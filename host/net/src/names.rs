@@ -3,9 +3,12 @@
 
 use std::{net::IpAddr, sync::Arc};
 
-use wasmk_api::k8s_openapi::api::{core::v1::Service, discovery::v1::EndpointSlice};
+use wasmk_api::k8s_openapi::api::{
+    core::v1::Service,
+    discovery::v1::{Endpoint, EndpointSlice},
+};
 
-use crate::{plan::SERVICE_LABEL, view::View};
+use crate::{slices::Slices, srv::dashed, view::View};
 
 /// Domain of the cluster.
 pub const DOMAIN: &str = "cluster.local";
@@ -51,11 +54,7 @@ fn candidates(namespace: &str, name: &str) -> Vec<(String, String, Option<String
     }
 }
 
-fn answer(
-    service: &Service,
-    host: Option<&str>,
-    slices: impl Fn() -> Vec<Arc<EndpointSlice>>,
-) -> Option<Answer> {
+fn answer(service: &Service, host: Option<&str>, slices: impl Fn() -> Arc<Slices>) -> Option<Answer> {
     let spec = service.spec.as_ref()?;
     if spec.type_.as_deref() == Some("ExternalName") {
         return spec.external_name.clone().map(Answer::Alias);
@@ -65,21 +64,17 @@ fn answer(
         return Some(Answer::Addresses(vec![ip]));
     }
     let all_ready = spec.publish_not_ready_addresses == Some(true);
-    let found = endpoints(service, host, all_ready, &slices());
+    let part = |s: &Option<String>| s.clone().unwrap_or_default();
+    let (namespace, name) = (part(&service.metadata.namespace), part(&service.metadata.name));
+    let found = endpoints(slices().of(&namespace, &name), host, all_ready);
     (host.is_none() || !found.is_empty()).then_some(Answer::Addresses(found))
 }
 
-fn endpoints(service: &Service, host: Option<&str>, all: bool, slices: &[Arc<EndpointSlice>]) -> Vec<IpAddr> {
-    let ours = |slice: &&Arc<EndpointSlice>| {
-        let name = slice.metadata.labels.as_ref().and_then(|l| l.get(SERVICE_LABEL));
-        slice.metadata.namespace == service.metadata.namespace && name == service.metadata.name.as_ref()
-    };
+fn endpoints(slices: &[Arc<EndpointSlice>], host: Option<&str>, all: bool) -> Vec<IpAddr> {
     let mut out: Vec<IpAddr> = slices
         .iter()
-        .filter(ours)
         .flat_map(|s| s.endpoints.iter().flatten())
-        .filter(|e| all || e.conditions.as_ref().and_then(|c| c.ready).unwrap_or(true))
-        .filter(|e| host.is_none() || e.hostname.as_deref() == host)
+        .filter(|e| serves(e, all) && host.is_none_or(|host| is_called(e, host)))
         .flat_map(|e| e.addresses.iter().filter_map(|a| a.parse().ok()))
         .collect();
     out.sort_unstable();
@@ -87,9 +82,23 @@ fn endpoints(service: &Service, host: Option<&str>, all: bool, slices: &[Arc<End
     out
 }
 
+/// Whether an endpoint has a name: it is ready, or `all` have.
+pub(crate) fn serves(endpoint: &Endpoint, all: bool) -> bool {
+    all || endpoint.conditions.as_ref().and_then(|c| c.ready).unwrap_or(true)
+}
+
+/// Whether an endpoint has that name below its Service.
+fn is_called(endpoint: &Endpoint, host: &str) -> bool {
+    match &endpoint.hostname {
+        Some(name) => name == host,
+        None => endpoint.addresses.iter().any(|address| dashed(address) == host),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use serde_json::{Value, json};
+    use wasmk_api::{k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta, labels::SERVICE_NAME};
 
     use super::*;
 
@@ -114,14 +123,21 @@ mod tests {
     #[test]
     fn services_answer_by_their_kind() {
         let slice: EndpointSlice = serde_json::from_value(json!({
-            "metadata": {"namespace": "shop", "labels": {SERVICE_LABEL: "db"}}, "addressType": "IPv4",
+            "metadata": {"namespace": "shop", "labels": {SERVICE_NAME: "db"}}, "addressType": "IPv4",
             "endpoints": [
                 {"addresses": ["127.42.0.3"], "hostname": "db-0"},
                 {"addresses": ["127.42.0.2"], "conditions": {"ready": false}},
+                {"addresses": ["127.42.0.4"]},
             ],
         }))
         .unwrap();
-        let slices = || vec![Arc::new(slice.clone())];
+        let other = EndpointSlice {
+            metadata: ObjectMeta { namespace: Some("other".into()), ..slice.metadata.clone() },
+            ..slice.clone()
+        };
+        let slices = || -> Arc<Slices> {
+            Arc::new([slice.clone(), other.clone()].map(Arc::new).into_iter().collect())
+        };
         let check = |spec: Value, host: Option<&str>, expect: Option<Answer>| {
             let service = json!({"metadata": {"namespace": "shop", "name": "db"}, "spec": spec});
             let service: Service = serde_json::from_value(service).unwrap();
@@ -129,11 +145,13 @@ mod tests {
         };
         let ips = |list: &[&str]| Some(Answer::Addresses(list.iter().map(|i| i.parse().unwrap()).collect()));
         check(json!({"clusterIP": "127.43.0.7"}), None, ips(&["127.43.0.7"]));
-        check(json!({"clusterIP": "None"}), None, ips(&["127.42.0.3"]));
+        check(json!({"clusterIP": "None"}), None, ips(&["127.42.0.3", "127.42.0.4"]));
+        check(json!({"clusterIP": "None"}), Some("127-42-0-4"), ips(&["127.42.0.4"]));
+        check(json!({"clusterIP": "None"}), Some("127-42-0-3"), None);
         check(json!({"clusterIP": "None"}), Some("db-0"), ips(&["127.42.0.3"]));
         check(json!({"clusterIP": "None"}), Some("db-7"), None);
         let all = json!({"clusterIP": "None", "publishNotReadyAddresses": true});
-        check(all, None, ips(&["127.42.0.2", "127.42.0.3"]));
+        check(all, None, ips(&["127.42.0.2", "127.42.0.3", "127.42.0.4"]));
         let alias = json!({"type": "ExternalName", "externalName": "x.example"});
         check(alias, None, Some(Answer::Alias("x.example".into())));
     }

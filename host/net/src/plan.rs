@@ -2,7 +2,7 @@
 //! Services and EndpointSlices in, a table out.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::BTreeMap,
     net::{IpAddr, Ipv4Addr, SocketAddr},
     sync::Arc,
     time::Duration,
@@ -16,8 +16,8 @@ use wasmk_api::k8s_openapi::{
     apimachinery::pkg::util::intstr::IntOrString,
 };
 
-/// Label of an EndpointSlice that names its Service.
-pub const SERVICE_LABEL: &str = "kubernetes.io/service-name";
+use crate::slices::Slices;
+
 /// Affinity when the Service does not say how long.
 const AFFINITY: Duration = Duration::from_secs(10_800);
 
@@ -55,27 +55,20 @@ pub type Table = BTreeMap<Listener, Backends>;
 
 /// The table for `node`, which has NodePorts on loopback. Services without a ClusterIP and
 /// ports of other protocols have no listener; of two that want one address the first by name has it.
-pub fn plan(services: &[Arc<Service>], slices: &[Arc<EndpointSlice>], node: &str) -> Table {
-    let mut by_service: HashMap<(&str, &str), Vec<&EndpointSlice>> = HashMap::new();
-    for slice in slices {
-        let name = slice.metadata.labels.as_ref().and_then(|l| l.get(SERVICE_LABEL));
-        if let (Some(namespace), Some(name)) = (slice.metadata.namespace.as_deref(), name) {
-            by_service.entry((namespace, name)).or_default().push(slice);
-        }
-    }
+pub fn plan(services: &[Arc<Service>], slices: &Slices, node: &str) -> Table {
     let mut sorted: Vec<&Arc<Service>> = services.iter().collect();
     sorted.sort_by_key(|s| (&s.metadata.namespace, &s.metadata.name));
     let mut table = Table::new();
     for service in sorted {
         let namespace = service.metadata.namespace.as_deref().unwrap_or("");
         let name = service.metadata.name.as_deref().unwrap_or("");
-        let slices = by_service.get(&(namespace, name)).map_or(&[][..], Vec::as_slice);
+        let slices = slices.of(namespace, name);
         add_service(service, slices, node, &format!("{namespace}/{name}"), &mut table);
     }
     table
 }
 
-fn add_service(service: &Service, slices: &[&EndpointSlice], node: &str, name: &str, table: &mut Table) {
+fn add_service(service: &Service, slices: &[Arc<EndpointSlice>], node: &str, name: &str, table: &mut Table) {
     let Some(spec) = &service.spec else { return };
     if spec.type_.as_deref() == Some("ExternalName") {
         return;
@@ -115,7 +108,7 @@ fn add_service(service: &Service, slices: &[&EndpointSlice], node: &str, name: &
 /// The endpoints of a service port: those that are ready, else those that still serve while
 /// they end.
 pub(crate) fn endpoints(
-    slices: &[&EndpointSlice],
+    slices: &[Arc<EndpointSlice>],
     port: &ServicePort,
     node: Option<&str>,
 ) -> Vec<SocketAddr> {
@@ -160,7 +153,7 @@ fn state(endpoint: &Endpoint) -> State {
 }
 
 /// The endpoints' port for a service port: the one of the same name.
-fn slice_port(slice: &EndpointSlice, port: &ServicePort) -> Option<u16> {
+pub(crate) fn slice_port(slice: &EndpointSlice, port: &ServicePort) -> Option<u16> {
     let name = port.name.as_deref().unwrap_or("");
     let protocol = port.protocol.as_deref().unwrap_or("TCP");
     let found = slice.ports.iter().flatten().find(|p| {
@@ -176,12 +169,13 @@ fn slice_port(slice: &EndpointSlice, port: &ServicePort) -> Option<u16> {
 #[cfg(test)]
 mod tests {
     use serde_json::{Value, json};
+    use wasmk_api::labels::SERVICE_NAME;
 
     use super::*;
 
     fn slice(service: &str, port: Value, endpoints: Value) -> Arc<EndpointSlice> {
         let slice = json!({
-            "metadata": {"namespace": "default", "labels": {SERVICE_LABEL: service}},
+            "metadata": {"namespace": "default", "labels": {SERVICE_NAME: service}},
             "addressType": "IPv4", "ports": [port], "endpoints": endpoints,
         });
         Arc::new(serde_json::from_value(slice).unwrap())
@@ -193,7 +187,8 @@ mod tests {
     }
 
     fn check(spec: Value, endpoints: Value, expect: &[&str]) {
-        let slices = [slice("web", json!({"name": "", "port": 8080}), endpoints.clone())];
+        let slices =
+            [slice("web", json!({"name": "", "port": 8080}), endpoints.clone())].into_iter().collect();
         let table = plan(&[service(spec.clone())], &slices, "n1");
         let show = |(l, b): (&Listener, &Backends)| {
             let list: Vec<String> = b.endpoints.iter().map(ToString::to_string).collect();
@@ -258,6 +253,7 @@ mod tests {
             slice("web", json!({"name": "web", "port": 8080}), endpoints.clone()),
             slice("web", json!({"name": "dns", "port": 5353, "protocol": "UDP"}), endpoints),
         ];
+        let slices = slices.into_iter().collect();
         let table = plan(&[service(spec)], &slices, "n1");
         let ports: Vec<u16> = table.values().map(|b| b.endpoints[0].port()).collect();
         let kinds: Vec<Protocol> = table.keys().map(|l| l.protocol).collect();

@@ -18,17 +18,24 @@ use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    plan::{Backends, Listener, Protocol, Table, plan},
+    bind::Acceptor,
+    plan::{Backends, Listener, Protocol, Table},
     view::View,
 };
 use balance::Balancer;
 
-/// Connections passed on at a time by one node; more are left in the system's queue.
+/// Connections passed on at a time by one node, for all who share the [`permits`]; more are left in the
+/// system's queue.
 pub const CONNECTIONS: usize = 16_384;
 /// Changes that come together are one pass.
 const SETTLE: Duration = Duration::from_millis(10);
-/// An address that could not be listened on is tried again after that.
+/// What could not be listened on or redirected is tried again after that.
 const RETRY: Duration = Duration::from_secs(10);
+
+/// The permits for the connections of one node's proxies.
+pub fn permits() -> Arc<Semaphore> {
+    Arc::new(Semaphore::new(CONNECTIONS))
+}
 
 /// Where a proxy's sockets are made, when it is not here: another network namespace.
 pub trait Place: Send + Sync + 'static {
@@ -57,7 +64,13 @@ pub struct Redirection {
 
 /// Keeps a proxy for what runs in another place, until told to stop: it has the addresses of Services
 /// there, and passes connections on from here. The node's own ports are not among them.
-pub async fn run_in(view: View, node: String, place: Arc<dyn Place>, stop: CancellationToken) {
+pub async fn run_in(
+    view: View,
+    node: String,
+    place: Arc<dyn Place>,
+    permits: Arc<Semaphore>,
+    stop: CancellationToken,
+) {
     let (there, redirections) = (place.clone(), Vec::new());
     let asked = tokio::task::spawn_blocking(move || there.redirect(&[])).await.map_err(io::Error::other);
     let redirected = match asked.and_then(|outcome| outcome) {
@@ -71,37 +84,37 @@ pub async fn run_in(view: View, node: String, place: Arc<dyn Place>, stop: Cance
             None
         }
     };
-    let mut proxy = Proxy { place: Some(place), redirected, ..Proxy::default() };
+    let mut proxy = Proxy { place: Some(place), redirected, permits, ..Proxy::default() };
     keep(view, node, &mut proxy, stop).await;
 }
 
 /// Keeps the proxy of `node` as Services and EndpointSlices say, until told to stop.
 /// Connections under way go on while a Service changes.
-pub async fn run(view: View, node: String, stop: CancellationToken) {
-    keep(view, node, &mut Proxy::default(), stop).await;
+pub async fn run(view: View, node: String, permits: Arc<Semaphore>, stop: CancellationToken) {
+    keep(view, node, &mut Proxy { permits, ..Proxy::default() }, stop).await;
 }
 
 async fn keep(view: View, node: String, proxy: &mut Proxy, stop: CancellationToken) {
     let mut changes = view.changes();
     // What is known already is served at once.
     changes.mark_changed();
+    let mut complete = false;
     loop {
         tokio::select! {
             () = stop.cancelled() => return,
             change = changes.changed() => if change.is_err() { return },
-            () = tokio::time::sleep(RETRY) => {}
+            () = tokio::time::sleep(RETRY), if !complete => {}
         }
         // What arrives while the dust settles belongs to this pass.
         tokio::time::sleep(SETTLE).await;
         changes.mark_unchanged();
         // Before both lists are here the table would be too small and cut listeners.
+        complete = false;
         if view.is_ready() {
-            let mut table = plan(&view.services(), &view.slices(), &node);
-            if proxy.place.is_some() {
-                table.retain(|listener, _| !is_nodes_own(listener.address.ip()));
-            }
-            proxy.set(table);
-            proxy.redirect().await;
+            let table = view.table(&node);
+            let elsewhere = proxy.place.is_some();
+            proxy.take(&table, |listener| !(elsewhere && is_nodes_own(listener.address.ip())));
+            complete = proxy.redirect().await && proxy.refused.is_empty();
         }
     }
 }
@@ -123,8 +136,8 @@ pub struct Proxy {
 
 impl Default for Proxy {
     fn default() -> Self {
-        let permits = Arc::new(Semaphore::new(CONNECTIONS));
-        Self { place: None, redirected: None, listeners: HashMap::new(), refused: HashMap::new(), permits }
+        let (listeners, refused) = (HashMap::new(), HashMap::new());
+        Self { place: None, redirected: None, listeners, refused, permits: permits() }
     }
 }
 
@@ -142,20 +155,25 @@ impl Drop for Running {
 
 impl Proxy {
     /// Makes the listeners be those of the table. One that stays keeps its connections.
-    pub fn set(&mut self, table: Table) {
+    pub fn set(&mut self, table: &Table) {
+        self.take(table, |_| true);
+    }
+
+    /// As [`set`](Self::set), with the listeners of the table that are wanted here.
+    fn take(&mut self, table: &Table, wanted: impl Fn(&Listener) -> bool) {
         self.listeners.retain(|listener, _| table.contains_key(listener));
         self.refused.retain(|listener, _| table.contains_key(listener));
-        for (listener, backends) in table {
-            if let Some(running) = self.listeners.get(&listener) {
+        for (listener, backends) in table.iter().filter(|(listener, _)| wanted(listener)) {
+            if let Some(running) = self.listeners.get(listener) {
                 running.balancer.set(backends);
                 continue;
             }
-            match self.open(listener, backends) {
+            match self.open(*listener, backends.clone()) {
                 Ok(running) => {
-                    self.refused.remove(&listener);
-                    self.listeners.insert(listener, running);
+                    self.refused.remove(listener);
+                    self.listeners.insert(*listener, running);
                 }
-                Err((service, error)) => self.refuse(listener, &service, &error),
+                Err((service, error)) => self.refuse(*listener, &service, &error),
             }
         }
     }
@@ -165,9 +183,10 @@ impl Proxy {
         self.listeners.keys().map(|l| l.address).collect()
     }
 
-    /// Brings the place's redirections up to date; what fails is tried again with the next pass.
-    async fn redirect(&mut self) {
-        let (Some(known), Some(place)) = (&self.redirected, self.place.clone()) else { return };
+    /// Brings the place's redirections up to date; whether they are. What fails is tried again with the
+    /// next pass.
+    async fn redirect(&mut self) -> bool {
+        let (Some(known), Some(place)) = (&self.redirected, self.place.clone()) else { return true };
         let redirection = |(listener, running): (&Listener, &Running)| Redirection {
             protocol: listener.protocol,
             service: listener.address,
@@ -176,13 +195,19 @@ impl Proxy {
         let mut wanted: Vec<Redirection> = self.listeners.iter().map(redirection).collect();
         wanted.sort_unstable();
         if *known == wanted {
-            return;
+            return true;
         }
         let asked = wanted.clone();
         let done = tokio::task::spawn_blocking(move || place.redirect(&asked)).await;
         match done.map_err(io::Error::other).and_then(|outcome| outcome) {
-            Ok(()) => self.redirected = Some(wanted),
-            Err(error) => tracing::warn!(%error, "cannot redirect services in a network namespace"),
+            Ok(()) => {
+                self.redirected = Some(wanted);
+                true
+            }
+            Err(error) => {
+                tracing::warn!(%error, "cannot redirect services in a network namespace");
+                false
+            }
         }
     }
 
@@ -197,7 +222,8 @@ impl Proxy {
             Protocol::Tcp => {
                 let socket = self.bind(|| crate::bind::tcp(address, !free)).map_err(failed)?;
                 let local = socket.local_addr().map_err(failed)?;
-                tokio::spawn(tcp::serve(socket, balancer.clone(), self.permits.clone(), stop.clone()));
+                let acceptor = Acceptor::new(socket, self.permits.clone());
+                tokio::spawn(tcp::serve(acceptor, balancer.clone(), stop.clone()));
                 local
             }
             Protocol::Udp => {

@@ -8,8 +8,14 @@ use kube::{
     Api,
     runtime::{WatchStreamExt, reflector, watcher},
 };
+use parking_lot::Mutex;
 use tokio::sync::watch;
 use wasmk_api::k8s_openapi::api::{core::v1::Service, discovery::v1::EndpointSlice};
+
+use crate::{
+    plan::{Table, plan},
+    slices::Slices,
+};
 
 /// A read-only view of all Services and EndpointSlices.
 #[derive(Clone)]
@@ -17,6 +23,16 @@ pub struct View {
     services: reflector::Store<Service>,
     slices: reflector::Store<EndpointSlice>,
     version: watch::Receiver<u64>,
+    made: Arc<Mutex<Made>>,
+}
+
+/// What was last made of the lists, each with the version of the lists it was made of: however many ask,
+/// it is made once.
+#[derive(Default)]
+struct Made {
+    slices: Option<(u64, Arc<Slices>)>,
+    /// The table of the node that was last asked about.
+    table: Option<(u64, String, Arc<Table>)>,
 }
 
 impl View {
@@ -36,7 +52,19 @@ impl View {
                 version_in.send_modify(|v| *v += 1);
             }
         };
-        (Self { services, slices, version }, task)
+        (Self { services, slices, version, made: Arc::default() }, task)
+    }
+
+    /// A view of nothing.
+    #[cfg(test)]
+    pub(crate) fn empty() -> Self {
+        let client = kube::Client::new(
+            tower::service_fn(|_: http::Request<kube::client::Body>| {
+                std::future::pending::<Result<http::Response<kube::client::Body>, std::io::Error>>()
+            }),
+            "default",
+        );
+        Self::new(client).0
     }
 
     /// All Services.
@@ -45,8 +73,37 @@ impl View {
     }
 
     /// All EndpointSlices.
-    pub fn slices(&self) -> Vec<Arc<EndpointSlice>> {
-        self.slices.state()
+    pub fn slices(&self) -> Arc<Slices> {
+        let version = *self.version.borrow();
+        self.slices_of(version, &mut self.made.lock())
+    }
+
+    /// What a proxy on `node` is to listen on now.
+    pub fn table(&self, node: &str) -> Arc<Table> {
+        // Read before the lists: what changes meanwhile makes for another version.
+        let version = *self.version.borrow();
+        let mut made = self.made.lock();
+        if let Some((of, name, table)) = &made.table
+            && *of == version
+            && name == node
+        {
+            return table.clone();
+        }
+        let slices = self.slices_of(version, &mut made);
+        let table = Arc::new(plan(&self.services(), &slices, node));
+        made.table = Some((version, node.to_owned(), table.clone()));
+        table
+    }
+
+    fn slices_of(&self, version: u64, made: &mut Made) -> Arc<Slices> {
+        match &made.slices {
+            Some((of, slices)) if *of >= version => slices.clone(),
+            _ => {
+                let slices: Arc<Slices> = Arc::new(self.slices.state().into_iter().collect());
+                made.slices = Some((version, slices.clone()));
+                slices
+            }
+        }
     }
 
     /// One Service.

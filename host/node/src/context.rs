@@ -38,6 +38,8 @@ pub(crate) struct Context {
     pub view: View,
     /// Serve Services' addresses in the pods' network namespaces.
     pub proxy: bool,
+    /// Permits for the connections to Services that are passed on.
+    pub connections: Arc<Semaphore>,
     /// Container logs.
     pub logs: Arc<Logs>,
     /// Event recorder.

@@ -2,7 +2,6 @@
 //! the host can reach.
 
 use std::{
-    io,
     net::{IpAddr, Ipv4Addr, SocketAddr},
     sync::Arc,
 };
@@ -13,7 +12,7 @@ use wasmk_net::{
     View,
     names::{self, Answer},
 };
-use wasmk_runtime::{HttpTarget, Network, NetworkError, Protocol, host_and_port};
+use wasmk_runtime::{HttpTarget, Network, NetworkError, Protocol, host_and_port, lookup};
 
 use crate::netns::Netns;
 
@@ -52,7 +51,8 @@ impl PodNetwork {
                 }
                 Some(Answer::Addresses(list)) => return Ok(list),
                 Some(Answer::Alias(other)) => name = other,
-                None => return outside(&name).await,
+                // Not the cluster's: by the machine's own resolver.
+                None => return Ok(lookup(&name, 0).await?.iter().map(SocketAddr::ip).collect()),
             }
         }
         Err(NetworkError::NotFound(name))
@@ -63,17 +63,6 @@ impl PodNetwork {
 /// of a pod's namespace.
 fn is_ours(remote: SocketAddr) -> bool {
     matches!(remote.ip(), IpAddr::V4(ip) if ip.octets()[0] == 127 && ip != Ipv4Addr::LOCALHOST)
-}
-
-/// A name that is not the cluster's, by the machine's own resolver.
-async fn outside(name: &str) -> Result<Vec<IpAddr>, NetworkError> {
-    match tokio::net::lookup_host((name, 0)).await {
-        Ok(found) => Ok(found.map(|a| a.ip()).collect()),
-        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
-            Err(NetworkError::Denied(name.into()))
-        }
-        Err(_) => Err(NetworkError::NotFound(name.into())),
-    }
 }
 
 #[async_trait]

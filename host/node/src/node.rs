@@ -107,6 +107,7 @@ impl Node {
             logs: Arc::new(Logs::new(logs, settings.log_links.clone())),
             containers: containers.clone(),
             proxy: settings.proxy,
+            connections: proxy::permits(),
             running: Registry::default(),
             memory_dir,
             events,
@@ -151,7 +152,8 @@ impl Node {
             tasks.spawn(until_stopped(Box::pin(containers.keep())));
         }
         if settings.proxy {
-            tasks.spawn(proxy::run(view, settings.name.clone(), stop.clone()));
+            let connections = cx.connections.clone();
+            tasks.spawn(proxy::run(view, settings.name.clone(), connections, stop.clone()));
         }
         let registrar = Registrar::new(settings, capacity, engine.version(), client, addresses, info);
         tasks.spawn(registrar.run(stop.clone()));

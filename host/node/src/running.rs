@@ -92,7 +92,7 @@ impl Registry {
         if table.is_empty() {
             drop(inner.ports.remove(uid));
         } else {
-            inner.ports.entry(uid.into()).or_default().set(table);
+            inner.ports.entry(uid.into()).or_default().set(&table);
         }
     }
 

@@ -8,6 +8,7 @@ use hyper_util::{
     server::{conn::auto, graceful::GracefulShutdown},
 };
 use tokio::{net::TcpListener, sync::Semaphore};
+use wasmk_net::bind::Acceptor;
 use wasmk_runtime::StopSignal;
 
 use crate::{
@@ -19,8 +20,6 @@ use crate::{
 const CONNECTIONS: usize = 1024;
 /// A client has this long to send its request's head.
 const HEAD_LIMIT: Duration = Duration::from_secs(30);
-/// Rest after a failed accept (usually: no file descriptors left).
-const ACCEPT_REST: Duration = Duration::from_millis(100);
 
 /// Listens on a pod's address.
 ///
@@ -54,20 +53,12 @@ pub(crate) fn bind_in(namespace: &Netns, address: SocketAddr) -> Result<TcpListe
 
 /// Serves until asked to stop; open requests then have their grace.
 pub(crate) async fn run(listener: TcpListener, handler: Arc<dyn Handler>, stop: StopSignal) {
-    let permits = Arc::new(Semaphore::new(CONNECTIONS));
+    let acceptor = Acceptor::new(listener, Arc::new(Semaphore::new(CONNECTIONS)));
     let graceful = GracefulShutdown::new();
     let grace = loop {
-        let accepted = tokio::select! {
+        let (stream, _, permit) = tokio::select! {
             grace = stop.requested() => break grace,
-            accepted = accept(&listener, &permits) => accepted,
-        };
-        let (stream, permit) = match accepted {
-            Ok(accepted) => accepted,
-            Err(error) => {
-                tracing::debug!(%error, "cannot accept a connection");
-                tokio::time::sleep(ACCEPT_REST).await;
-                continue;
-            }
+            accepted = acceptor.next() => accepted,
         };
         let handler = handler.clone();
         let service = hyper::service::service_fn(move |request: http::Request<hyper::body::Incoming>| {
@@ -87,16 +78,6 @@ pub(crate) async fn run(listener: TcpListener, handler: Arc<dyn Handler>, stop: 
             drop(permit);
         });
     };
-    drop(listener);
+    drop(acceptor);
     let _ = tokio::time::timeout(grace, graceful.shutdown()).await;
-}
-
-async fn accept(
-    listener: &TcpListener,
-    permits: &Arc<Semaphore>,
-) -> std::io::Result<(tokio::net::TcpStream, tokio::sync::OwnedSemaphorePermit)> {
-    let permit = permits.clone().acquire_owned().await.map_err(std::io::Error::other)?;
-    let (stream, _) = listener.accept().await?;
-    stream.set_nodelay(true)?;
-    Ok((stream, permit))
 }

@@ -7,7 +7,9 @@
 //!
 //! Nothing here does I/O.
 
+pub mod http;
 pub mod knative;
+pub mod labels;
 mod object;
 pub mod per_request;
 mod quantity;

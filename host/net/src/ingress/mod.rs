@@ -1,17 +1,20 @@
 //! The ingress controller: one listener for HTTP from outside, led by Ingress objects to ready pods.
 //!
 //! Requests go to the pods themselves, not through a service's address. [`table`] decides, this module moves bytes.
+//! A request that a pod answers by switching protocols (a WebSocket) keeps its connection as long as both want.
 
 pub mod table;
+#[cfg(test)]
+mod tests;
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use arc_swap::ArcSwap;
 use bytes::Bytes;
 use futures::{FutureExt, StreamExt};
-use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, StatusCode, Uri, header};
+use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, Uri, header};
 use http_body_util::{BodyExt, Full, combinators::BoxBody};
-use hyper::{body::Incoming, server::conn::http1, service::service_fn};
+use hyper::{body::Incoming, server::conn::http1, service::service_fn, upgrade::OnUpgrade};
 use hyper_util::{
     client::legacy::{Client, connect::HttpConnector},
     rt::{TokioExecutor, TokioIo, TokioTimer},
@@ -24,12 +27,15 @@ use kube::{
 use serde_json::json;
 use tokio::{
     net::{TcpListener, TcpStream},
-    sync::Semaphore,
+    sync::{OwnedSemaphorePermit, Semaphore},
 };
 use tokio_util::sync::CancellationToken;
-use wasmk_api::k8s_openapi::api::networking::v1::Ingress;
+use wasmk_api::{
+    http::{request_host, strip_hop_by_hop, strip_request, wants_upgrade},
+    k8s_openapi::api::networking::v1::Ingress,
+};
 
-use crate::view::View;
+use crate::{bind::Acceptor, view::View};
 use table::{Routes, is_ours, routes};
 
 /// Connections served at a time; more wait in the system's queue.
@@ -40,17 +46,10 @@ const SETTLE: Duration = Duration::from_millis(10);
 const HEADERS: Duration = Duration::from_secs(30);
 /// Longest wait for a pod to take a connection.
 const CONNECT: Duration = Duration::from_secs(5);
-/// Headers that speak of one connection only.
-const HOP_BY_HOP: [HeaderName; 6] = [
-    header::CONNECTION,
-    header::PROXY_AUTHENTICATE,
-    header::PROXY_AUTHORIZATION,
-    header::TE,
-    header::TRAILER,
-    header::UPGRADE,
-];
 
 type Body = BoxBody<Bytes, hyper::Error>;
+/// A connection's permit, which what its protocol is switched to keeps as well.
+type Permit = Arc<OwnedSemaphorePermit>;
 
 /// Serves `listener` as Ingresses say, until told to stop, and writes its address into their status.
 pub async fn run(client: kube::Client, view: View, listener: TcpListener, stop: CancellationToken) {
@@ -65,7 +64,6 @@ pub async fn run(client: kube::Client, view: View, listener: TcpListener, stop: 
 struct Server {
     routes: ArcSwap<Routes>,
     client: Client<HttpConnector, Incoming>,
-    permits: Arc<Semaphore>,
 }
 
 impl Server {
@@ -73,14 +71,15 @@ impl Server {
         let mut connector = HttpConnector::new();
         connector.set_connect_timeout(Some(CONNECT));
         connector.set_nodelay(true);
-        Self {
-            routes: ArcSwap::default(),
-            client: Client::builder(TokioExecutor::new()).build(connector),
-            permits: Arc::new(Semaphore::new(CONNECTIONS)),
-        }
+        Self { routes: ArcSwap::default(), client: Client::builder(TokioExecutor::new()).build(connector) }
     }
 
-    async fn answer(&self, mut request: Request<Incoming>, from: SocketAddr) -> Response<Body> {
+    async fn answer(
+        &self,
+        mut request: Request<Incoming>,
+        from: SocketAddr,
+        permit: Permit,
+    ) -> Response<Body> {
         let host = host_of(&request);
         let found = self.routes.load().find(&host, request.uri().path()).cloned();
         let Some(backend) = found else { return plain(StatusCode::NOT_FOUND, "404 page not found\n") };
@@ -93,13 +92,11 @@ impl Server {
             return plain(StatusCode::BAD_REQUEST, "the path cannot be passed on\n");
         };
         *request.uri_mut() = uri;
-        pass_on(request.headers_mut(), &host, from);
+        let upgrade =
+            wants_upgrade(request.version(), request.headers()).then(|| hyper::upgrade::on(&mut request));
+        pass_on(request.headers_mut(), &host, from, upgrade.is_some());
         match self.client.request(request).await {
-            Ok(answer) => {
-                let mut answer = answer.map(BodyExt::boxed);
-                HOP_BY_HOP.iter().for_each(|name| drop(answer.headers_mut().remove(name)));
-                answer
-            }
+            Ok(answer) => answered(answer, upgrade, permit),
             Err(error) => {
                 tracing::debug!(service = backend.service, %endpoint, %error, "a pod did not answer");
                 plain(StatusCode::BAD_GATEWAY, "the pod did not answer\n")
@@ -108,29 +105,43 @@ impl Server {
     }
 }
 
+/// The pod's answer; one that switches protocols takes the connection.
+fn answered(mut answer: Response<Incoming>, client: Option<OnUpgrade>, permit: Permit) -> Response<Body> {
+    match client {
+        Some(client) if answer.status() == StatusCode::SWITCHING_PROTOCOLS => {
+            let pod = hyper::upgrade::on(&mut answer);
+            tokio::spawn(async move {
+                let (Ok(client), Ok(pod)) = tokio::join!(client, pod) else { return };
+                let (mut client, mut pod) = (TokioIo::new(client), TokioIo::new(pod));
+                // Either side may end it; there is nobody to tell.
+                let _ = tokio::io::copy_bidirectional(&mut client, &mut pod).await;
+                drop(permit);
+            });
+        }
+        _ => strip_hop_by_hop(answer.headers_mut()),
+    }
+    answer.map(BodyExt::boxed)
+}
+
 /// The host a request is for, in lower case and without its port.
 fn host_of(request: &Request<Incoming>) -> String {
     let named = request.headers().get(header::HOST).and_then(|h| h.to_str().ok());
-    let host = request.uri().host().or(named).unwrap_or("");
-    let bare = match host.rsplit_once(':') {
-        Some((bare, port)) if port.bytes().all(|b| b.is_ascii_digit()) => bare,
-        _ => host,
-    };
-    bare.to_lowercase()
+    request_host(request.uri().host().or(named).unwrap_or("")).into_owned()
 }
 
-/// Makes a request's headers those of the next connection, which knows where it came from.
-fn pass_on(headers: &mut HeaderMap, host: &str, from: SocketAddr) {
-    HOP_BY_HOP.iter().for_each(|name| drop(headers.remove(name)));
+/// Makes a request's headers those of the next connection, which knows where it came from. What a proxy
+/// before this one says of host and protocol stays: it is the one that ends TLS.
+fn pass_on(headers: &mut HeaderMap, host: &str, from: SocketAddr, upgrade: bool) {
+    strip_request(headers, upgrade);
     let before = headers.get("x-forwarded-for").and_then(|v| v.to_str().ok()).map(|v| format!("{v}, "));
     let clients = format!("{}{}", before.unwrap_or_default(), from.ip());
-    for (name, value) in
-        [("x-forwarded-for", clients.as_str()), ("x-forwarded-host", host), ("x-forwarded-proto", "http")]
-    {
-        if let Ok(value) = HeaderValue::from_str(value) {
-            headers.insert(name, value);
-        }
+    if let Ok(clients) = HeaderValue::from_str(&clients) {
+        headers.insert("x-forwarded-for", clients);
     }
+    if let Ok(host) = HeaderValue::from_str(host) {
+        headers.entry("x-forwarded-host").or_insert(host);
+    }
+    headers.entry("x-forwarded-proto").or_insert(HeaderValue::from_static("http"));
 }
 
 fn plain(status: StatusCode, text: &str) -> Response<Body> {
@@ -144,26 +155,23 @@ fn plain(status: StatusCode, text: &str) -> Response<Body> {
 }
 
 async fn accept(listener: TcpListener, server: Arc<Server>) {
+    let acceptor = Acceptor::new(listener, Arc::new(Semaphore::new(CONNECTIONS)));
     loop {
-        let Ok(permit) = server.permits.clone().acquire_owned().await else { return };
-        let Ok((stream, from)) = listener.accept().await else { continue };
-        let server = server.clone();
-        tokio::spawn(async move {
-            serve(stream, from, server).await;
-            drop(permit);
-        });
+        let (stream, from, permit) = acceptor.next().await;
+        tokio::spawn(serve(stream, from, server.clone(), Arc::new(permit)));
     }
 }
 
-async fn serve(stream: TcpStream, from: SocketAddr, server: Arc<Server>) {
+async fn serve(stream: TcpStream, from: SocketAddr, server: Arc<Server>, permit: Permit) {
     let service = service_fn(move |request| {
-        let server = server.clone();
-        async move { Ok::<_, std::convert::Infallible>(server.answer(request, from).await) }
+        let (server, permit) = (server.clone(), permit.clone());
+        async move { Ok::<_, std::convert::Infallible>(server.answer(request, from, permit).await) }
     });
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(HEADERS)
-        .serve_connection(TokioIo::new(stream), service);
+        .serve_connection(TokioIo::new(stream), service)
+        .with_upgrades();
     if let Err(error) = connection.await {
         tracing::debug!(%from, %error, "a connection broke off");
     }

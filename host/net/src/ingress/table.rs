@@ -11,11 +11,10 @@ use std::{
 
 use wasmk_api::k8s_openapi::api::{
     core::v1::Service,
-    discovery::v1::EndpointSlice,
     networking::v1::{Ingress, IngressBackend},
 };
 
-use crate::plan;
+use crate::{plan, slices::Slices};
 
 /// The class of Ingresses that are served here, besides those without one.
 pub const CLASS: &str = "wasmk";
@@ -92,28 +91,17 @@ pub fn is_ours(ingress: &Ingress) -> bool {
 }
 
 /// The table of all Ingresses that are served here.
-pub fn routes(
-    ingresses: &[Arc<Ingress>],
-    services: &[Arc<Service>],
-    slices: &[Arc<EndpointSlice>],
-) -> Routes {
+pub fn routes(ingresses: &[Arc<Ingress>], services: &[Arc<Service>], slices: &Slices) -> Routes {
     let services: HashMap<(&str, &str), &Service> = services
         .iter()
         .filter_map(|s| Some(((s.metadata.namespace.as_deref()?, s.metadata.name.as_deref()?), &**s)))
         .collect();
-    let mut by_service: HashMap<(&str, &str), Vec<&EndpointSlice>> = HashMap::new();
-    for slice in slices {
-        let name = slice.metadata.labels.as_ref().and_then(|l| l.get(plan::SERVICE_LABEL));
-        if let (Some(namespace), Some(name)) = (slice.metadata.namespace.as_deref(), name) {
-            by_service.entry((namespace, name)).or_default().push(slice);
-        }
-    }
     let mut sorted: Vec<&Arc<Ingress>> = ingresses.iter().filter(|i| is_ours(i)).collect();
     sorted.sort_by_key(|i| (&i.metadata.namespace, &i.metadata.name));
     let mut routes = Routes::default();
     for ingress in sorted {
         let namespace = ingress.metadata.namespace.as_deref().unwrap_or("");
-        let lead = |backend: &IngressBackend| resolve(namespace, backend, &services, &by_service);
+        let lead = |backend: &IngressBackend| resolve(namespace, backend, &services, slices);
         add(&mut routes, ingress, lead);
     }
     routes
@@ -140,7 +128,7 @@ fn resolve(
     namespace: &str,
     backend: &IngressBackend,
     services: &HashMap<(&str, &str), &Service>,
-    slices: &HashMap<(&str, &str), Vec<&EndpointSlice>>,
+    slices: &Slices,
 ) -> Option<Arc<Backend>> {
     let wanted = backend.service.as_ref()?;
     let key = (namespace, wanted.name.as_str());
@@ -150,7 +138,7 @@ fn resolve(
         let by_number = asked.and_then(|p| p.number).is_some_and(|number| number == port.port);
         by_number || asked.and_then(|p| p.name.as_ref()).is_some_and(|name| Some(name) == port.name.as_ref())
     });
-    let slices = slices.get(&key).map_or(&[][..], Vec::as_slice);
+    let slices = slices.of(namespace, &wanted.name);
     let endpoints = port.map(|port| plan::endpoints(slices, port, None)).unwrap_or_default();
     let service = format!("{namespace}/{}", wanted.name);
     Some(Arc::new(Backend { service, endpoints, turn: AtomicUsize::new(0) }))
@@ -204,7 +192,7 @@ mod tests {
                 json!({"ingressClassName": "other", "rules": [rule("other.example.com", &[("/", "Prefix", "other")])]}),
             ),
         ];
-        let routes = routes(&all, &[], &[]);
+        let routes = routes(&all, &[], &Slices::default());
         for (host, path, service) in [
             ("blue.example.com", "/x", "blue"),
             ("example.com", "/blue", "blue"),
@@ -221,18 +209,18 @@ mod tests {
             let found = routes.find(host, path).map(|b| b.service.clone());
             assert_eq!(found, Some(format!("shop/{service}")), "{host}{path}");
         }
-        assert!(super::routes(&all[..1], &[], &[]).find("nobody", "/").is_none());
+        assert!(super::routes(&all[..1], &[], &Slices::default()).find("nobody", "/").is_none());
     }
 
     #[test]
     fn backends_are_ready_endpoints_in_turn() {
         let service = json!({"metadata": {"namespace": "shop", "name": "web"}, "spec": {"clusterIP": "None", "ports": [{"port": 80, "name": "http"}]}});
         let slice = json!({
-            "metadata": {"namespace": "shop", "labels": {plan::SERVICE_LABEL: "web"}}, "addressType": "IPv4",
+            "metadata": {"namespace": "shop", "labels": {wasmk_api::labels::SERVICE_NAME: "web"}}, "addressType": "IPv4",
             "ports": [{"name": "http", "port": 8080}], "endpoints": [{"addresses": ["127.42.0.2"]}, {"addresses": ["127.42.0.1"]}],
         });
         let services = [Arc::new(serde_json::from_value(service).unwrap())];
-        let slices = [Arc::new(serde_json::from_value(slice).unwrap())];
+        let slices = [Arc::new(serde_json::from_value(slice).unwrap())].into_iter().collect();
         for port in [json!({"number": 80}), json!({"name": "http"})] {
             let spec = json!({"defaultBackend": {"service": {"name": "web", "port": port}}});
             let routes = routes(&[ingress("a", spec)], &services, &slices);

@@ -27,8 +27,10 @@ impl Balancer {
         Self { backends, turn: AtomicUsize::new(0), clients: Mutex::default() }
     }
 
-    pub(super) fn set(&self, backends: Backends) {
-        self.backends.store(backends.into());
+    pub(super) fn set(&self, backends: &Backends) {
+        if **self.backends.load() != *backends {
+            self.backends.store(backends.clone().into());
+        }
     }
 
     pub(super) fn service(&self) -> String {
@@ -107,7 +109,7 @@ mod tests {
         }
         let mut rest = (**balancer.backends.load()).clone();
         rest.endpoints.retain(|e| *e != first);
-        balancer.set(rest);
+        balancer.set(&rest);
         assert_ne!(balancer.choose(client)[0], first);
     }
 

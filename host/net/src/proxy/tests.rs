@@ -51,7 +51,7 @@ async fn connections_are_spread_and_half_closed_ones_answered() {
     let (service, mut proxy) = (free_port(), Proxy::default());
     let mut order = [a, b];
     order.sort_unstable();
-    proxy.set(table(service, Protocol::Tcp, &order));
+    proxy.set(&table(service, Protocol::Tcp, &order));
     let mut answers = [ask(service).await.unwrap(), ask(service).await.unwrap()];
     answers.sort();
     assert_eq!(answers, ["a:hello", "b:hello"]);
@@ -61,13 +61,13 @@ async fn connections_are_spread_and_half_closed_ones_answered() {
 async fn a_dead_endpoint_is_passed_over_and_none_is_a_reset() {
     let (alive, dead) = (endpoint("a").await, free_port());
     let (service, mut proxy) = (free_port(), Proxy::default());
-    proxy.set(table(service, Protocol::Tcp, &[dead, alive]));
+    proxy.set(&table(service, Protocol::Tcp, &[dead, alive]));
     for _ in 0..2 {
         assert_eq!(ask(service).await.unwrap(), "a:hello");
     }
-    proxy.set(table(service, Protocol::Tcp, &[]));
+    proxy.set(&table(service, Protocol::Tcp, &[]));
     assert!(ask(service).await.map(|text| text.is_empty()).unwrap_or(true));
-    proxy.set(Table::new());
+    proxy.set(&Table::new());
     assert!(proxy.addresses().is_empty());
     let closed = async {
         while TcpStream::connect(service).await.is_ok() {
@@ -81,14 +81,14 @@ async fn a_dead_endpoint_is_passed_over_and_none_is_a_reset() {
 async fn two_agents_share_an_address_and_a_stranger_is_tolerated() {
     let backend = endpoint("a").await;
     let (service, mut one, mut two) = (free_port(), Proxy::default(), Proxy::default());
-    one.set(table(service, Protocol::Tcp, &[backend]));
-    two.set(table(service, Protocol::Tcp, &[backend]));
+    one.set(&table(service, Protocol::Tcp, &[backend]));
+    two.set(&table(service, Protocol::Tcp, &[backend]));
     assert_eq!((one.addresses().len(), two.addresses().len()), (1, 1));
     let stranger = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
     let taken = stranger.local_addr().unwrap();
     let mut both = table(service, Protocol::Tcp, &[backend]);
     both.extend(table(taken, Protocol::Tcp, &[backend]));
-    two.set(both);
+    two.set(&both);
     assert_eq!(two.addresses(), [service], "what is another program's is left alone");
     assert_eq!(ask(service).await.unwrap(), "a:hello");
 }
@@ -108,7 +108,7 @@ async fn datagrams_go_there_and_back() {
     let service = probe.local_addr().unwrap();
     drop(probe);
     let mut proxy = Proxy::default();
-    proxy.set(table(service, Protocol::Udp, &[target]));
+    proxy.set(&table(service, Protocol::Udp, &[target]));
     let client = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
     client.connect(service).await.unwrap();
     let mut buffer = [0; 64];
@@ -140,14 +140,14 @@ impl Place for Here {
 async fn where_a_place_redirects_no_port_of_a_service_is_taken() {
     let (here, address) = (Arc::new(Here::default()), free_port());
     let mut proxy = Proxy { place: Some(here.clone()), redirected: Some(Vec::new()), ..Proxy::default() };
-    proxy.set(table(address, Protocol::Tcp, &[endpoint("a").await]));
+    proxy.set(&table(address, Protocol::Tcp, &[endpoint("a").await]));
     proxy.redirect().await;
     let redirected = here.1.lock().clone();
     assert_eq!((redirected.len(), redirected[0].service), (1, address));
     let own = TcpListener::bind(address).await.expect("the service's port is free for a program there");
     assert_eq!(ask(redirected[0].socket).await.unwrap(), "a:hello");
     drop(own);
-    proxy.set(Table::new());
+    proxy.set(&Table::new());
     proxy.redirect().await;
     assert!(here.1.lock().is_empty());
 }
@@ -156,7 +156,7 @@ async fn where_a_place_redirects_no_port_of_a_service_is_taken() {
 async fn listeners_are_made_in_their_place() {
     let (here, address) = (Arc::new(Here::default()), free_port());
     let mut proxy = Proxy { place: Some(here.clone()), ..Proxy::default() };
-    proxy.set(table(address, Protocol::Tcp, &[endpoint("a").await]));
+    proxy.set(&table(address, Protocol::Tcp, &[endpoint("a").await]));
     assert_eq!((proxy.addresses(), here.0.load(std::sync::atomic::Ordering::Relaxed)), (vec![address], 1));
     for (address, expect) in
         [("127.0.0.1", true), ("0.0.0.0", true), ("10.0.0.1", true), ("127.43.0.1", false)]

@@ -98,7 +98,10 @@ impl Mux {
     pub(super) async fn open(&self) -> io::Result<TunnelStream> {
         let id = self.inner.next.fetch_add(1, Ordering::Relaxed);
         let stream = self.add(id)?;
+        // The link may be busy for longer than the caller waits: then the other end never hears of it.
+        let unheard = Unheard { mux: self, id: Some(id) };
         self.send(id, Kind::Open(Open {})).await?;
+        unheard.heard();
         Ok(stream)
     }
 
@@ -171,8 +174,12 @@ impl Mux {
     fn data(&self, id: u64, bytes: Bytes) {
         let within = {
             let mut streams = self.inner.streams.lock();
-            // A stream that is over here: what was under way is dropped.
-            let Some(entry) = streams.get_mut(&id) else { return };
+            // A stream that is over here: what was under way is dropped. Said each time, for there may not
+            // have been room to say it before.
+            let Some(entry) = streams.get_mut(&id) else {
+                drop(streams);
+                return self.reset(id, "there is no such stream");
+            };
             let within = bytes.len() <= entry.granted;
             entry.granted -= bytes.len().min(entry.granted);
             within
@@ -186,9 +193,10 @@ impl Mux {
     }
 
     fn input(&self, id: u64, input: Input) {
-        if let Some(entry) = self.inner.streams.lock().get(&id) {
-            // A pump that is over no longer listens.
-            let _ = entry.input.send(input);
+        let sent = self.inner.streams.lock().get(&id).map(|entry| entry.input.send(input));
+        // A pump that is over no longer listens; but of a stream that is not there the peer must learn.
+        if sent.is_none() {
+            self.reset(id, "there is no such stream");
         }
     }
 
@@ -204,6 +212,26 @@ impl Mux {
     /// the peer learns it from the answer to its next frame.
     fn reset(&self, id: u64, reason: &str) {
         let _ = self.inner.out.try_send(Frame { stream: id, kind: Some(Kind::Reset(reason.into())) });
+    }
+}
+
+/// A stream that the other end has not been told of; forgotten if that comes to nothing.
+struct Unheard<'a> {
+    mux: &'a Mux,
+    id: Option<u64>,
+}
+
+impl Unheard<'_> {
+    fn heard(mut self) {
+        self.id = None;
+    }
+}
+
+impl Drop for Unheard<'_> {
+    fn drop(&mut self) {
+        if let Some(id) = self.id {
+            self.mux.inner.streams.lock().remove(&id);
+        }
     }
 }
 
@@ -284,5 +312,36 @@ async fn inward(
             mux.send(id, Kind::Window(taken as u32)).await?;
             taken = 0;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_stream_that_could_not_be_opened_takes_no_place() {
+        let (out, _frames) = mpsc::channel(1);
+        let mux = Mux::new(out.clone());
+        out.send(Frame { stream: 0, kind: None }).await.unwrap();
+        for _ in 0..3 {
+            assert!(tokio::time::timeout(Duration::from_secs(1), mux.open()).await.is_err());
+        }
+        assert_eq!(mux.inner.streams.lock().len(), 0);
+    }
+
+    #[tokio::test]
+    async fn who_uses_a_stream_that_is_not_there_is_told() {
+        let (out, mut frames) = mpsc::channel(4);
+        let mux = Mux::new(out);
+        for kind in [Kind::Data(vec![1]), Kind::Finish(Finish {})] {
+            mux.handle(7, kind, &|_| {});
+            let frame = frames.try_recv().unwrap();
+            assert!(frame.stream == 7 && matches!(frame.kind, Some(Kind::Reset(_))), "{frame:?}");
+        }
+        mux.handle(7, Kind::Reset(String::new()), &|_| {});
+        assert!(frames.try_recv().is_err(), "that needs no answer");
     }
 }

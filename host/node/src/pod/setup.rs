@@ -124,7 +124,7 @@ impl SetUp {
         let stop = CancellationToken::new();
         if self.cx.proxy {
             let (view, node, place) = (self.cx.view.clone(), self.cx.node.clone(), Arc::new(netns.clone()));
-            tokio::spawn(proxy::run_in(view, node, place, stop.clone()));
+            tokio::spawn(proxy::run_in(view, node, place, self.cx.connections.clone(), stop.clone()));
         }
         (netns, stop.drop_guard())
     }

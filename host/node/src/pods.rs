@@ -104,7 +104,8 @@ impl Pods {
         }
     }
 
-    /// Ends a pod because it takes too much.
+    /// Ends a pod because it takes too much. The wish may be overtaken by news of the pod; who looks at the
+    /// node's resources repeats it as long as it is short of them.
     pub(crate) fn evict(&self, pod: &Pod, message: String) {
         let uid = pod.metadata.uid.as_deref().unwrap_or_default();
         if let Some(entry) = self.inner.lock().get(uid) {

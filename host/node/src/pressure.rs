@@ -2,6 +2,7 @@
 //! than the node can spare. Which one goes first is decided by [`first_to_go`], which is pure.
 
 use std::{
+    collections::HashMap,
     path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
@@ -21,6 +22,9 @@ use crate::{
 
 /// Files of a volume that are counted at most; more are taken for too many.
 const FILES: usize = 1_000_000;
+
+/// Priority from which a pod is one that the cluster cannot do without.
+const CRITICAL: i32 = 2_000_000_000;
 
 /// What [`run`] keeps to.
 pub(crate) struct Rules {
@@ -42,7 +46,7 @@ pub(crate) async fn run(cx: Arc<Context>, pods: Arc<Pods>, rules: Rules, stop: C
             () = stop.cancelled() => return,
             () = tokio::time::sleep(rules.period) => {}
         }
-        for pod in pods.list() {
+        for pod in pods.list().into_iter().filter(|pod| !is_critical(pod)) {
             if let Some(text) = over_volume_limit(&cx, &pod).await {
                 pods.evict(&pod, text);
             }
@@ -98,12 +102,21 @@ fn size(dir: &Path) -> u64 {
     total
 }
 
+/// Bytes that each pod's own directory holds, by uid.
+async fn sizes(cx: &Context, pods: &[Arc<Pod>]) -> HashMap<String, u64> {
+    let uids: Vec<String> = pods.iter().filter_map(|p| p.metadata.uid.clone()).collect();
+    let dir = cx.pods_dir.clone();
+    let measure = move || uids.into_iter().map(|uid| (uid.clone(), size(&dir.join(uid)))).collect();
+    tokio::task::spawn_blocking(measure).await.unwrap_or_default()
+}
+
 async fn evict_one(cx: &Context, pods: &Pods, resource: &str) {
     let theirs = match &cx.containers {
         Some(containers) => containers.usage().await,
         None => Vec::new(),
     };
-    let all = pods.list();
+    let all: Vec<Arc<Pod>> = pods.list().into_iter().filter(|p| is_candidate(p)).collect();
+    let on_disk = if resource == "ephemeral-storage" { sizes(cx, &all).await } else { HashMap::new() };
     let memory = |pod: &Pod| -> u64 {
         let part = |s: &Option<String>| s.clone().unwrap_or_default();
         let (meta, uid) = (&pod.metadata, part(&pod.metadata.uid));
@@ -122,23 +135,26 @@ async fn evict_one(cx: &Context, pods: &Pods, resource: &str) {
     let disk = |pod: &Pod| -> u64 {
         let uid = pod.metadata.uid.clone().unwrap_or_default();
         let written = theirs.iter().filter(|u| u.uid == uid).map(|u| u.disk).sum::<u64>();
-        size(&cx.pods_dir.join(uid)).saturating_add(written)
+        on_disk.get(&uid).copied().unwrap_or_default().saturating_add(written)
     };
     let used = |pod: &Pod| if resource == "ephemeral-storage" { disk(pod) } else { memory(pod) };
-    let candidates: Vec<Candidate> =
-        all.iter().filter(|p| is_candidate(p)).map(|p| Candidate::of(p, used(p), resource)).collect();
+    let candidates: Vec<Candidate> = all.iter().map(|p| Candidate::of(p, used(p), resource)).collect();
     let Some(victim) = first_to_go(&candidates) else { return };
     if let Some(pod) = all.iter().find(|p| p.metadata.uid.as_deref() == Some(&victim.uid)) {
         pods.evict(pod, format!("The node was low on resource: {resource}."));
     }
 }
 
-/// Pods that are over or on their way out have nothing to give, and the node's own stay.
+/// Pods that are over or on their way out have nothing to give, and critical ones stay.
 fn is_candidate(pod: &Pod) -> bool {
     let phase = pod.status.as_ref().and_then(|s| s.phase.as_deref());
-    phase == Some("Running")
-        && pod.metadata.deletion_timestamp.is_none()
-        && !crate::static_pods::is_static(pod)
+    phase == Some("Running") && pod.metadata.deletion_timestamp.is_none() && !is_critical(pod)
+}
+
+/// Whether the cluster cannot do without the pod: the node's own, and those of a critical priority.
+fn is_critical(pod: &Pod) -> bool {
+    let priority = pod.spec.as_ref().and_then(|s| s.priority);
+    crate::static_pods::is_static(pod) || priority.is_some_and(|p| p >= CRITICAL)
 }
 
 /// What counts when a pod has to go.
@@ -199,6 +215,20 @@ mod tests {
         check(&[("important", 9, 99, 0), ("other", 1, 1, 0)], Some("other"));
         check(&[("little", 0, 5, 0), ("much", 0, 50, 0)], Some("much"));
         check(&[("within", 0, 1, 2)], Some("within"));
+    }
+
+    #[test]
+    fn critical_pods_are_no_candidates() {
+        let check = |priority: Option<i32>, expect: bool| {
+            let mut pod = Pod::default();
+            pod.status.get_or_insert_default().phase = Some("Running".into());
+            pod.spec.get_or_insert_default().priority = priority;
+            assert_eq!(is_candidate(&pod), expect, "{priority:?}");
+        };
+        check(None, true);
+        check(Some(1_000_000_000), true);
+        check(Some(2_000_000_000), false);
+        check(Some(2_000_001_000), false);
     }
 
     #[test]

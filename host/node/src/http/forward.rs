@@ -122,7 +122,8 @@ async fn unwrap<S: AsyncRead + AsyncWrite + Unpin>(io: S, target: Target) -> io:
     let (mut sink, mut stream) = socket.split();
     let (near, far) = tokio::io::duplex(PIPE);
     let (mut reader, mut writer) = tokio::io::split(near);
-    let inward = async {
+    // Each owns what it works on: what has failed is closed at once, and the others learn of it.
+    let inward = async move {
         while let Some(Ok(message)) = stream.next().await {
             if let Message::Binary(bytes) = message {
                 writer.write_all(&bytes).await?;
@@ -130,7 +131,7 @@ async fn unwrap<S: AsyncRead + AsyncWrite + Unpin>(io: S, target: Target) -> io:
         }
         writer.shutdown().await
     };
-    let outward = async {
+    let outward = async move {
         let mut buffer = vec![0; CHUNK];
         loop {
             let length = reader.read(&mut buffer).await?;
@@ -186,7 +187,8 @@ struct Streams {
 async fn session<S: AsyncRead + AsyncWrite + Unpin>(io: S, target: Target) -> io::Result<()> {
     let (reader, mut writer) = tokio::io::split(io);
     let (out, mut frames) = mpsc::channel::<Vec<u8>>(QUEUE);
-    let write = async {
+    // Owns the queue: when the client is gone, whoever has something for it fails instead of waiting.
+    let write = async move {
         while let Some(frame) = frames.recv().await {
             writer.write_all(&frame).await?;
             writer.flush().await?;
@@ -409,6 +411,50 @@ mod tests {
         assert_eq!(text, "ping");
         drop((stream, near));
         let _ = session.await.unwrap();
+    }
+
+    /// A port that talks for as long as it is listened to; ends when its connection is closed.
+    async fn talker() -> (u16, tokio::task::JoinHandle<()>) {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let talk = tokio::spawn(async move {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            while stream.write_all(&[7; CHUNK]).await.is_ok() {}
+        });
+        (port, talk)
+    }
+
+    #[tokio::test]
+    async fn a_port_that_goes_on_talking_is_let_go_with_its_client() {
+        let limit = Duration::from_secs(20);
+        for over in [Over::Spdy, Over::Tunnel] {
+            let (port, talk) = talker().await;
+            let target = Target { address: "127.0.0.1".parse().unwrap(), namespace: None };
+            let (near, far) = tokio::io::duplex(PIPE);
+            let wire = ["error", "data"].into_iter().zip([1, 3]).flat_map(|(kind, id)| {
+                let port = port.to_string();
+                spdy::open(id, &[("streamtype", kind), ("port", &*port), ("requestid", "0")], id == 1)
+            });
+            let wire: Vec<u8> = wire.collect();
+            let serving = match over {
+                Over::Tunnel => tokio::spawn(unwrap(far, target)),
+                _ => tokio::spawn(session(far, target)),
+            };
+            // The client hears the port, and is gone.
+            if over == Over::Tunnel {
+                let mut socket = WebSocketStream::from_raw_socket(near, Role::Client, None).await;
+                socket.send(Message::Binary(wire.into())).await.unwrap();
+                for _ in 0..4 {
+                    socket.next().await.unwrap().unwrap();
+                }
+            } else {
+                let mut near = near;
+                near.write_all(&wire).await.unwrap();
+                near.read_exact(&mut vec![0; 2 * CHUNK]).await.unwrap();
+            }
+            let _ = tokio::time::timeout(limit, serving).await.expect("the session ends").unwrap();
+            tokio::time::timeout(limit, talk).await.expect("the port is let go").unwrap();
+        }
     }
 
     #[tokio::test]

@@ -1,5 +1,6 @@
 //! The agent's own record of its pods on disk: `<pods>/<uid>/{pod.json,state.json}`, beside the
-//! pod's volumes. A restarted agent goes on from here, with or without the API.
+//! pod's volumes. A restarted agent goes on from here, with or without the API. The directory of a pod that
+//! has left is set aside under another name at once, and removed when there is time.
 
 use std::{
     fs, io,
@@ -13,6 +14,9 @@ use wasmk_api::k8s_openapi::api::core::v1::Pod;
 
 use super::state::PodState;
 
+/// What the names of directories begin with that are to be removed.
+const ASIDE: &str = ".gone-";
+
 /// A pod found on disk.
 pub(crate) struct Known {
     /// As it was last seen in the API.
@@ -21,10 +25,22 @@ pub(crate) struct Known {
     pub state: PodState,
 }
 
-/// All pods on disk; a damaged record is removed, for the API knows better.
+/// All pods on disk; a damaged record is removed, for the API knows better, and so is what was set aside.
 pub(crate) fn load(pods: &Path) -> Vec<Known> {
     let entries = fs::read_dir(pods).into_iter().flatten().flatten();
-    entries.filter_map(|entry| read(&entry.path())).collect()
+    let (aside, kept): (Vec<_>, Vec<_>) =
+        entries.partition(|e| e.file_name().as_encoded_bytes().starts_with(ASIDE.as_bytes()));
+    aside.iter().for_each(|entry| remove(&entry.path()));
+    kept.iter().filter_map(|entry| read(&entry.path())).collect()
+}
+
+/// Removes a directory with all that is in it, if it is there. May take long.
+pub(super) fn remove(dir: &Path) {
+    if let Err(error) = fs::remove_dir_all(dir)
+        && error.kind() != io::ErrorKind::NotFound
+    {
+        tracing::warn!(dir = %dir.display(), %error, "cannot remove a directory of a pod");
+    }
 }
 
 fn read(dir: &Path) -> Option<Known> {
@@ -71,11 +87,17 @@ impl Record {
         Ok(())
     }
 
-    pub(super) fn remove(&self) {
-        if let Err(error) = fs::remove_dir_all(&self.dir)
-            && error.kind() != io::ErrorKind::NotFound
-        {
-            tracing::warn!(dir = %self.dir.display(), %error, "cannot remove the directory of a pod");
+    /// Takes the pod off the record at once; where its directory now is, if it had one.
+    pub(super) fn set_aside(&self) -> Option<PathBuf> {
+        let name = self.dir.file_name()?.to_str()?;
+        let aside = self.dir.with_file_name(format!("{ASIDE}{name}"));
+        match fs::rename(&self.dir, &aside) {
+            Ok(()) => Some(aside),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+            Err(error) => {
+                tracing::warn!(dir = %self.dir.display(), %error, "cannot set the directory of a pod aside");
+                Some(self.dir.clone())
+            }
         }
     }
 }
@@ -96,4 +118,27 @@ fn replace(dir: &Path, name: &str, value: &impl Serialize) -> io::Result<()> {
     let temporary = dir.join(format!("{name}.new"));
     fs::write(&temporary, serde_json::to_vec(value)?)?;
     fs::rename(temporary, dir.join(name))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_set_aside_is_off_the_record_and_goes_with_the_next_start() {
+        let pods = tempfile::tempdir().unwrap();
+        let pod = Arc::new(Pod::default());
+        for uid in ["stays", "leaves"] {
+            let mut record = Record::new(pods.path(), uid);
+            record.save(&pod, &PodState::default()).unwrap();
+            fs::create_dir(record.dir().join("volumes")).unwrap();
+        }
+        let leaves = Record::new(pods.path(), "leaves");
+        let aside = leaves.set_aside().unwrap();
+        assert!(aside.join("volumes").is_dir() && !leaves.dir().exists());
+        assert_eq!(leaves.set_aside(), None, "it has gone already");
+        assert_eq!(load(pods.path()).len(), 1);
+        let left: Vec<_> = fs::read_dir(pods.path()).unwrap().map(|e| e.unwrap().file_name()).collect();
+        assert_eq!(left, ["stays"]);
+    }
 }

@@ -1,24 +1,30 @@
 //! Puts a pod's volumes on disk, under the agent's own directory, and says what each
 //! container mounts where.
 
+mod files;
+mod mounts;
+
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::BTreeMap,
     io,
-    os::unix::fs::{DirBuilderExt, FileTypeExt, OpenOptionsExt, PermissionsExt, symlink},
-    path::{Component, Path, PathBuf},
+    os::unix::fs::{DirBuilderExt, FileTypeExt},
+    path::{Path, PathBuf},
 };
 
 use wasmk_api::k8s_openapi::api::core::v1::{
-    ConfigMapVolumeSource, Container, DownwardAPIVolumeFile, HostPathVolumeSource, KeyToPath, Pod,
-    ProjectedVolumeSource, Volume, VolumeMount, VolumeProjection,
+    ConfigMapVolumeSource, DownwardAPIVolumeFile, HostPathVolumeSource, KeyToPath, Pod,
+    ProjectedVolumeSource, Volume, VolumeProjection,
 };
+
+use files::{Files, write_files};
+pub use mounts::mounts;
 
 use super::{
     claims,
     env::{self, CONFIG_ERROR, Place, Sources},
     own,
 };
-use crate::engine::{Failure, Mount};
+use crate::engine::Failure;
 
 /// Reason of a pod whose volumes cannot be made.
 pub(super) const VOLUME_ERROR: &str = "FailedMount";
@@ -26,9 +32,6 @@ pub(super) const VOLUME_ERROR: &str = "FailedMount";
 const DEFAULT_MODE: i32 = 0o644;
 /// Life of a service account token when nothing is said, in seconds.
 const TOKEN_SECONDS: i64 = 3600;
-
-/// The files of a volume: path in it, content, mode.
-type Files = BTreeMap<String, (Vec<u8>, i32)>;
 
 /// Makes all volumes of a pod under `dir`, or brings them up to date.
 ///
@@ -323,151 +326,6 @@ fn downward_files(
         files.insert(item.path.clone(), (text.into_bytes(), item.mode.unwrap_or(mode)));
     }
     Ok(())
-}
-
-/// Replaces the volume's content in one step: the files stand in a directory of their own,
-/// `..data` points to it, and each name in the volume is a link through `..data`.
-fn write_files(target: &Path, files: &Files, group: Option<u32>) -> io::Result<()> {
-    make_dir(target)?;
-    if !files.keys().all(|p| is_inside(p)) {
-        return Err(io::Error::new(io::ErrorKind::InvalidInput, "a path leads out of the volume"));
-    }
-    let data = target.join("..data");
-    let old = std::fs::read_link(&data).ok();
-    if old.is_some() && same(&data, files) {
-        return Ok(());
-    }
-    let fresh = format!("..{:.9}", wasmk_api::Timestamp::now().0).replace([':', '-', 'T', 'Z'], "_");
-    let folder = target.join(&fresh);
-    for (path, (content, mode)) in files {
-        let path = folder.join(path);
-        if let Some(parent) = path.parent() {
-            make_dir(parent)?;
-        }
-        write_file(&path, content, *mode, group)?;
-    }
-    make_dir(&folder)?;
-    let link = target.join("..data_tmp");
-    let _ = std::fs::remove_file(&link);
-    symlink(&fresh, &link)?;
-    std::fs::rename(&link, &data)?;
-    link_names(target, files)?;
-    match old {
-        Some(old) => std::fs::remove_dir_all(target.join(old)),
-        None => Ok(()),
-    }
-}
-
-fn write_file(path: &Path, content: &[u8], mode: i32, group: Option<u32>) -> io::Result<()> {
-    let mode = u32::try_from(mode).unwrap_or(0o644) & 0o777;
-    let mut file = std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
-    io::Write::write_all(&mut file, content)?;
-    let readable_by_group = if group.is_some() { 0o040 } else { 0 };
-    own::give(path, group)?;
-    // After writing: a mode without the write bit is allowed, and the umask has no say.
-    file.set_permissions(std::fs::Permissions::from_mode(mode | 0o400 | readable_by_group))
-}
-
-/// Links each top-level name, removes links to names that are gone.
-fn link_names(target: &Path, files: &Files) -> io::Result<()> {
-    let first = |p: &str| p.split('/').next().unwrap_or(p).to_string();
-    let wanted: std::collections::BTreeSet<String> = files.keys().map(|p| first(p)).collect();
-    for entry in std::fs::read_dir(target)? {
-        let name = entry?.file_name().to_string_lossy().into_owned();
-        if !name.starts_with("..") && !wanted.contains(&name) {
-            std::fs::remove_file(target.join(name))?;
-        }
-    }
-    for name in wanted {
-        let link = target.join(&name);
-        if link.symlink_metadata().is_err() {
-            symlink(Path::new("..data").join(&name), link)?;
-        }
-    }
-    Ok(())
-}
-
-fn same(data: &Path, files: &Files) -> bool {
-    let count = files.len();
-    let equal =
-        files.iter().all(|(path, (content, _))| std::fs::read(data.join(path)).is_ok_and(|c| c == *content));
-    equal && count_files(data) == count
-}
-
-fn count_files(dir: &Path) -> usize {
-    let entries = std::fs::read_dir(dir).into_iter().flatten().flatten();
-    entries.map(|e| if e.path().is_dir() { count_files(&e.path()) } else { 1 }).sum()
-}
-
-fn is_inside(path: &str) -> bool {
-    let mut parts = Path::new(path).components().peekable();
-    parts.peek().is_some() && parts.all(|p| matches!(p, Component::Normal(_)))
-}
-
-/// What a container mounts. Content that follows the API is always read-only. `files` says whether
-/// single files can be mounted; `env` is the container's environment, for `subPathExpr`.
-///
-/// # Errors
-/// [`CONFIG_ERROR`] for a mount without volume, one that leads out of its volume, or a file for a
-/// Wasm container, which is given directories.
-pub fn mounts(
-    pod: &Pod,
-    container: &Container,
-    dir: &Path,
-    env: &[(String, String)],
-    files: bool,
-) -> Result<Vec<Mount>, Failure> {
-    let volumes = pod.spec.as_ref().and_then(|s| s.volumes.as_deref()).unwrap_or_default();
-    let known: HashMap<String, String> = env.iter().cloned().collect();
-    let one = |mount: &VolumeMount| {
-        let bad =
-            |what: &str| Failure::new(CONFIG_ERROR, format!("volumeMount {}: {what}", mount.mount_path));
-        let volume = volumes.iter().find(|v| v.name == mount.name).ok_or_else(|| bad("no such volume"))?;
-        let mut host = match &volume.host_path {
-            Some(path) => PathBuf::from(&path.path),
-            None => dir.join(&mount.name),
-        };
-        let claim = claim_of(pod, volume).is_some();
-        let writable = is_empty_dir(volume) || volume.host_path.is_some() || claim;
-        let sub = match mount.sub_path_expr.as_deref().filter(|s| !s.is_empty()) {
-            Some(expression) => Some(env::expand(expression, &known)),
-            None => mount.sub_path.clone().filter(|s| !s.is_empty()),
-        };
-        if let Some(sub) = sub {
-            host = inside(&host, &sub, writable).map_err(|e| bad(&format!("subPath {sub}: {e}")))?;
-        }
-        if !files && !host.is_dir() {
-            return Err(bad("a Wasm container can be given directories only, and this is none"));
-        }
-        let claim_read_only = volume.persistent_volume_claim.as_ref().and_then(|c| c.read_only);
-        Ok(Mount {
-            host,
-            guest: mount.mount_path.clone(),
-            read_only: !writable || mount.read_only == Some(true) || claim_read_only == Some(true),
-            propagation: mount.mount_propagation.clone(),
-        })
-    };
-    container.volume_mounts.iter().flatten().map(one).collect()
-}
-
-/// A path below a volume's root, also after links are followed; made when it may be.
-fn inside(root: &Path, sub: &str, writable: bool) -> io::Result<PathBuf> {
-    let refused = || io::Error::other("must be a path inside the volume");
-    if !is_inside(sub) {
-        return Err(refused());
-    }
-    let root = root.canonicalize()?;
-    let path = root.join(sub);
-    if writable && !path.exists() {
-        // The part that is there must not lead out, or the rest would be made elsewhere.
-        let there = path.ancestors().find(|p| p.exists()).unwrap_or(&root);
-        if !there.canonicalize()?.starts_with(&root) {
-            return Err(refused());
-        }
-        make_dir(&path)?;
-    }
-    let path = path.canonicalize()?;
-    if path.starts_with(&root) { Ok(path) } else { Err(refused()) }
 }
 
 #[cfg(test)]

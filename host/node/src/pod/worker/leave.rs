@@ -1,6 +1,6 @@
 //! What a pod's loop writes to the API, and how the pod leaves this node.
 
-use std::time::Duration;
+use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use kube::{
     Api,
@@ -12,8 +12,11 @@ use wasmk_api::{
     k8s_openapi::api::core::v1::{Pod, PodStatus},
 };
 
-use super::{super::status, Done, WRITE_LIMIT, WRITE_RETRY, Worker};
-use crate::static_pods;
+use super::{
+    super::{status, store},
+    Done, WRITE_LIMIT, WRITE_RETRY, Worker,
+};
+use crate::{context::Context, static_pods};
 
 impl Worker {
     fn api(&self) -> Api<Pod> {
@@ -79,7 +82,7 @@ impl Worker {
                 return;
             }
         }
-        self.release();
+        let left = self.release();
         self.busy.deleting = true;
         let (api, name) = (self.api(), self.pod.metadata.name.clone().unwrap_or_default());
         let uid = self.pod.metadata.uid.clone().filter(|_| !static_pods::is_static(&self.pod));
@@ -88,6 +91,9 @@ impl Worker {
         let sandbox = self.state.sandbox.clone();
         let containers = self.cx.containers.clone();
         self.jobs.spawn(async move {
+            if let Some(left) = left {
+                left.remove().await;
+            }
             if let (Some(sandbox), Some(containers)) = (sandbox, containers)
                 && let Err(error) = containers.discard(&sandbox.id).await
             {
@@ -100,45 +106,43 @@ impl Worker {
         });
     }
 
-    fn release(&mut self) {
+    /// Gives back what the pod holds; the first time, what is still to be removed.
+    fn release(&mut self) -> Option<Left> {
         if self.released {
-            return;
+            return None;
         }
         self.released = true;
         for (_, live) in self.runs.drain() {
             live.stop.kill();
             live.task.abort();
         }
-        // Nothing may write into the pod's directory once it is removed.
+        // Nothing may write into the pod's directory once it is set aside.
         self.jobs.abort_all();
         if let Some(pool) = &*self.cx.addresses.borrow() {
             pool.give_back(self.uid());
         }
         self.cx.running.set_namespace(self.uid(), None);
         self.cx.running.set_ports(self.uid(), Default::default());
-        if let Some(memory) = &self.cx.memory_dir {
-            // What was never there need not be removed.
-            let _ = std::fs::remove_dir_all(memory.join(self.uid()));
-        }
-        self.record.remove();
-        let part = |s: &Option<String>| s.clone().unwrap_or_default();
-        let meta = &self.pod.metadata;
-        self.cx.logs.remove(&part(&meta.namespace), &part(&meta.name), self.uid());
+        Some(Left { cx: self.cx.clone(), pod: self.pod.clone(), aside: self.record.set_aside() })
     }
 
     pub(super) fn gone(mut self) {
         for live in self.runs.values() {
             live.stop.kill();
         }
-        self.release();
-        if let (Some(sandbox), Some(containers)) = (self.state.sandbox.take(), self.cx.containers.clone()) {
-            // The API does not wait for it; what fails now is removed when the agent is next started.
-            tokio::spawn(async move {
-                if let Err(error) = containers.discard(&sandbox.id).await {
-                    tracing::warn!(sandbox = sandbox.id, %error, "cannot remove the sandbox of a pod that is gone");
-                }
-            });
-        }
+        let left = self.release();
+        let sandbox = self.state.sandbox.take().zip(self.cx.containers.clone());
+        // The API does not wait for it; what fails now is removed when the agent is next started.
+        tokio::spawn(async move {
+            if let Some((sandbox, containers)) = sandbox
+                && let Err(error) = containers.discard(&sandbox.id).await
+            {
+                tracing::warn!(sandbox = sandbox.id, %error, "cannot remove the sandbox of a pod that is gone");
+            }
+            if let Some(left) = left {
+                left.remove().await;
+            }
+        });
     }
 
     /// The agent ends: stop what runs in it, leave what the container runtime runs, keep the record.
@@ -152,6 +156,35 @@ impl Worker {
         }
         while let Some(done) = self.jobs.join_next().await {
             drop(done);
+        }
+    }
+}
+
+/// The directories of a pod that holds nothing any longer.
+struct Left {
+    cx: Arc<Context>,
+    pod: Arc<Pod>,
+    /// Its own directory, if it had one.
+    aside: Option<PathBuf>,
+}
+
+impl Left {
+    /// Removes them on a thread of its own: a volume may hold a million files.
+    async fn remove(self) {
+        let work = move || {
+            let part = |s: &Option<String>| s.clone().unwrap_or_default();
+            let meta = &self.pod.metadata;
+            let uid = part(&meta.uid);
+            if let Some(memory) = &self.cx.memory_dir {
+                store::remove(&memory.join(&uid));
+            }
+            if let Some(aside) = &self.aside {
+                store::remove(aside);
+            }
+            self.cx.logs.remove(&part(&meta.namespace), &part(&meta.name), &uid);
+        };
+        if let Err(error) = tokio::task::spawn_blocking(work).await {
+            tracing::error!(%error, "the removal of a pod's directories broke");
         }
     }
 }

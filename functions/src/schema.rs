@@ -1,9 +1,9 @@
 //! Structural schemas from indented tables: a field a line, deeper lines are its fields.
 //!
 //! A line is `name[!] [shape] [=default]`; `!` makes the field required. Shapes are `string`, `boolean`,
-//! `int32`, `int64`, `intstr`, `quantity`, `any` (an object of unknown fields), `map SHAPE`, `[] SHAPE` or `[key]`
-//! (a list, by that key), and `@part` for a part defined elsewhere. A line with deeper lines is an object, or a
-//! list of objects where its shape is a list.
+//! `int32`, `int64`, `intstr`, `quantity`, `duration` (of ISO 8601), `any` (an object of unknown fields),
+//! `map SHAPE`, `[] SHAPE` or `[key]` (a list, by that key), and `@part` for a part defined elsewhere. A line
+//! with deeper lines is an object, or a list of objects where its shape is a list.
 
 use std::collections::BTreeMap;
 
@@ -11,6 +11,10 @@ use serde_json::{Map, Value, json};
 
 /// The form of Kubernetes quantities.
 const QUANTITY: &str = r"^(\+|-)?(([0-9]+(\.[0-9]*)?)|(\.[0-9]+))(([KMGTPE]i)|[numkMGTPE]|([eE](\+|-)?(([0-9]+(\.[0-9]*)?)|(\.[0-9]+))))?$";
+
+/// The form of ISO 8601 durations, but for those with years and months.
+const DURATION: &str =
+    r"^P(([0-9]{1,9}(\.[0-9]+)?[WD])+(T([0-9]{1,9}(\.[0-9]+)?[HMS])+)?|T([0-9]{1,9}(\.[0-9]+)?[HMS])+)$";
 
 /// Schemas by name, from a table whose outermost lines are names.
 pub(crate) fn named(table: &str, parts: &BTreeMap<String, Value>) -> BTreeMap<String, Value> {
@@ -108,6 +112,7 @@ fn shape(shape: &str, parts: &BTreeMap<String, Value>) -> Value {
         "int32" | "int64" => json!({"type": "integer", "format": shape}),
         "intstr" => json!({"anyOf": either, "x-kubernetes-int-or-string": true}),
         "quantity" => json!({"anyOf": either, "pattern": QUANTITY, "x-kubernetes-int-or-string": true}),
+        "duration" => json!({"type": "string", "pattern": DURATION}),
         "any" => json!({"type": "object", "x-kubernetes-preserve-unknown-fields": true}),
         "" => json!({"type": "object"}),
         simple => json!({"type": simple}),

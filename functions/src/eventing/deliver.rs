@@ -124,23 +124,27 @@ impl Delivery {
     }
 }
 
-/// A duration of ISO 8601 with hours, minutes and seconds: `PT0.5S`, `PT1M`.
+/// A duration of ISO 8601, but for years and months, whose length is not fixed: `PT0.5S`, `P1DT1M`. The
+/// schema of a delivery lets only such in, of which the sum may still be too large.
 pub(crate) fn iso_duration(text: &str) -> Option<Duration> {
-    let mut rest = text.strip_prefix("PT")?;
+    let rest = text.strip_prefix('P')?;
+    let (date, time) = rest.split_once('T').unwrap_or((rest, ""));
+    let days = sum(date, &[("W", 604_800.0), ("D", 86_400.0)])?;
+    let hours = sum(time, &[("H", 3600.0), ("M", 60.0), ("S", 1.0)])?;
+    if date.is_empty() && time.is_empty() { None } else { days.checked_add(hours) }
+}
+
+/// The sum of numbers with their units, each in seconds.
+fn sum(mut rest: &str, units: &[(&str, f64)]) -> Option<Duration> {
     let mut total = Duration::ZERO;
     while !rest.is_empty() {
         let end = rest.find(|c: char| c.is_ascii_alphabetic())?;
         let number: f64 = rest[..end].parse().ok()?;
-        let unit = match &rest[end..=end] {
-            "H" => 3600.0,
-            "M" => 60.0,
-            "S" => 1.0,
-            _ => return None,
-        };
-        total += Duration::try_from_secs_f64(number * unit).ok()?;
+        let (_, seconds) = units.iter().find(|(unit, _)| *unit == &rest[end..=end])?;
+        total = total.checked_add(Duration::try_from_secs_f64(number * seconds).ok()?)?;
         rest = &rest[end + 1..];
     }
-    (text.len() > 2).then_some(total)
+    Some(total)
 }
 
 /// Sends events.
@@ -304,7 +308,9 @@ mod tests {
     #[test]
     fn durations() {
         assert_eq!(iso_duration("PT1M0.5S"), Some(Duration::from_millis(60_500)));
-        for wrong in ["", "PT", "1S", "PT1X", "PTS"] {
+        assert_eq!(iso_duration("P1DT1H"), Some(Duration::from_secs(25 * 3600)));
+        let huge = "PT18000000000000000000S18000000000000000000S";
+        for wrong in ["", "P", "PT", "1S", "PT1X", "PTS", "P1H", "PT1D", "PT-1S", huge] {
             assert_eq!(iso_duration(wrong), None, "{wrong}");
         }
     }

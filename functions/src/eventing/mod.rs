@@ -9,6 +9,7 @@ mod deliver;
 mod event;
 mod ping;
 mod status;
+mod under_way;
 
 use std::sync::Arc;
 
@@ -26,12 +27,13 @@ use kube::{
     },
 };
 use serde_json::{Value, json};
-use tokio::sync::{Notify, Semaphore};
+use tokio::sync::Notify;
 
 pub(crate) use self::deliver::Sender;
 use self::{
     deliver::{Delivery, Outcome, Sink},
     event::{Event, answer, gather, wants},
+    under_way::UnderWay,
 };
 use crate::{executor::Body, gateway::Ingress, names::CLUSTER_DOMAIN, schema};
 
@@ -41,6 +43,8 @@ const GROUP: &str = "eventing.knative.dev";
 const SOURCES: &str = "sources.knative.dev";
 /// Events under way at a time; further ones are refused with "try again".
 const MAX_UNDER_WAY: usize = 1_000;
+/// Those of one broker or source that there is room for even if others have many.
+const SHARE: usize = MAX_UNDER_WAY / 8;
 /// Largest event, in bytes.
 const MAX_EVENT: usize = 1 << 20;
 /// How often an event may come back to its broker as a reply.
@@ -157,7 +161,7 @@ pub(crate) struct Eventing {
     triggers: Objects,
     pings: Objects,
     api_sources: Objects,
-    under_way: Arc<Semaphore>,
+    under_way: UnderWay,
     changed: Notify,
 }
 
@@ -178,7 +182,7 @@ impl Eventing {
             triggers,
             pings,
             api_sources,
-            under_way: Arc::new(Semaphore::new(MAX_UNDER_WAY)),
+            under_way: UnderWay::new(MAX_UNDER_WAY, SHARE),
             changed: Notify::new(),
         });
         let writers = [("Broker", one), ("Trigger", two), ("PingSource", three), ("ApiServerSource", four)];
@@ -230,11 +234,11 @@ impl Eventing {
             return answer(StatusCode::ACCEPTED, "");
         }
         event.attributes.insert(TTL.into(), (hops - 1).to_string());
-        let Ok(permit) = self.under_way.clone().try_acquire_owned() else {
-            return answer(StatusCode::SERVICE_UNAVAILABLE, "too many events are under way\n");
-        };
         let namespace = broker.metadata.namespace.clone().unwrap_or_default();
         let name = broker.metadata.name.clone().unwrap_or_default();
+        let Some(room) = self.under_way.take(&format!("Broker {namespace}/{name}")) else {
+            return answer(StatusCode::SERVICE_UNAVAILABLE, "too many events are under way\n");
+        };
         let defaults = broker.data["spec"]["delivery"].clone();
         let (this, url) = (self.clone(), broker_url(&namespace, &name));
         tokio::spawn(async move {
@@ -242,7 +246,7 @@ impl Eventing {
             let sent = subscribed.iter().map(|(sink, delivery)| this.sender.deliver(&event, sink, delivery));
             let replies = join_all(sent).await;
             let broker = Sink::Uri(url);
-            drop(permit);
+            drop(room);
             for reply in replies {
                 if let Outcome::Replied(mut reply) = reply {
                     reply.attributes.insert(TTL.into(), (hops - 1).to_string());
@@ -294,7 +298,8 @@ impl Eventing {
                 event.attributes.insert(key.to_lowercase(), value.into());
             }
         }
-        let Ok(permit) = self.under_way.clone().try_acquire_owned() else {
+        let name = source.metadata.name.as_deref().unwrap_or_default();
+        let Some(room) = self.under_way.take(&format!("source {namespace}/{name}")) else {
             tracing::warn!(sink = sink.url(), "an event was lost: too many are under way");
             return;
         };
@@ -302,7 +307,7 @@ impl Eventing {
         tokio::spawn(async move {
             let delivery = Delivery::read(&Value::Null, &Value::Null, &namespace);
             this.sender.deliver(&event, &sink, &delivery).await;
-            drop(permit);
+            drop(room);
         });
     }
 }

@@ -22,7 +22,10 @@ use wasmk_api::{
 use crate::{
     conditions::{State, only},
     context::{Context, Error, controlled_by, failed, owner},
-    defaults, gc, names,
+    defaults,
+    fleet::Key,
+    gc, names,
+    references::What,
 };
 
 /// Until revisions that nobody needs are looked at again.
@@ -65,10 +68,12 @@ pub(crate) async fn reconcile(configuration: Arc<Configuration>, cx: Arc<Context
 
 /// Notes in each revision which routes lead to it.
 async fn mark(cx: &Context, namespace: &str, revisions: &[Revision], latest: &str) -> Result<(), Error> {
-    let routes = cx.routes.state();
+    // A revision that routes lead to must not be taken for one that none does.
+    cx.references.primed().await;
     for revision in revisions {
-        let here = routes.iter().filter(|r| r.namespace().as_deref() == Some(namespace)).map(|r| &**r);
-        let routing = gc::routing(revision, revision.name_any() == latest, here);
+        let name = revision.name_any();
+        let routes = cx.references.of(What::Revision, &Key::new(namespace, &*name));
+        let routing = gc::routing(revision, name == latest, routes.iter().map(|r| &**r));
         if let Some(metadata) = routing.patch(revision, cx.now()) {
             cx.annotate(revision, metadata).await?;
         }

@@ -16,10 +16,10 @@ use serde_json::{Value, json};
 use thiserror::Error;
 use wasmk_api::{
     Timestamp,
-    knative::{DomainMapping, Revision, Route},
+    knative::{DomainMapping, Revision},
 };
 
-use crate::{config::Live, executor::Executor, fleet::Fleet};
+use crate::{config::Live, executor::Executor, fleet::Fleet, references::References};
 
 /// Who owns the fields that these controllers write.
 pub(crate) const MANAGER: &str = "knative-serving";
@@ -51,8 +51,8 @@ pub(crate) struct Context {
     pub client: Client,
     /// The settings.
     pub live: Live,
-    /// The routes there are.
-    pub routes: Store<Route>,
+    /// The routes there are, by what they lead to.
+    pub references: References,
     /// The revisions there are.
     pub revisions: Store<Revision>,
     /// The domain mappings there are.

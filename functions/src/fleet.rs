@@ -8,15 +8,18 @@ use std::{
     net::SocketAddr,
     sync::{
         Arc,
-        atomic::{AtomicBool, AtomicI32, AtomicI64, AtomicU32, AtomicU64, Ordering::Relaxed},
+        atomic::{
+            AtomicBool, AtomicI32, AtomicI64, AtomicU32, AtomicU64,
+            Ordering::{AcqRel, Relaxed},
+        },
     },
     time::Duration,
 };
 
 use arc_swap::{ArcSwap, ArcSwapOption};
-use parking_lot::RwLock;
+use parking_lot::{Mutex, RwLock};
 use tokio::{
-    sync::{Notify, watch},
+    sync::{Notify, Semaphore, watch},
     time::{Instant, timeout},
 };
 
@@ -85,6 +88,8 @@ pub struct Member {
     pub(crate) backends: watch::Sender<Arc<[Arc<Backend>]>>,
     /// Told when a pod has room again.
     pub(crate) freed: Notify,
+    /// Held by the first of the requests that wait for a pod; the others wait for it in their order.
+    pub(crate) first: tokio::sync::Mutex<()>,
     /// How busy it is.
     pub activity: Activity,
     /// Pods asked for; below zero before anyone has looked.
@@ -94,6 +99,8 @@ pub struct Member {
     /// How long fetching and compiling took when it was made ready, in microseconds.
     pub prepared_micros: AtomicU64,
     gone: AtomicBool,
+    /// Whether it is among those the autoscaler is to look at.
+    noted: AtomicBool,
 }
 
 /// A pod that is ready, with the requests it has.
@@ -120,11 +127,13 @@ impl Member {
             in_place: ArcSwapOption::empty(),
             backends: watch::Sender::new(Arc::from([])),
             freed: Notify::new(),
+            first: tokio::sync::Mutex::default(),
             activity: Activity::default(),
             replicas: AtomicI32::new(-1),
             waiting: AtomicI64::new(0),
             prepared_micros: AtomicU64::new(0),
             gone: AtomicBool::new(false),
+            noted: AtomicBool::new(false),
         }
     }
 
@@ -133,11 +142,13 @@ impl Member {
         self.limits.load()
     }
 
-    /// Gives it other limits, when settings have changed.
-    pub fn set_limits(&self, limits: Limits) {
-        if **self.limits.load() != limits {
+    /// Gives it other limits, when settings have changed; whether they are others.
+    fn set_limits(&self, limits: Limits) -> bool {
+        let others = **self.limits.load() != limits;
+        if others {
             self.limits.store(Arc::new(limits));
         }
+        others
     }
 
     /// How to answer in place; nothing while it needs pods.
@@ -215,12 +226,29 @@ impl Drop for InFlight {
     }
 }
 
+/// Requests that wait for members nobody knows yet; more are told at once that there is none.
+const MAX_UNKNOWN: usize = 10_000;
+
+/// Room for those requests.
+struct Unknown(Semaphore);
+
+impl Default for Unknown {
+    fn default() -> Self {
+        Self(Semaphore::new(MAX_UNKNOWN))
+    }
+}
+
 /// All members.
 #[derive(Default)]
 pub struct Fleet {
     members: RwLock<HashMap<Key, Arc<Member>>>,
-    /// Told when a member that was idle gets a request.
-    pub woken: Notify,
+    /// Members that the autoscaler is to look at, each once.
+    noted: Mutex<Vec<Arc<Member>>>,
+    /// Told when there is one.
+    pub(crate) woken: Notify,
+    /// Members whose pods nobody has told them yet.
+    fresh: Mutex<Vec<Key>>,
+    unknown: Unknown,
     /// Marked when members come or go.
     pub changed: watch::Sender<()>,
 }
@@ -233,6 +261,7 @@ impl Fleet {
 
     /// The member of that name, waiting for it as long as `patience` while there is none.
     pub async fn wait(&self, key: &Key, patience: Duration) -> Option<Arc<Member>> {
+        let _room = self.unknown.0.try_acquire().ok()?;
         let mut changes = self.changed.subscribe();
         let found = async {
             loop {
@@ -250,15 +279,50 @@ impl Fleet {
     /// The member of that name with these limits, made if it is new.
     pub fn member(&self, key: &Key, limits: Limits) -> Arc<Member> {
         if let Some(member) = self.get(key) {
-            member.set_limits(limits);
+            if member.set_limits(limits) {
+                self.note(&member);
+            }
             return member;
         }
         let mut members = self.members.write();
         let member = members.entry(key.clone()).or_insert_with(|| Arc::new(Member::new(key.clone(), limits)));
         let member = member.clone();
         drop(members);
+        self.fresh.lock().push(key.clone());
+        self.note(&member);
         self.changed.send_replace(());
         member
+    }
+
+    /// The members that have come since this was last asked.
+    pub(crate) fn take_fresh(&self) -> Vec<Key> {
+        std::mem::take(&mut *self.fresh.lock())
+    }
+
+    /// Takes in how many pods a member is to have by its deployment.
+    pub fn set_replicas(&self, member: &Arc<Member>, replicas: i32) {
+        if member.replicas.swap(replicas, Relaxed) != replicas {
+            self.note(member);
+        }
+    }
+
+    /// Lets the autoscaler look at a member.
+    fn note(&self, member: &Arc<Member>) {
+        // Seen together with what it is noted for by who takes it: see `take_noted`.
+        if !member.noted.swap(true, AcqRel) {
+            self.noted.lock().push(member.clone());
+            self.woken.notify_one();
+        }
+    }
+
+    /// The members that have come, gone or changed, or had none of their pods left when a request came,
+    /// since this was last asked.
+    pub(crate) fn take_noted(&self) -> Vec<Arc<Member>> {
+        let noted = std::mem::take(&mut *self.noted.lock());
+        for member in &noted {
+            member.noted.swap(false, AcqRel);
+        }
+        noted
     }
 
     /// All members, in no order.
@@ -268,17 +332,17 @@ impl Fleet {
 
     /// Forgets members that `keep` refuses, and returns them.
     pub fn retain(&self, keep: impl Fn(&Key) -> bool) -> Vec<Arc<Member>> {
-        let mut members = self.members.write();
-        let gone: Vec<_> = members.values().filter(|m| !keep(&m.key)).cloned().collect();
-        for member in &gone {
-            member.gone.store(true, Relaxed);
-            members.remove(&member.key);
-        }
-        drop(members);
-        if !gone.is_empty() {
-            self.changed.send_replace(());
-        }
-        gone
+        let keys: Vec<Key> = self.members.read().keys().filter(|key| !keep(key)).cloned().collect();
+        keys.iter().filter_map(|key| self.remove(key)).collect()
+    }
+
+    /// Forgets one member, and returns it.
+    pub fn remove(&self, key: &Key) -> Option<Arc<Member>> {
+        let member = self.members.write().remove(key)?;
+        member.gone.store(true, Relaxed);
+        self.note(&member);
+        self.changed.send_replace(());
+        Some(member)
     }
 
     /// Counts a request of a member, which came at `since`, until the returned value is dropped.
@@ -286,8 +350,37 @@ impl Fleet {
         let before = member.activity.in_flight.fetch_add(1, Relaxed);
         member.activity.started.fetch_add(1, Relaxed);
         if before == 0 && member.replicas.load(Relaxed) <= 0 {
-            self.woken.notify_one();
+            self.note(member);
         }
         InFlight { member: member.clone(), since }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_who_changed_or_woke_is_to_be_looked_at() {
+        let fleet = Fleet::default();
+        let noted = || fleet.take_noted().iter().map(|m| m.key.name.clone()).collect::<Vec<_>>();
+        let make = |name: &str, limits: Limits| fleet.member(&Key::new("default", name), limits);
+        let (a, b) = (make("a", Limits::default()), make("b", Limits::default()));
+        assert_eq!(noted(), ["a", "b"]);
+        fleet.set_replicas(&a, 0);
+        fleet.set_replicas(&b, 2);
+        assert_eq!(noted(), ["a", "b"]);
+        fleet.set_replicas(&a, 0);
+        make("b", Limits::default());
+        assert!(noted().is_empty(), "nothing has changed");
+        let requests = [&a, &a, &b].map(|member| fleet.begin(member, Instant::now()));
+        assert_eq!(noted(), ["a"], "once, and not one that has pods");
+        drop(requests);
+        make("b", Limits { concurrency: 1, ..Limits::default() });
+        assert_eq!(noted(), ["b"]);
+        assert!(fleet.remove(&a.key).is_some_and(|a| a.is_gone()) && fleet.remove(&a.key).is_none());
+        assert_eq!(noted(), ["a"]);
+        assert_eq!(fleet.retain(|_| false).len(), 1);
+        assert_eq!(noted(), ["b"]);
     }
 }

@@ -23,6 +23,7 @@ mod fleet;
 mod gateway;
 mod gc;
 mod names;
+mod references;
 mod revision;
 mod rollout;
 mod route;

@@ -35,7 +35,7 @@ use crate::{
     context::{Context, Error, failed, owner},
     defaults,
     executor::{Function, Refused},
-    fleet::{Key, Limits, Member},
+    fleet::{Key, Limits},
     names,
 };
 
@@ -80,7 +80,9 @@ pub(crate) async fn reconcile(revision: Arc<Revision>, cx: Arc<Context>) -> Resu
             cx.create(&namespace, &deployment(&revision, &way, &limits, config.progress_deadline)).await?
         }
     };
-    adopt_scale(&member, &deployment);
+    if let Some(replicas) = deployment.spec.as_ref().and_then(|s| s.replicas) {
+        cx.fleet.set_replicas(&member, replicas);
+    }
     if limits.bounds.class == Class::Hpa && !matches!(way, Way::Broken(..)) {
         let found = cx.find::<HorizontalPodAutoscaler>(&namespace, &name).await?;
         cx.ensure(&namespace, found, horizontal(&revision, &limits.bounds)).await?;
@@ -104,12 +106,6 @@ pub(crate) enum Way {
     Pods,
     /// Not at all: reason and message.
     Broken(String, String),
-}
-
-/// The first look at a deployment tells the autoscaler where it stands.
-fn adopt_scale(member: &Member, deployment: &Deployment) {
-    let Some(replicas) = deployment.spec.as_ref().and_then(|s| s.replicas) else { return };
-    member.replicas.store(replicas, Relaxed);
 }
 
 async fn pods(cx: &Context, namespace: &str, revision: &str) -> Result<Vec<Pod>, Error> {

@@ -29,6 +29,7 @@ pub(crate) async fn reconcile(route: Arc<Route>, cx: Arc<Context>) -> Result<Act
         return Ok(Action::await_change());
     }
     let namespace = route.namespace().unwrap_or_default();
+    cx.references.note(&route, &[], []);
     let mut known = Known::default();
     for target in &route.spec.traffic {
         if let Some(name) = &target.configuration_name {
@@ -44,6 +45,7 @@ pub(crate) async fn reconcile(route: Arc<Route>, cx: Arc<Context>) -> Result<Act
     let span = rollout_span(&route, &config);
     let before = route.status.as_ref().map(|s| s.traffic.as_slice()).unwrap_or_default();
     let rollouts = rollout::plan(&old, before, &status.traffic, span, cx.now());
+    cx.references.note(&route, &status.traffic, rollouts.revisions());
     if !rollouts.is_empty() {
         under_way(&route, &mut status, cx.now());
     }

@@ -177,6 +177,8 @@ fn objects(running: &Running, ca: &str) -> Vec<Value> {
                 {"apiGroups": [""], "resources": ["services"], "verbs": ["get"]},
                 {"apiGroups": ["autoscaling"], "resources": ["horizontalpodautoscalers"], "verbs": ["*"]},
                 {"apiGroups": [""], "resources": ["pods", "configmaps"], "verbs": ["get", "list", "watch"]},
+                // Who is inside the cluster: hosts that only the cluster is to reach are answered to nobody else.
+                {"apiGroups": [""], "resources": ["nodes"], "verbs": ["list"]},
                 {"apiGroups": [""], "resources": ["events"], "verbs": ["create", "patch"]},
             ]),
         ),

@@ -1,20 +1,26 @@
 //! How many pods each revision should have, by Knative's pod autoscaler rules.
 //!
 //! [`decide()`] is a pure function of a window of samples. Around it, [`run`] sleeps while every
-//! revision is at rest, samples each second while one is not, and asks for pods by writing the
-//! revision's Deployment. A Wasm revision's pods account for work that is done in place: the
-//! number is written after the first byte, never before.
+//! revision is at rest, samples each second those that are not, and asks for pods by writing the
+//! revision's Deployment, many at a time and without waiting for one before it looks on. A Wasm
+//! revision's pods account for work that is done in place: the number is written after the first
+//! byte, never before.
 
 mod bounds;
 mod decide;
 mod hpa;
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, HashMap, HashSet},
     sync::{Arc, atomic::Ordering::Relaxed},
     time::Duration,
 };
 
+use futures::{
+    StreamExt,
+    future::{BoxFuture, FutureExt},
+    stream::FuturesUnordered,
+};
 use k8s_openapi::api::apps::v1::Deployment;
 use kube::{
     Api, Client,
@@ -35,29 +41,50 @@ use crate::{
 
 /// Between two samples.
 const TICK: Duration = Duration::from_secs(1);
+/// Deployments written at a time.
+const WRITES: usize = 16;
+/// Longest time for one of them.
+const WRITE_LIMIT: Duration = Duration::from_secs(5);
 
 /// Scales every member of the fleet until told to stop.
 pub(crate) async fn run(client: Client, fleet: Arc<Fleet>, stop: CancellationToken) {
-    let mut scaler = Scaler { client, begun: Instant::now(), seen: HashMap::new() };
-    let mut changed = fleet.changed.subscribe();
+    let mut scaler = Scaler::new(client);
     let mut ticks = interval(TICK);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
-        let work = scaler.pass(&fleet).await;
         tokio::select! {
             () = stop.cancelled() => return,
-            () = fleet.woken.notified() => {}
-            _ = ticks.tick(), if work => {}
             // Members that appear with pods, or with a minimum, are looked at without a request.
-            _ = changed.changed() => {}
+            () = fleet.woken.notified() => scaler.look_at(fleet.take_noted()),
+            _ = ticks.tick(), if !scaler.active.is_empty() => {
+                let all = scaler.active.values().cloned().collect();
+                scaler.look_at(all);
+            }
+            Some(written) = scaler.writes.next() => scaler.written(written),
         }
+        scaler.write();
     }
 }
 
 struct Scaler {
     client: Client,
     begun: Instant,
+    /// Members that are busy or have pods.
+    active: HashMap<Key, Arc<Member>>,
+    /// What is known of those that are active, or have been.
     seen: HashMap<Key, Seen>,
+    /// Numbers to be written; those of members without pods, for which requests may wait, first.
+    pending: BTreeMap<(bool, Key), (Arc<Member>, i32)>,
+    /// Members whose number is being written.
+    writing: HashSet<Key>,
+    writes: FuturesUnordered<BoxFuture<'static, Written>>,
+}
+
+/// A number of pods that was to be written, and what came of it.
+struct Written {
+    member: Arc<Member>,
+    pods: i32,
+    outcome: Result<(), String>,
 }
 
 #[derive(Default)]
@@ -70,37 +97,41 @@ struct Seen {
 }
 
 impl Scaler {
-    /// Looks at every member that is busy or has pods; says whether there is one.
-    async fn pass(&mut self, fleet: &Fleet) -> bool {
+    fn new(client: Client) -> Self {
+        Self {
+            client,
+            begun: Instant::now(),
+            active: HashMap::new(),
+            seen: HashMap::new(),
+            pending: BTreeMap::new(),
+            writing: HashSet::new(),
+            writes: FuturesUnordered::new(),
+        }
+    }
+
+    /// Decides how many pods these members should have; notes the numbers that differ.
+    fn look_at(&mut self, members: Vec<Arc<Member>>) {
         let now = self.begun.elapsed();
-        let mut work = false;
-        self.seen.retain(|key, _| fleet.get(key).is_some());
-        let mut changes: BTreeMap<Key, (Arc<Member>, i32)> = BTreeMap::new();
-        for member in fleet.all() {
+        for member in members {
+            for busy in [false, true] {
+                self.pending.remove(&(busy, member.key.clone()));
+            }
             let pods = member.replicas.load(Relaxed);
             let bounds = &member.limits().bounds;
-            if pods < 0 || bounds.class != Class::Kpa || self.rests(&member, pods, bounds) {
-                continue;
-            }
-            work = true;
-            let seen = self.seen.entry(member.key.clone()).or_insert_with(|| first_look(now));
-            let wanted = look(seen, &member, pods, now, bounds);
-            if wanted != pods {
-                changes.insert(member.key.clone(), (member, wanted));
+            if member.is_gone() {
+                self.active.remove(&member.key);
+                self.seen.remove(&member.key);
+            } else if pods < 0 || bounds.class != Class::Kpa || self.rests(&member, pods, bounds) {
+                self.active.remove(&member.key);
+            } else {
+                let seen = self.seen.entry(member.key.clone()).or_insert_with(|| first_look(now));
+                let wanted = look(seen, &member, pods, now, bounds);
+                if wanted != pods {
+                    self.pending.insert((pods > 0, member.key.clone()), (member.clone(), wanted));
+                }
+                self.active.insert(member.key.clone(), member.clone());
             }
         }
-        for (key, (member, wanted)) in changes {
-            match timeout(Duration::from_secs(5), self.write(&key, wanted)).await {
-                Ok(Ok(())) => member.replicas.store(wanted, Relaxed),
-                Ok(Err(e)) => {
-                    warn!(revision = %key, error = %e, "cannot scale to {wanted}; the next pass tries again")
-                }
-                Err(_) => {
-                    warn!(revision = %key, "scaling to {wanted} took too long; the next pass tries again")
-                }
-            }
-        }
-        work
     }
 
     /// Whether a member has neither pods nor requests, nor has had any since the last look.
@@ -114,15 +145,42 @@ impl Scaler {
         rests
     }
 
-    async fn write(&self, key: &Key, replicas: i32) -> kube::Result<()> {
-        let api: Api<Deployment> = Api::namespaced(self.client.clone(), &key.namespace);
-        let patch = Patch::Merge(json!({"spec": {"replicas": replicas}}));
-        match api.patch(&names::deployment(&key.name), &PatchParams::default(), &patch).await {
-            // The revision went meanwhile, and its deployment with it.
-            Err(kube::Error::Api(status)) if status.code == 404 => Ok(()),
-            done => done.map(drop),
+    /// Begins to write what is to be written, as much as may be at a time.
+    fn write(&mut self) {
+        while self.writes.len() < WRITES {
+            let next = self.pending.keys().find(|(_, key)| !self.writing.contains(key)).cloned();
+            let Some((member, pods)) = next.and_then(|next| self.pending.remove(&next)) else { return };
+            if member.replicas.load(Relaxed) == pods {
+                continue;
+            }
+            self.writing.insert(member.key.clone());
+            self.writes.push(write(self.client.clone(), member, pods).boxed());
         }
     }
+
+    /// What failed is decided anew with the next look.
+    fn written(&mut self, Written { member, pods, outcome }: Written) {
+        self.writing.remove(&member.key);
+        match outcome {
+            Ok(()) => member.replicas.store(pods, Relaxed),
+            Err(why) => {
+                warn!(revision = %member.key, "cannot scale to {pods}; it is tried again: {why}");
+            }
+        }
+    }
+}
+
+async fn write(client: Client, member: Arc<Member>, pods: i32) -> Written {
+    let api: Api<Deployment> = Api::namespaced(client, &member.key.namespace);
+    let (name, params) = (names::deployment(&member.key.name), PatchParams::default());
+    let patch = Patch::Merge(json!({"spec": {"replicas": pods}}));
+    let outcome = match timeout(WRITE_LIMIT, api.patch(&name, &params, &patch)).await {
+        // The revision went meanwhile, and its deployment with it.
+        Ok(Err(kube::Error::Api(status))) if status.code == 404 => Ok(()),
+        Ok(done) => done.map(drop).map_err(|e| e.to_string()),
+        Err(_) => Err("it took too long".into()),
+    };
+    Written { member, pods, outcome }
 }
 
 /// A member seen for the first time counts as busy now: pods left from an earlier life go in due time.
@@ -151,4 +209,64 @@ fn look(seen: &mut Seen, member: &Member, pods: i32, now: Duration, bounds: &Bou
     let ready = i32::try_from(member.backends.borrow().len()).unwrap_or(i32::MAX);
     seen.started |= member.in_place().is_some() || ready >= bounds.initial;
     if seen.started { wanted } else { wanted.max(bounds.clamp(f64::from(bounds.initial))) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fleet::Limits;
+
+    /// An API that takes writes and never answers.
+    fn silent() -> Client {
+        let service = tower::service_fn(|_: http::Request<kube::client::Body>| {
+            std::future::pending::<Result<http::Response<kube::client::Body>, std::io::Error>>()
+        });
+        Client::new(service, "default")
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn writes_that_hang_hold_up_nothing_else() {
+        let (fleet, mut scaler) = (Fleet::default(), Scaler::new(silent()));
+        let members: Vec<_> = (0..WRITES + 5)
+            .map(|n| fleet.member(&Key::new("default", format!("f{n:02}")), Limits::default()))
+            .collect();
+        members.iter().for_each(|member| fleet.set_replicas(member, 0));
+        scaler.look_at(fleet.take_noted());
+        assert!(scaler.active.is_empty() && scaler.pending.is_empty(), "they rest");
+        let requests: Vec<_> = members.iter().map(|member| fleet.begin(member, Instant::now())).collect();
+        scaler.look_at(fleet.take_noted());
+        scaler.write();
+        assert_eq!((scaler.writes.len(), scaler.pending.len()), (WRITES, 5));
+        // Looked at again, those under way are not written a second time.
+        let all = scaler.active.values().cloned().collect();
+        scaler.look_at(all);
+        scaler.write();
+        assert_eq!(scaler.writes.len(), WRITES);
+        let failed = scaler.writes.next().await.unwrap();
+        assert_eq!(failed.outcome, Err("it took too long".into()));
+        scaler.written(failed);
+        scaler.write();
+        assert_eq!((scaler.writes.len(), scaler.writing.len()), (WRITES, WRITES));
+        drop(requests);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn only_members_that_are_busy_are_looked_at() {
+        let (fleet, mut scaler) = (Fleet::default(), Scaler::new(silent()));
+        let make = |name: &str, pods: i32| {
+            let member = fleet.member(&Key::new("default", name), Limits::default());
+            fleet.set_replicas(&member, pods);
+            member
+        };
+        let (idle, busy) = (make("idle", 0), make("busy", 1));
+        scaler.look_at(fleet.take_noted());
+        assert_eq!(scaler.active.keys().collect::<Vec<_>>(), [&busy.key]);
+        fleet.begin(&idle, Instant::now());
+        scaler.look_at(fleet.take_noted());
+        assert_eq!(scaler.active.len(), 2, "a request that has ended is work as well");
+        fleet.retain(|key| *key == idle.key);
+        scaler.look_at(fleet.take_noted());
+        assert_eq!(scaler.active.keys().collect::<Vec<_>>(), [&idle.key]);
+        assert_eq!(scaler.seen.len(), 1);
+    }
 }

@@ -5,11 +5,13 @@
 //! Nothing here writes to the API.
 
 mod body;
+mod inside;
 mod pods;
 mod table;
 mod turns;
 
 use std::{
+    borrow::Cow,
     convert::Infallible,
     future::poll_fn,
     net::SocketAddr,
@@ -41,7 +43,12 @@ pub use self::{
     body::Answer,
     table::{Claim, Site, Source, Table, Target},
 };
-use self::{body::Held, pods::Way, turns::Turns};
+use self::{
+    body::Held,
+    inside::{Inside, is_here, is_inner},
+    pods::Way,
+    turns::Turns,
+};
 use crate::{
     config::Live,
     eventing::is_ingress,
@@ -76,6 +83,7 @@ pub struct Gateway {
     proxy: pods::Proxy,
     turns: Turns,
     ingress: OnceLock<Arc<dyn Ingress>>,
+    inside: OnceLock<Inside>,
 }
 
 /// Takes events for brokers, at a host of their own.
@@ -90,11 +98,14 @@ pub(crate) trait Ingress: Send + Sync {
 pub struct Peer {
     address: SocketAddr,
     header: Option<HeaderValue>,
+    /// On this machine.
+    here: bool,
 }
 
 impl From<SocketAddr> for Peer {
     fn from(address: SocketAddr) -> Self {
-        Self { address, header: HeaderValue::from_str(&address.ip().to_string()).ok() }
+        let header = HeaderValue::from_str(&address.ip().to_string()).ok();
+        Self { address, header, here: is_here(address) }
     }
 }
 
@@ -123,6 +134,7 @@ impl Gateway {
             proxy: pods::Proxy::new(),
             turns: Turns::new(MAX_IN_PLACE),
             ingress: OnceLock::new(),
+            inside: OnceLock::new(),
         }
     }
 
@@ -132,12 +144,15 @@ impl Gateway {
         let permits = Arc::new(Semaphore::new(MAX_CONNECTIONS));
         let graceful = GracefulShutdown::new();
         loop {
-            let Ok(permit) = permits.clone().acquire_owned().await else { return };
+            let accepted = async {
+                let permit = permits.clone().acquire_owned().await.map_err(std::io::Error::other)?;
+                Ok::<_, std::io::Error>((listener.accept().await?, permit))
+            };
             let accepted = tokio::select! {
                 () = stop.cancelled() => break,
-                accepted = listener.accept() => accepted,
+                accepted = accepted => accepted,
             };
-            let Ok((stream, address)) = accepted else {
+            let Ok(((stream, address), permit)) = accepted else {
                 // Out of descriptors, most likely: let some connections end first.
                 tokio::time::sleep(Duration::from_millis(20)).await;
                 continue;
@@ -180,9 +195,28 @@ impl Gateway {
         let _ = self.ingress.set(ingress);
     }
 
+    /// Says by which API it is found out who is inside the cluster; until then it is this machine alone.
+    pub(crate) fn set_inside(&self, client: kube::Client) {
+        let _ = self.inside.set(Inside::new(client));
+    }
+
+    /// Whether a peer that is not on this machine belongs to the cluster.
+    async fn is_inside(&self, peer: &Peer) -> bool {
+        match self.inside.get() {
+            Some(inside) => inside.has(peer.address.ip()).await,
+            None => false,
+        }
+    }
+
     /// Answers one request.
     pub async fn route(&self, request: Request<Body>, peer: &Peer) -> Response<Answer> {
         let begun = Instant::now();
+        if !peer.here
+            && let Some(host) = inner_host(&request)
+            && !self.is_inside(peer).await
+        {
+            return Refusal::Unknown(host).response(None);
+        }
         let log =
             self.live.peek().request_log.then(|| format!("{} {}", request.method(), request.uri().path()));
         let answered = match self.find(&request) {
@@ -211,13 +245,7 @@ impl Gateway {
 
     /// The revision a request is for; its key where it is not known yet.
     fn find(&self, request: &Request<Body>) -> Result<Result<Arc<Member>, Key>, Refusal> {
-        let host = match request.uri().authority() {
-            Some(authority) => authority.as_str(),
-            None => {
-                request.headers().get(header::HOST).and_then(|h| h.to_str().ok()).ok_or(Refusal::NoHost)?
-            }
-        };
-        let host = request_host(host);
+        let host = request_host(host_of(request).ok_or(Refusal::NoHost)?);
         let site = self.table.find(&host).ok_or_else(|| Refusal::Unknown(host.to_string()))?;
         let tagged = request.headers().get(&TAG).and_then(|tag| tag.to_str().ok());
         let tagged = tagged.filter(|_| self.live.peek().features.has("tag-header-based-routing"));
@@ -279,6 +307,17 @@ async fn within<W: Future>(limit: Instant, work: W) -> Option<W::Output> {
         Poll::Ready(output) => Some(output),
         Poll::Pending => timeout_at(limit, work).await.ok(),
     }
+}
+
+/// The host that a request is for, as it says.
+fn host_of<B>(request: &Request<B>) -> Option<&str> {
+    let named = || request.headers().get(header::HOST).and_then(|h| h.to_str().ok());
+    request.uri().authority().map(|a| a.as_str()).or_else(named)
+}
+
+/// The host that a request is for, if only the cluster is to reach it.
+fn inner_host<B>(request: &Request<B>) -> Option<String> {
+    host_of(request).map(request_host).filter(|host| is_inner(host)).map(Cow::into_owned)
 }
 
 /// Says in the answer how long its parts took, for those who asked.

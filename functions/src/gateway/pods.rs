@@ -3,14 +3,15 @@
 use std::{
     sync::{
         Arc,
-        atomic::{AtomicUsize, Ordering::Relaxed},
+        atomic::{
+            AtomicUsize,
+            Ordering::{Relaxed, SeqCst},
+        },
     },
     time::Duration,
 };
 
-use http::{
-    HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Uri, Version, header, request::Parts,
-};
+use http::{HeaderValue, Method, Request, Response, StatusCode, Uri, Version, header, request::Parts};
 use http_body_util::BodyExt;
 use hyper::upgrade::OnUpgrade;
 use hyper_util::{
@@ -18,6 +19,7 @@ use hyper_util::{
     rt::{TokioExecutor, TokioIo, TokioTimer},
 };
 use tokio::time::{Instant, timeout_at};
+use wasmk_api::http::{strip_hop_by_hop, strip_request, wants_upgrade};
 
 use super::{
     Refusal,
@@ -38,9 +40,6 @@ const IDLE_CONNECTIONS: usize = 64;
 const ATTEMPTS: usize = 8;
 /// Pause before a request is tried again.
 const BETWEEN: Duration = Duration::from_millis(20);
-/// Headers that concern one connection only (RFC 9110, 7.6.1), beside `TE`.
-const HOP_BY_HOP: [header::HeaderName; 4] =
-    [header::CONNECTION, header::TRAILER, header::TRANSFER_ENCODING, header::PROXY_AUTHORIZATION];
 
 /// Passes requests on to pods.
 pub(super) struct Proxy {
@@ -65,8 +64,9 @@ pub(super) struct Slot {
 
 impl Drop for Slot {
     fn drop(&mut self) {
-        self.backend.in_flight.fetch_sub(1, Relaxed);
-        if self.member.waiting.load(Relaxed) > 0 {
+        // Either this sees the one that waits, or that one sees the room: hence the strict order.
+        self.backend.in_flight.fetch_sub(1, SeqCst);
+        if self.member.waiting.load(SeqCst) > 0 {
             self.member.freed.notify_one();
         }
     }
@@ -87,12 +87,24 @@ impl Proxy {
         Self { http1: client(false), http2: client(true), turn: AtomicUsize::new(0) }
     }
 
-    /// Where a member's next request can go: at once, or when a pod is ready and has room.
+    /// Where a member's next request can go: at once, or when a pod is ready and has room. First come, first
+    /// served: nobody overtakes those that wait.
     pub(super) async fn way(&self, member: &Arc<Member>, deadline: Instant) -> Result<Way, Refusal> {
-        if let Some(way) = self.now(member) {
+        if let Some(prepared) = &*member.in_place() {
+            return Ok(Way::InPlace(prepared.clone()));
+        }
+        if member.waiting.load(Relaxed) == 0
+            && let Some(way) = self.now(member)
+        {
             return Ok(way);
         }
         let _place = Place::take(member).ok_or(Refusal::QueueFull)?;
+        timeout_at(deadline, self.in_turn(member)).await.unwrap_or(Err(Refusal::NoPod))
+    }
+
+    /// The way of a request that had to wait, when its turn has come.
+    async fn in_turn(&self, member: &Arc<Member>) -> Result<Way, Refusal> {
+        let _first = member.first.lock().await;
         let mut changes = member.backends.subscribe();
         loop {
             // Asked for before looking, so that no change in between is missed.
@@ -104,7 +116,6 @@ impl Proxy {
                 return Ok(way);
             }
             tokio::select! {
-                () = tokio::time::sleep_until(deadline) => return Err(Refusal::NoPod),
                 () = freed => {}
                 _ = changes.changed() => {}
             }
@@ -127,7 +138,7 @@ impl Proxy {
             if most > 0 { order.collect() } else { order.take(2).collect() };
         candidates.sort_by_key(|b| b.in_flight.load(Relaxed));
         let backend = candidates.into_iter().find(|b| {
-            let before = b.in_flight.fetch_add(1, Relaxed);
+            let before = b.in_flight.fetch_add(1, SeqCst);
             let room = most == 0 || before < most;
             if !room {
                 b.in_flight.fetch_sub(1, Relaxed);
@@ -147,7 +158,9 @@ impl Proxy {
         deadline: Instant,
     ) -> Result<Response<Body>, Refusal> {
         let (mut parts, mut body) = request.into_parts();
-        let upgrade = wants_upgrade(&parts).then(|| parts.extensions.remove::<OnUpgrade>()).flatten();
+        let upgrade = wants_upgrade(parts.version, &parts.headers)
+            .then(|| parts.extensions.remove::<OnUpgrade>())
+            .flatten();
         let head_limit =
             member.limits().response_start.map_or(deadline, |span| deadline.min(Instant::now() + span));
         let h2c = member.limits().h2c;
@@ -200,18 +213,9 @@ fn answered(
             drop(held);
         });
     } else {
-        strip(response.headers_mut());
+        strip_hop_by_hop(response.headers_mut());
     }
     response.map(|body| body.map_err(Into::into).boxed_unsync())
-}
-
-fn wants_upgrade(parts: &Parts) -> bool {
-    let token = |value: &HeaderValue| {
-        value.to_str().is_ok_and(|v| v.split(',').any(|t| t.trim().eq_ignore_ascii_case("upgrade")))
-    };
-    parts.version == Version::HTTP_11
-        && parts.headers.contains_key(header::UPGRADE)
-        && parts.headers.get_all(header::CONNECTION).iter().any(token)
 }
 
 /// A place in a member's queue, given back when dropped.
@@ -220,7 +224,7 @@ struct Place(Arc<Member>);
 impl Place {
     fn take(member: &Arc<Member>) -> Option<Self> {
         let place = Self(member.clone());
-        let before = member.waiting.fetch_add(1, Relaxed);
+        let before = member.waiting.fetch_add(1, SeqCst);
         (before < MAX_WAITING).then_some(place)
     }
 }
@@ -229,20 +233,6 @@ impl Drop for Place {
     fn drop(&mut self) {
         self.0.waiting.fetch_sub(1, Relaxed);
     }
-}
-
-/// Removes what concerned the connection a message came by.
-fn strip(headers: &mut HeaderMap) {
-    let named: Vec<header::HeaderName> = headers
-        .get_all(header::CONNECTION)
-        .iter()
-        .filter_map(|v| v.to_str().ok())
-        .flat_map(|v| v.split(','))
-        .filter_map(|name| name.trim().parse().ok())
-        .collect();
-    named.iter().chain(&HOP_BY_HOP).for_each(|name| {
-        headers.remove(name);
-    });
 }
 
 /// The request as the pod gets it: to the pod's address, with the caller's Host.
@@ -258,15 +248,9 @@ fn addressed(parts: &Parts, body: Lent, slot: &Slot, upgrade: bool, h2c: bool) -
         headers.entry(header::HOST).or_insert(HeaderValue::from_str(authority.as_str()).ok()?);
     }
     let trailers = headers.get(header::TE).is_some_and(|te| te.as_bytes().eq_ignore_ascii_case(b"trailers"));
-    let protocol = headers.remove(header::UPGRADE);
-    strip(&mut headers);
-    headers.remove(header::TE);
+    strip_request(&mut headers, upgrade);
     if trailers && h2c {
         headers.insert(header::TE, HeaderValue::from_static("trailers"));
-    }
-    if let Some(protocol) = protocol.filter(|_| upgrade) {
-        headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
-        headers.insert(header::UPGRADE, protocol);
     }
     let key = &slot.member.key;
     for (name, value) in

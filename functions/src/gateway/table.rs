@@ -125,6 +125,12 @@ impl Source {
         let (namespace, name) = (mapping.namespace().unwrap_or_default(), mapping.name_any());
         Self { kind: "DomainMapping", namespace, name }
     }
+
+    /// Whether it is the Route that a mapping leads to.
+    pub(crate) fn is_target_of(&self, mapping: &DomainMapping) -> bool {
+        let namespace = mapping.metadata.namespace.as_deref().unwrap_or("");
+        self.kind == "Route" && self.namespace == namespace && self.name == mapping.spec.reference.name
+    }
 }
 
 /// The hosts of one object, and since when it is there: of two that claim a host the first has it.

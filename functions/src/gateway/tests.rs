@@ -57,12 +57,16 @@ impl World {
     }
 
     async fn call(&self, headers: &[(&str, &str)]) -> (u16, String) {
+        self.call_from([10, 0, 0, 1], headers).await
+    }
+
+    async fn call_from(&self, address: [u8; 4], headers: &[(&str, &str)]) -> (u16, String) {
         let mut request = Request::new(full(""));
         request.headers_mut().insert("host", HeaderValue::from_static("Hello.default.example.com:80"));
         for (name, value) in headers {
             request.headers_mut().insert(HeaderName::try_from(*name).unwrap(), value.parse().unwrap());
         }
-        let peer = Peer::from(SocketAddr::from(([10, 0, 0, 1], 1)));
+        let peer = Peer::from(SocketAddr::from((address, 1)));
         let response = self.gateway.route(request, &peer).await;
         let status = response.status().as_u16();
         let body = response.into_body().collect().await.unwrap().to_bytes();
@@ -119,6 +123,27 @@ async fn what_runs_in_place_answers_and_tags_lead_to_theirs() {
 }
 
 #[tokio::test]
+async fn hosts_of_the_cluster_are_answered_inside_alone() {
+    let world = World::new();
+    world.route(json!([{"revisionName": "a", "percent": 100}]));
+    world.in_place("a");
+    struct Broker;
+    #[async_trait]
+    impl Ingress for Broker {
+        async fn receive(&self, _: Request<Body>) -> Response<Body> {
+            Response::new(full("taken"))
+        }
+    }
+    world.gateway.set_ingress(Arc::new(Broker));
+    let broker = "broker-ingress.knative-eventing.svc.cluster.local";
+    for host in ["hello.default.svc.cluster.local", "Hello.Default.svc:80", broker] {
+        assert_eq!(world.call(&[("host", host)]).await.0, 404, "{host}");
+        assert_eq!(world.call_from([127, 0, 0, 1], &[("host", host)]).await.0, 200, "{host}");
+    }
+    assert_eq!(world.call(&[]).await.0, 200, "it has a host outside, too");
+}
+
+#[tokio::test]
 async fn a_request_waits_for_a_pod_and_finds_another_when_one_is_gone() {
     let world = World::new();
     world.route(json!([{"revisionName": "a", "percent": 100}]));
@@ -163,6 +188,40 @@ async fn a_pod_with_a_limit_gets_no_more_than_that() {
         drop(first);
     });
     assert!(second.is_ok());
+}
+
+#[tokio::test(start_paused = true)]
+async fn requests_that_wait_are_served_in_their_order() {
+    let world = World::new();
+    let member = world.member("a", |limits| limits.concurrency = 1);
+    member.set_backends(vec![SocketAddr::from(([127, 0, 0, 1], 9))]);
+    let wait = |millis: u64| {
+        let (gateway, member) = (world.gateway.clone(), member.clone());
+        let deadline = Instant::now() + Duration::from_millis(millis);
+        tokio::spawn(async move { gateway.proxy.way(&member, deadline).await })
+    };
+    let first = wait(1_000).await.unwrap();
+    let mut waiting = Vec::new();
+    for before in 0..3 {
+        waiting.push(wait(60_000));
+        while member.waiting.load(SeqCst) == before {
+            tokio::task::yield_now().await;
+        }
+    }
+    drop(first);
+    // The pod is free, and the first that waits does not know it yet.
+    let newcomer = wait(10);
+    let mut waiting = waiting.into_iter();
+    let second = waiting.next().unwrap().await.unwrap();
+    assert!(matches!(second, Ok(Way::Pod(_))));
+    assert!(matches!(newcomer.await.unwrap(), Err(Refusal::NoPod)), "it came last");
+    let rest: Vec<_> = waiting.collect();
+    assert!(rest.iter().all(|way| !way.is_finished()));
+    drop(second);
+    for way in rest {
+        assert!(matches!(way.await.unwrap(), Ok(Way::Pod(_))), "each frees the pod for the next");
+    }
+    assert_eq!(member.waiting.load(SeqCst), 0);
 }
 
 #[tokio::test(start_paused = true)]

@@ -76,7 +76,7 @@ struct Hosts {
 impl Hosts {
     fn route(&mut self, event: watcher::Event<Route>) {
         for source in self.routes.take(event, Source::route) {
-            let leads = |m: &&Arc<DomainMapping>| source == target(m);
+            let leads = |m: &&Arc<DomainMapping>| source.is_target_of(m);
             self.pending.extend(self.mappings.all.values().filter(leads).map(|m| Source::mapping(m)));
             self.pending.insert(source);
         }

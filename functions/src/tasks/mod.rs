@@ -6,7 +6,7 @@ mod threads;
 
 use std::{collections::BTreeSet, io, sync::Arc, time::Duration};
 
-use futures::{Stream, StreamExt, TryStreamExt};
+use futures::{Stream, StreamExt};
 use k8s_openapi::api::{apps::v1::Deployment, core::v1::ConfigMap};
 use kube::{
     Api, Client, ResourceExt,
@@ -14,7 +14,7 @@ use kube::{
     runtime::{
         Controller, WatchStreamExt,
         controller::Action,
-        reflector::{self, ObjectRef, Store},
+        reflector::{self, ObjectRef},
         watcher,
     },
 };
@@ -23,8 +23,7 @@ use tokio::net::TcpListener;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::warn;
 use wasmk_api::knative::{
-    CONFIGURATION_LABEL, Configuration, DomainMapping, Revision, Route, SERVICE_LABEL, Service,
-    TrafficTarget, label,
+    CONFIGURATION_LABEL, Configuration, DomainMapping, Revision, Route, SERVICE_LABEL, Service, label,
 };
 
 use crate::{
@@ -37,6 +36,7 @@ use crate::{
     executor::Executor,
     fleet::{Fleet, Key},
     gateway::Gateway,
+    references::{References, What},
     revision, route, service, spin,
 };
 
@@ -81,6 +81,7 @@ impl Functions {
         all.until_stopped(pods::follow(client.clone(), all.fleet.clone()));
         all.until_stopped(maps(client.clone(), live));
         all.until_stopped(departures(client.clone(), cx));
+        all.gateway.set_inside(client.clone());
         let sender = eventing::Sender::new(all.gateway.clone(), client.clone());
         let (events, tasks) = Eventing::start(client, sender);
         all.gateway.set_ingress(Arc::new(Brokers(Arc::downgrade(&events))));
@@ -120,7 +121,7 @@ impl Functions {
         let cx = Arc::new(Context {
             client: client.clone(),
             live: live.clone(),
-            routes: routes.store(),
+            references: References::new(routes.store()),
             revisions: revisions.store(),
             mappings: mappings.store(),
             executor: settings.executor,
@@ -138,15 +139,13 @@ impl Functions {
         let revisions =
             revisions.reconcile_all_on(changes(&live)).run(revision::reconcile, retry, cx.clone());
         self.drive("revision", revisions);
-        let (by_configuration, by_revision) = (routes.store(), routes.store());
+        let (by_configuration, by_revision) = (cx.clone(), cx.clone());
         let routes = routes
             .watches(Api::<Configuration>::all(client.clone()), config(), move |changed| {
-                let name = |t: &TrafficTarget| t.configuration_name.clone();
-                naming(&by_configuration, &changed.namespace(), name, &changed.name_any())
+                naming(&by_configuration, What::Configuration, &changed)
             })
             .watches(Api::<Revision>::all(client.clone()), config(), move |changed| {
-                let name = |t: &TrafficTarget| t.revision_name.clone();
-                naming(&by_revision, &changed.namespace(), name, &changed.name_any())
+                naming(&by_revision, What::Revision, &changed)
             })
             .reconcile_all_on(changes(&live))
             .run(route::reconcile, retry, cx.clone());
@@ -155,7 +154,8 @@ impl Functions {
         let mappings = mappings
             .watches(Api::<Route>::all(client.clone()), config(), move |route| {
                 let leads = |m: &&Arc<DomainMapping>| {
-                    m.namespace() == route.namespace() && m.spec.reference.name == route.name_any()
+                    m.metadata.namespace == route.metadata.namespace
+                        && Some(&m.spec.reference.name) == route.metadata.name.as_ref()
                 };
                 store.state().iter().filter(leads).map(|m| ObjectRef::from_obj(&**m)).collect::<Vec<_>>()
             })
@@ -217,18 +217,10 @@ fn configurations_of(route: &Route, cx: &Context) -> Vec<ObjectRef<Configuration
     names.iter().map(|name| ObjectRef::new(name).within(&namespace)).collect()
 }
 
-/// The routes of a namespace with a target that names `name`.
-fn naming(
-    routes: &Store<Route>,
-    namespace: &Option<String>,
-    target: impl Fn(&TrafficTarget) -> Option<String>,
-    name: &str,
-) -> Vec<ObjectRef<Route>> {
-    let all = routes.state();
-    let fits = |r: &&Arc<Route>| {
-        r.namespace() == *namespace && r.spec.traffic.iter().any(|t| target(t).as_deref() == Some(name))
-    };
-    all.iter().filter(fits).map(|r| ObjectRef::from_obj(&**r)).collect()
+/// The routes that name an object.
+fn naming(cx: &Context, what: What, changed: &impl ResourceExt) -> Vec<ObjectRef<Route>> {
+    let key = Key::new(changed.namespace().unwrap_or_default(), changed.name_any());
+    cx.references.of(what, &key).iter().map(|r| ObjectRef::from_obj(&**r)).collect()
 }
 
 /// Takes the settings from their ConfigMaps.
@@ -256,16 +248,19 @@ async fn departures(client: Client, cx: Arc<Context>) {
     let (store, writer) = reflector::store::<Revision>();
     let events =
         watcher(Api::<Revision>::all(client), watcher::Config::default()).default_backoff().reflect(writer);
-    let gone = events.try_filter(|event| {
-        futures::future::ready(matches!(event, watcher::Event::Delete(_) | watcher::Event::InitDone))
-    });
-    let mut gone = std::pin::pin!(gone);
-    while let Some(event) = gone.next().await {
-        if event.is_err() {
-            continue;
-        }
+    let mut events = std::pin::pin!(events.filter_map(|e| async move { e.ok() }));
+    while let Some(event) = events.next().await {
         let there = |key: &Key| store.get(&ObjectRef::new(&key.name).within(&key.namespace)).is_some();
-        for member in cx.fleet.retain(there) {
+        let gone = match event {
+            watcher::Event::Delete(revision) => {
+                let key = Key::new(revision.namespace().unwrap_or_default(), revision.name_any());
+                cx.fleet.remove(&key).into_iter().collect()
+            }
+            // Of those that went while nobody watched, only a whole list tells.
+            watcher::Event::InitDone => cx.fleet.retain(there),
+            _ => Vec::new(),
+        };
+        for member in gone {
             cx.executor.forget(&member.key.namespace, &member.key.name);
         }
     }

@@ -92,7 +92,7 @@ pub(super) async fn follow(client: Client, fleet: Arc<Fleet>) {
                 let Some(event) = event else { return };
                 ready.take(event).iter().for_each(|key| ready.tell(&fleet, key));
             }
-            _ = members.changed() => ready.pods.keys().for_each(|key| ready.tell(&fleet, key)),
+            _ = members.changed() => fleet.take_fresh().iter().for_each(|key| ready.tell(&fleet, key)),
         }
     }
 }

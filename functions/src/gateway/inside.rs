@@ -1,0 +1,153 @@
+//! Who is inside the cluster: hosts that only the cluster is to reach are answered to nobody else.
+//!
+//! What comes over this machine's loopback is inside, and so are pods and nodes by their addresses. The API is
+//! asked about an address only when somebody else wants such a host, and not again for a while.
+
+use std::{
+    collections::HashMap,
+    net::{IpAddr, SocketAddr},
+    time::Duration,
+};
+
+use k8s_openapi::api::core::v1::{Node, Pod};
+use kube::{Api, Client, api::ListParams};
+use parking_lot::Mutex;
+use tokio::{
+    sync::Semaphore,
+    time::{Instant, timeout},
+};
+
+use crate::names::CLUSTER_DOMAIN;
+
+/// How long an address is taken for what it was found to be.
+const KNOWN_FOR: Duration = Duration::from_secs(30);
+/// Addresses remembered at a time.
+const MAX_KNOWN: usize = 4096;
+/// Questions to the API at a time; who comes beyond that is not inside.
+const QUESTIONS: usize = 8;
+/// Longest wait for the API's answer.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// Whether only the cluster itself is to reach a host, in lower case and without port.
+pub(super) fn is_inner(host: &str) -> bool {
+    let rest = host.strip_suffix(CLUSTER_DOMAIN).or_else(|| host.strip_suffix("svc"));
+    rest.is_some_and(|rest| rest.ends_with('.'))
+}
+
+/// Whether an address is this machine's own, for sure.
+pub(super) fn is_here(address: SocketAddr) -> bool {
+    address.ip().to_canonical().is_loopback()
+}
+
+/// Finds out whose an address is.
+pub(super) struct Inside {
+    client: Client,
+    known: Mutex<HashMap<IpAddr, (bool, Instant)>>,
+    questions: Semaphore,
+}
+
+impl Inside {
+    /// By the pods and nodes of this API.
+    pub(super) fn new(client: Client) -> Self {
+        Self { client, known: Mutex::default(), questions: Semaphore::new(QUESTIONS) }
+    }
+
+    /// Whether an address is that of a pod or of a node.
+    pub(super) async fn has(&self, address: IpAddr) -> bool {
+        let address = address.to_canonical();
+        let known = self.known.lock().get(&address).copied();
+        if let Some((inside, since)) = known
+            && since.elapsed() < KNOWN_FOR
+        {
+            return inside;
+        }
+        let Ok(_permit) = self.questions.try_acquire() else { return false };
+        // What could not be found out is not remembered.
+        let Ok(Ok(inside)) = timeout(PATIENCE, self.ask(address)).await else { return false };
+        let mut known = self.known.lock();
+        if known.len() >= MAX_KNOWN {
+            known.retain(|_, (_, since)| since.elapsed() < KNOWN_FOR);
+        }
+        if known.len() < MAX_KNOWN {
+            known.insert(address, (inside, Instant::now()));
+        }
+        inside
+    }
+
+    async fn ask(&self, address: IpAddr) -> kube::Result<bool> {
+        let text = address.to_string();
+        let pods = Api::<Pod>::all(self.client.clone());
+        let of_pod = ListParams::default().fields(&format!("status.podIP={text}")).limit(1);
+        if !pods.list_metadata(&of_pod).await?.items.is_empty() {
+            return Ok(true);
+        }
+        let nodes = Api::<Node>::all(self.client.clone()).list(&ListParams::default()).await?;
+        let mut addresses =
+            nodes.iter().flat_map(|n| n.status.iter()).flat_map(|s| s.addresses.iter().flatten());
+        Ok(addresses.any(|a| a.address == text))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering::SeqCst},
+    };
+
+    use http::{Request, Response};
+    use kube::client::Body;
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    #[test]
+    fn hosts_of_the_cluster() {
+        for (host, expect) in [
+            ("web.shop.svc.cluster.local", true),
+            ("web.shop.svc", true),
+            ("broker-ingress.knative-eventing.svc.cluster.local", true),
+            ("web.shop.example.com", false),
+            ("websvc", false),
+            ("svc", false),
+        ] {
+            assert_eq!(is_inner(host), expect, "{host}");
+        }
+    }
+
+    /// An API with a pod at 10.1.0.1 and a node at 10.2.0.1 that counts its questions.
+    fn api(asked: Arc<AtomicUsize>) -> Client {
+        let service = tower::service_fn(move |request: Request<Body>| {
+            asked.fetch_add(1, SeqCst);
+            let (path, query) = (request.uri().path(), request.uri().query().unwrap_or_default());
+            let items = match path {
+                "/api/v1/pods" if query.contains("10.1.0.1") => json!([{"metadata": {"name": "p"}}]),
+                "/api/v1/nodes" => {
+                    let addresses = json!([{"type": "InternalIP", "address": "10.2.0.1"}]);
+                    json!([{"metadata": {"name": "n"}, "status": {"addresses": addresses}}])
+                }
+                _ => json!([]),
+            };
+            let list: Value = json!({"metadata": {}, "items": items});
+            std::future::ready(Ok::<_, std::io::Error>(Response::new(Body::from(
+                list.to_string().into_bytes(),
+            ))))
+        });
+        Client::new(service, "default")
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn pods_and_nodes_are_inside() {
+        let asked = Arc::new(AtomicUsize::new(0));
+        let inside = Inside::new(api(asked.clone()));
+        for (address, expect) in [("10.1.0.1", true), ("10.2.0.1", true), ("10.3.0.1", false)] {
+            for _ in 0..2 {
+                assert_eq!(inside.has(address.parse().unwrap()).await, expect, "{address}");
+            }
+        }
+        assert_eq!(asked.load(SeqCst), 5, "once for each");
+        tokio::time::advance(KNOWN_FOR).await;
+        assert!(inside.has("10.1.0.1".parse().unwrap()).await);
+        assert_eq!(asked.load(SeqCst), 6, "pods come and go");
+    }
+}

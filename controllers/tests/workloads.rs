@@ -2,7 +2,7 @@
 
 mod support;
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, time::Duration};
 
 use k8s_openapi::api::{
     apps::v1::{Deployment, ReplicaSet},
@@ -52,6 +52,22 @@ async fn a_deployment_becomes_available() {
     assert_eq!(nodes.len(), 2, "spread over both nodes");
     let hash = &pods[0].labels()["pod-template-hash"];
     assert!(pods.iter().all(|p| p.name_any().starts_with(&format!("web-{hash}-"))));
+}
+
+#[tokio::test(start_paused = true)]
+async fn pods_are_available_after_their_minimum_time() {
+    let cluster = Cluster::with_nodes(1).await;
+    let mut slow = deployment("web", 3, "v1");
+    slow["spec"]["minReadySeconds"] = json!(30);
+    cluster.create::<Deployment>(slow).await;
+    let ready = |d: &Deployment| d.status.as_ref().and_then(|s| s.ready_replicas);
+    let d = cluster.until::<Deployment>("web", |d| ready(d) == Some(3)).await;
+    let since = tokio::time::Instant::now();
+    assert_eq!(available(&d), 0);
+    cluster.until::<Deployment>("web", done).await;
+    // Conditions have whole seconds.
+    let waited = since.elapsed();
+    assert!((Duration::from_secs(27)..Duration::from_secs(60)).contains(&waited), "{waited:?}");
 }
 
 #[tokio::test(start_paused = true)]

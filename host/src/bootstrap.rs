@@ -182,6 +182,8 @@ fn objects(running: &Running, ca: &str) -> Vec<Value> {
                 {"apiGroups": [""], "resources": ["events"], "verbs": ["create", "patch"]},
             ]),
         ),
+        function_role("view", &["get", "list", "watch"]),
+        function_role("edit", &["create", "update", "patch", "delete", "deletecollection"]),
         json!({"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": "coredns", "namespace": "kube-system"}}),
         cluster_role(
             "system:coredns",
@@ -272,6 +274,16 @@ fn config_map(name: &str, data: Value) -> Value {
 
 fn cluster_role(name: &str, rules: Value) -> Value {
     json!({"apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRole", "metadata": {"name": name}, "rules": rules})
+}
+
+/// What a role for people (`view`, and `edit` on top of it) may do with functions.
+fn function_role(of: &str, verbs: &[&str]) -> Value {
+    let groups = ["serving.knative.dev", "eventing.knative.dev", "sources.knative.dev", "core.spinkube.dev"];
+    let label = format!("rbac.authorization.k8s.io/aggregate-to-{of}");
+    let rules = json!([{"apiGroups": groups, "resources": ["*"], "verbs": verbs}]);
+    let mut role = cluster_role(&format!("knative-serving-namespaced-{of}"), rules);
+    role["metadata"]["labels"] = json!({ label: "true" });
+    role
 }
 
 fn binding(name: &str, role: &str, subjects: Value) -> Value {

@@ -57,11 +57,29 @@ pub fn summary(rows: &[Row]) -> String {
     text
 }
 
-/// Whether the proof `FILE::TEST` names a test function that is in that file of the repository.
+/// Whether the proof `FILE::TEST` names a test that is in that file of the repository.
 pub fn stands(repository: &Path, proof: &str) -> bool {
     let Some((file, test)) = proof.split_once("::") else { return false };
-    let Ok(text) = std::fs::read_to_string(repository.join(file)) else { return false };
-    text.contains(&format!("fn {test}(")) || text.contains(&format!("def {test}("))
+    std::fs::read_to_string(repository.join(file)).is_ok_and(|text| has_test(&text, test))
+}
+
+/// Whether a source has a function of that name that is marked as a test, or a macro that makes tests of a list
+/// and has `MODULE::NAME` in a line of it.
+fn has_test(text: &str, name: &str) -> bool {
+    let lines: Vec<&str> = text.lines().map(str::trim).collect();
+    let (function, entry) = (format!("fn {name}("), format!("::{name}"));
+    let is_listed = |line: &str| text.contains("macro_rules!") && line.ends_with(&entry);
+    lines
+        .iter()
+        .enumerate()
+        .any(|(at, line)| line.contains(&function) && is_marked(&lines[..at]) || is_listed(line))
+}
+
+/// Whether the attributes right above a function make it a test.
+fn is_marked(above: &[&str]) -> bool {
+    let mut attributes =
+        above.iter().rev().take_while(|line| line.starts_with("#[") || line.starts_with("//"));
+    attributes.any(|line| line.starts_with("#[test]") || line.starts_with("#[tokio::test"))
 }
 
 #[cfg(test)]
@@ -78,6 +96,24 @@ mod tests {
             .filter(|(_, proof)| !stands(repository(), proof))
             .collect();
         assert!(missing.is_empty(), "proofs that name no test: {missing:?}");
+    }
+
+    #[test]
+    fn helpers_and_words_are_no_tests() {
+        let source = "fn helper() {}\n#[test]\n/// Why.\n#[ignore]\nfn plain() {}\n    #[tokio::test(start_paused = true)]\n    \
+                      async fn paused() {}\n// fn word()\n#[test]\nfn last() { helper() }\n";
+        for (name, expected) in [
+            ("helper", false),
+            ("plain", true),
+            ("paused", true),
+            ("word", false),
+            ("last", true),
+            ("las", false),
+        ] {
+            assert_eq!(has_test(source, name), expected, "{name}");
+        }
+        assert!(has_test("macro_rules! each {\n  suite::listed\n", "listed"));
+        assert!(!has_test("suite::listed\n", "listed"));
     }
 
     #[test]

@@ -8,3 +8,4 @@ pub mod ledger;
 pub mod node;
 pub mod place;
 pub mod program;
+pub mod required;

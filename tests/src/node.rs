@@ -14,7 +14,7 @@ pub struct Node {
 }
 
 impl Node {
-    /// Starts both; `None`, with a word on standard error, where containers cannot be run.
+    /// Starts both; `None`, with a word on standard error, where containers cannot be run and need not be.
     pub fn start() -> Option<Self> {
         Self::start_with(&[])
     }

@@ -158,6 +158,8 @@ fn a_pod_knows_the_services_that_were_there_before_it() {
         format!("REDIS_MASTER_SERVICE_HOST={ip}"),
         "REDIS_MASTER_SERVICE_PORT=6379".into(),
         format!("REDIS_MASTER_PORT=tcp://{ip}:6379"),
+        format!("REDIS_MASTER_PORT_6379_TCP=tcp://{ip}:6379"),
+        "REDIS_MASTER_PORT_6379_TCP_PORT=6379".into(),
         "REDIS_MASTER_PORT_6379_TCP_PROTO=tcp".into(),
         format!("REDIS_MASTER_PORT_6379_TCP_ADDR={ip}"),
     ] {

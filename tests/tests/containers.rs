@@ -86,6 +86,9 @@ fn a_container_is_served_its_environment(p: &Program) {
     p.until("it answers", |_| fetch(&format!("http://{ip}:8080/conf/greeting")), |a| a == "good morning");
     p.until("its log", |p| p.kubectl(&["logs", "web"]), |log| log == "I am web\ngood morning\nweb\n");
     assert_eq!(p.kubectl(&["logs", "web", "--tail=1"]), "web\n");
+    // What the network's plugin was asked for: an interface with that address, and a way out.
+    let network = p.kubectl(&["exec", "web", "--", "sh", "-c", "ip -4 address show eth0; ip route"]);
+    assert!(network.contains(&format!("inet {ip}/24")) && network.contains("default via 10."), "{network}");
 }
 
 fn ends_are_told(p: &Program) {
@@ -176,6 +179,12 @@ fn old_and_new_clients_look_inside(p: &Program) {
             "script -qec \"kubectl exec -it web -- sh -c 'tty; exit 5'\" /dev/null </dev/null; echo $?",
         );
         assert!(terminal.contains("/dev/pts/0") && terminal.trim_end().ends_with('5'), "{terminal}");
+        // The window changes while the command runs.
+        let resized = shell(
+            "script -qec \"stty rows 33 cols 77; (sleep 1; stty -F /dev/tty rows 40 cols 90) & \
+             kubectl exec -it web -- sh -c 'for i in 1 2 3 4 5 6 7 8; do stty size; sleep 0.5; done'\" /dev/null </dev/null",
+        );
+        assert!(resized.contains("40 90"), "websockets {websockets}: {resized}");
         let attached = shell("timeout 3 kubectl attach ticking");
         assert!(attached.lines().count() > 3 && attached.starts_with("tick "), "{attached}");
         let port = shell(

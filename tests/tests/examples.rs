@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use wasmk_tests::program::{Program, repository};
+use wasmk_tests::program::{Program, binary, repository};
 
 /// What proves that an example works: a value that some object comes to have.
 const OUTCOMES: &[(&str, &str, &str, &str)] = &[
@@ -47,12 +47,24 @@ fn every_example_works() {
         program.apply(&program.example(file));
         if *file == "crd.yaml" {
             let crd = ["wait", "--for=condition=established", "--timeout=60s", "-f", "-"];
-            let out = program.kubectl_output(&crd, Some(&program.example(file)));
-            assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
+            // kubectl refuses to wait for one that has no conditions yet, so it is asked again.
+            let wait = |p: &Program| p.kubectl_output(&crd, Some(&p.example(file))).status;
+            program.until("the definition", wait, |status| status.success());
         }
     }
     for (_, object, path, expected) in OUTCOMES {
         program.until_value(object, path, expected);
+    }
+    // Applied by wasmk it is the same objects, and nothing changes.
+    for (file, ..) in OUTCOMES {
+        let objects = |said: &str| {
+            said.lines().filter_map(|line| Some(line.rsplit_once(' ')?.0.to_owned())).collect::<Vec<_>>()
+        };
+        let known = objects(&program.apply(&program.example(file)));
+        let out = program.client(&binary(), &["apply", "-f", "-"], Some(&program.example(file)));
+        let said = String::from_utf8_lossy(&out.stdout);
+        assert_eq!(objects(&said), known, "{file}: {}", String::from_utf8_lossy(&out.stderr));
+        assert!(said.lines().all(|line| line.ends_with(" unchanged")), "{file}: {said}");
     }
     assert_eq!(program.call("hello.default.example.com", "/"), (200, "hello wasm\n".into()));
     let can = ["auth", "can-i", "list", "pods", "--as=system:serviceaccount:default:reader"];

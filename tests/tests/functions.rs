@@ -10,8 +10,10 @@ fn deploy(program: &Program, name: &str, file: &str, flags: &[&str]) -> String {
     let file = guest(file);
     let mut args = vec!["fn", "deploy", file.to_str().expect("a UTF-8 path"), "--name", name];
     args.extend(flags);
-    program.wasmk(&args);
-    format!("{name}.default.example.com")
+    let said = program.wasmk(&args);
+    let host = format!("{name}.default.example.com");
+    assert!(said.contains(&format!("http://{host}")), "{said}");
+    host
 }
 
 /// The function's pods that are not ending.
@@ -86,6 +88,64 @@ fn deletion_takes_everything_with_it() {
     CLUSTER.wasmk(&["fn", "delete", "gone"]);
     CLUSTER.until("its host is unknown", |p| p.call(&host, "/").0, |code| *code == 404);
     CLUSTER.until("nothing is left", left, |n| *n == 0);
+    // The same by kubectl.
+    deploy(&CLUSTER, "gone", "hello-http", &[]);
+    assert_eq!(CLUSTER.call(&host, "/").0, 200);
+    CLUSTER.kubectl(&["delete", "ksvc", "gone"]);
+    CLUSTER.until("nothing is left", left, |n| *n == 0);
+}
+
+#[test]
+fn a_function_is_an_object_like_others() {
+    let ns = ["-n", "tenants"];
+    CLUSTER.kubectl(&["create", "namespace", "tenants"]);
+    let in_ns = |args: &[&str]| CLUSTER.kubectl(&[&ns[..], args].concat());
+    in_ns(&["create", "quota", "few", "--hard=count/services.serving.knative.dev=1"]);
+    let hard = |p: &Program| {
+        p.kubectl(&[&ns[..], &["get", "quota", "few", "-o", "jsonpath={.status.hard}"]].concat())
+    };
+    CLUSTER.until("the quota's status", hard, |text| text.contains("services.serving"));
+    let image = CLUSTER.push("hello-http");
+    let manifest = |name: &str| {
+        format!(
+            "apiVersion: serving.knative.dev/v1\nkind: Service\nmetadata: {{name: {name}, namespace: tenants, labels: {{team: {name}}}}}\n\
+             spec: {{template: {{spec: {{containers: [{{image: '{image}'}}]}}}}}}\n"
+        )
+    };
+    CLUSTER.apply(&manifest("first"));
+    let refused = CLUSTER.kubectl_refused(&["apply", "-f", "-"], Some(&manifest("second")));
+    assert!(refused.contains("exceeded quota: few"), "{refused}");
+    for (selector, found) in [("team=first", "service.serving.knative.dev/first\n"), ("team!=first", "")] {
+        assert_eq!(in_ns(&["get", "ksvc", "-l", selector, "-o", "name"]), found, "{selector}");
+    }
+    // Roles for people know functions as they know everything else.
+    let role_of = |user: &str, role: &str| {
+        in_ns(&["create", "rolebinding", user, "--clusterrole", role, "--user", user])
+    };
+    role_of("viewer", "view");
+    role_of("editor", "edit");
+    let can = |user: &str, verb: &str| {
+        let ask = ["auth", "can-i", verb, "services.serving.knative.dev", "--as", user];
+        let out = CLUSTER.kubectl_output(&[&ns[..], &ask].concat(), None);
+        String::from_utf8_lossy(&out.stdout).trim().to_owned()
+    };
+    CLUSTER.until("the role of those who edit", |_| can("editor", "create"), |answer| answer == "yes");
+    assert_eq!((can("viewer", "list"), can("viewer", "create")), ("yes".into(), "no".into()));
+    in_ns(&["create", "role", "reader", "--verb=get,list", "--resource=services.serving.knative.dev"]);
+    in_ns(&["create", "rolebinding", "reader", "--role=reader", "--user=jane"]);
+    let listed = |p: &Program| {
+        p.kubectl_output(&[&ns[..], &["get", "ksvc", "--as=jane"]].concat(), None).status.success()
+    };
+    CLUSTER.until("the role counts", listed, |may| *may);
+    for verb in [&["delete", "ksvc", "first"][..], &["get", "revisions"]] {
+        let refused = CLUSTER.kubectl_refused(&[&ns[..], verb, &["--as=jane"]].concat(), None);
+        assert!(refused.contains("forbidden"), "{refused}");
+    }
+    in_ns(&["delete", "ksvc", "-l", "team=first"]);
+    let left = |p: &Program| {
+        p.kubectl(&[&ns[..], &["get", "ksvc,revisions,deployments,pods", "-o", "name"]].concat())
+    };
+    CLUSTER.until("nothing is left", left, |names| names.is_empty());
 }
 
 #[test]

@@ -60,6 +60,10 @@ fn hosts_and_paths_lead_to_services() {
     for name in ["cheddar", "stilton", "wensleydale"] {
         place.until(&ask(&format!("{name}.example.com"), "/"), &format!("hello {name} 200"));
     }
+    // Names that say their address are names like others.
+    let by_address = "cheddar.127.0.0.1.nip.io";
+    place.apply(&ingress("by-address", &format!("rules: [{}]", rule(by_address, &path("/", "cheddar")))));
+    place.until(&ask(by_address, "/"), "hello cheddar 200");
     let address = CLUSTER.address("ingress").ip().to_string();
     place.until_value("ingress/cheeses", "{.status.loadBalancer.ingress[0].ip}", &address);
     let row = place.sh("kubectl get ing cheeses --no-headers | xargs");
@@ -106,4 +110,25 @@ fn classes_choose_and_pods_share_the_load() {
     place.until(&many, "3");
     place.sh("kubectl scale deploy/plain --replicas=0");
     place.until(&ask("ours.example.com", "/"), "no pod of service classes/plain is ready 503");
+}
+
+#[test]
+fn what_no_rule_takes_goes_to_the_default() {
+    let program: &'static Program = Box::leak(Box::new(Program::start()));
+    program.push("hello");
+    let place = Place::new(program, "default");
+    shops(&place, &["plain", "rest"], "");
+    let rest = "defaultBackend: {service: {name: rest, port: {name: web}}}";
+    place.apply(&ingress(
+        "all",
+        &format!("{rest}, rules: [{}]", rule("plain.example.com", &path("/plain", "plain"))),
+    ));
+    let address = program.address("ingress");
+    for (host, path, answer) in [
+        ("plain.example.com", "/plain", "hello plain"),
+        ("plain.example.com", "/other", "hello rest"),
+        ("unknown.example.com", "/plain", "hello rest"),
+    ] {
+        place.until(&format!("curl -sS --max-time 5 -H 'Host: {host}' http://{address}{path}"), answer);
+    }
 }

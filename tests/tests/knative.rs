@@ -43,6 +43,10 @@ fn a_service_owns_a_configuration_and_a_route_and_is_called_by_its_host() {
         let owner = CLUSTER.value(&format!("{kind}/helloworld-go"), "{.metadata.ownerReferences[0].kind}");
         assert_eq!(owner, "Service", "{kind}");
     }
+    let env = "{.spec.template.spec.containers[0].env[0].value}";
+    assert_eq!(CLUSTER.value("configuration.serving.knative.dev/helloworld-go", env), "DwK");
+    let traffic = "{.spec.traffic[0].percent} {.status.traffic[0].revisionName}";
+    assert_eq!(CLUSTER.value("route.serving.knative.dev/helloworld-go", traffic), "100 helloworld-go-00001");
     assert_eq!(CLUSTER.call("helloworld-go.default.example.com", "/"), (200, "hello DwK\n".into()));
     assert_eq!(CLUSTER.call("nobody.default.example.com", "/").0, 404);
     // What Knative fills in, and who made it.

@@ -8,7 +8,7 @@ use std::{
 };
 
 use serde_json::Value;
-use wasmk_tests::program::Program;
+use wasmk_tests::program::{Program, binary};
 
 static CLUSTER: LazyLock<Program> = LazyLock::new(Program::start);
 
@@ -178,6 +178,22 @@ fn gets_in_every_form() {
             get(&["-l", "tier notin (front),!x", "--field-selector", "metadata.name=a", "-o", "name"]),
             "configmap/a\n"
         );
+        // The authority's map, which every namespace has, comes a moment after it.
+        let named = |selector: &str| {
+            let all = get(&["-l", selector, "-o", "name"]);
+            words(&all).into_iter().filter(|name| !name.contains("root-ca")).collect::<Vec<_>>().join(" ")
+        };
+        kubectl.run(&["label", "-n", ns, "cm", "a", "x=1"]);
+        for (selector, expected) in [
+            ("tier", "configmap/b"),
+            ("!tier", "configmap/a"),
+            ("tier in (front, back)", "configmap/b"),
+            ("x notin (2)", "configmap/a configmap/b"),
+            ("x=1,tier=front", ""),
+            ("x!=1,tier", "configmap/b"),
+        ] {
+            assert_eq!(named(selector), expected, "{selector}");
+        }
         assert!(get(&["a", "-o", "yaml"]).contains("data:\n  k: v\nkind: ConfigMap\n"));
         let json: serde_json::Value = serde_json::from_str(&get(&["-o", "json"])).unwrap();
         assert_eq!(json["items"].as_array().unwrap().iter().filter(|i| i["data"]["k"] == "v").count(), 2);
@@ -193,8 +209,10 @@ fn gets_in_every_form() {
 
 #[test]
 fn watches_changes() {
-    for kubectl in CLIENTS.iter() {
+    let wasmk = Kubectl { program: binary(), minor: 0 };
+    for kubectl in CLIENTS.iter().chain([&wasmk]) {
         let ns = &kubectl.namespace("watch");
+        kubectl.run(&["create", "-n", ns, "secret", "generic", "there"]);
         let mut child = Command::new(&kubectl.program)
             .args(["get", "secrets", "-n", ns, "-w", "-o", "name"])
             .env("KUBECONFIG", CLUSTER.kubeconfig())
@@ -202,10 +220,13 @@ fn watches_changes() {
             .spawn()
             .expect("kubectl starts");
         let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+        assert_eq!(lines.next().unwrap().unwrap(), "secret/there");
         for name in ["first", "second"] {
             kubectl.run(&["create", "-n", ns, "secret", "generic", name]);
             assert_eq!(lines.next().unwrap().unwrap(), format!("secret/{name}"));
         }
+        kubectl.run(&["label", "-n", ns, "secret", "first", "a=b"]);
+        assert_eq!(lines.next().unwrap().unwrap(), "secret/first");
         child.kill().unwrap();
         child.wait().unwrap();
     }
@@ -222,7 +243,19 @@ fn describes_and_deletes() {
         assert!(deleted.starts_with("service \"web\" deleted"), "{deleted}");
         let gone = kubectl.refused(&["get", "-n", ns, "service", "web"], None);
         assert_eq!(gone, "Error from server (NotFound): services \"web\" not found\n");
-        assert!(kubectl.run(&["describe", "node", "node-a"]).contains("Container Runtime Version:"));
+        let node = kubectl.run(&["describe", "node", "node-a"]);
+        let has = |expected: &[&str]| node.lines().any(|line| words(line).starts_with(expected));
+        for expected in [
+            &["Labels:"][..],
+            &["kubernetes.io/hostname=node-a"],
+            &["Taints:", "<none>"],
+            &["Ready", "True"],
+            &["Capacity:"],
+            &["Container", "Runtime", "Version:"],
+            &["Non-terminated", "Pods:"],
+        ] {
+            assert!(has(expected), "{expected:?} in {node}");
+        }
     }
 }
 

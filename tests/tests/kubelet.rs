@@ -1,7 +1,7 @@
 //! Pods of containers as a kubelet runs them: what containers share, how they live and end, how they are
 //! watched, and what they are given. Skipped, with a word, where containers cannot be run.
 
-use std::time::Instant;
+use std::{process::Command, time::Instant};
 
 use wasmk_tests::{
     node::{Node, container, fetch, pod, together},
@@ -74,9 +74,36 @@ fn pods_are_apart(p: &Program) {
     p.until_row("two", "1/1 Running");
     assert_ne!(p.value("pod/one", "{.status.podIP}"), p.value("pod/two", "{.status.podIP}"));
     assert_eq!((p.within("one", "hostname"), p.within("two", "hostname")), ("one\n".into(), "two\n".into()));
+    // They answer each other's pings, and the node's requests, which come from the node's own address.
+    let other = p.value("pod/two", "{.status.podIP}");
+    let answer = p.within("one", &format!("ping -c 2 -W 5 {other}"));
+    assert!(answer.contains("2 packets received"), "{answer}");
+    let serve = "mkdir -p /www; echo here >/www/p; httpd -f -vv -p 8080 -h /www";
+    p.apply(&pod("visited", "", &[container("main", serve, "")]));
+    p.until_row("visited", "1/1 Running");
+    let url = format!("http://{}:8080/p", p.value("pod/visited", "{.status.podIP}"));
+    p.until("its page", |_| fetch(&url), |text| text == "here\n");
+    let log = p.kubectl(&["logs", "visited"]);
+    let own = Command::new("ip").args(["-o", "-4", "address"]).output().expect("ip runs");
+    let own = String::from_utf8_lossy(&own.stdout).into_owned();
+    let mut own = own.split_whitespace().filter_map(|word| word.split_once('/')).map(|(ip, _)| ip);
+    let is_visitor = |ip: &str| log.split(|c: char| !c.is_ascii_digit() && c != '.').any(|word| word == ip);
+    assert!(own.any(is_visitor), "from whom: {log}");
+    // The image's layers are one for both; what each writes is not.
+    let root = |name: &str| p.within(name, "grep ' / overlay' /proc/mounts");
+    let part =
+        |text: &str, key: &str| text.split(',').find_map(|word| word.strip_prefix(key)).map(String::from);
+    if p.within("one", "cat /proc/mounts").lines().any(|line| line.contains(" / overlay ")) {
+        let (one, two) = (root("one"), root("two"));
+        assert_eq!(part(&one, "lowerdir="), part(&two, "lowerdir="));
+        assert!(
+            part(&one, "upperdir=").is_some() && part(&one, "upperdir=") != part(&two, "upperdir="),
+            "{one}"
+        );
+    }
     let seen = p.within("one", "ps");
     assert!(seen.contains("54321") && !seen.contains("12345"), "{seen}");
-    p.kubectl(&["delete", "pod", "one", "two", "--now"]);
+    p.kubectl(&["delete", "pod", "one", "two", "visited", "--now"]);
 }
 
 fn memory_is_counted_for_each_container(p: &Program) {
@@ -128,16 +155,18 @@ fn processors_are_shared_as_asked(p: &Program) {
 fn a_sandbox_outlives_its_containers(p: &Program) {
     let line =
         "echo begun; cat /tmp/file 2>/dev/null || true; trap 'exit 1' TERM; while :; do sleep 0.1; done";
-    p.apply(&pod("steady", "", &[container("main", line, "")]));
+    let mount = ", volumeMounts: [{name: v, mountPath: /v}]";
+    p.apply(&pod("steady", "volumes: [{name: v, emptyDir: {}}], ", &[container("main", line, mount)]));
     p.until_row("steady", "1/1 Running 0");
     let identity = "readlink /proc/self/ns/net";
     let (ip, namespace) = (p.value("pod/steady", "{.status.podIP}"), p.within("steady", identity));
-    p.within("steady", "echo kept >/tmp/file");
+    p.within("steady", "echo kept | tee /tmp/file >/v/file");
     // The command may be ended together with its container.
     p.kubectl_output(&["exec", "steady", "--", "kill", "-TERM", "1"], None);
     p.until_row("steady", "1/1 Running 1");
     assert_eq!(p.value("pod/steady", "{.status.podIP}"), ip);
     assert_eq!(p.within("steady", identity), namespace);
+    assert_eq!(p.within("steady", "cat /v/file"), "kept\n");
     assert_eq!(p.kubectl(&["logs", "steady"]), "begun\n", "files outside volumes are not kept");
     assert_eq!(p.kubectl(&["logs", "steady", "--previous"]), "begun\n");
     p.kubectl(&["delete", "pod", "steady", "--now"]);
@@ -225,9 +254,14 @@ fn init_containers_go_first(p: &Program) {
         )
     };
     let main = [container("main", "echo main >>/v/order; cat /v/order", mount)];
-    p.apply(&pod("ordered", &init("sleep 1; echo one >>/v/order"), &main));
+    let held = "while [ ! -e /v/go ]; do sleep 0.1; done; echo one >>/v/order";
+    p.apply(&pod("ordered", &init(held), &main));
     p.apply(&pod("stuck", &init("exit 7"), &main));
     p.until_row("ordered", "0/1 Init:0/2");
+    let go = |p: &Program| {
+        p.kubectl_output(&["exec", "ordered", "-c", "one", "--", "touch", "/v/go"], None).status
+    };
+    p.until("the first is let go", go, |status| status.success());
     p.until_row("ordered", "0/1 Completed");
     assert_eq!(p.kubectl(&["logs", "ordered"]), "one\ntwo\nmain\n");
     p.until_row("stuck", "0/1 Init:Error");
@@ -362,6 +396,15 @@ fn services_do_not_take_a_containers_ports(p: &Program) {
         }
     }
     assert_eq!(p.within("left", "wget -q -O - http://127.0.0.1/p"), "left\n");
+    let server =
+        p.kubectl(&["get", "service", "kube-dns", "-n", "kube-system", "-o", "jsonpath={.spec.clusterIP}"]);
+    let names = p.within("left", "cat /etc/resolv.conf");
+    for line in [
+        format!("nameserver {server}"),
+        "search default.svc.cluster.local svc.cluster.local cluster.local".into(),
+    ] {
+        assert!(names.lines().any(|l| l.starts_with(&line)), "{line} in {names}");
+    }
     p.kubectl(&["delete", "pod", "left", "right", "--now"]);
 }
 
@@ -461,8 +504,9 @@ fn probes_keep_their_times(p: &Program) {
     let slow = ", livenessProbe: {exec: {command: [sleep, '5']}, periodSeconds: 1, failureThreshold: 2}";
     // Unready only after the third failure in a row: a probe that fails twice of three times stays ready.
     let wavering = "n=$(cat /tmp/n 2>/dev/null || echo 0); n=$((n+1)); echo $n >/tmp/n; [ $((n % 3)) = 1 ]";
-    let tolerant =
-        format!(", readinessProbe: {{exec: {{command: [sh, -c, {wavering:?}]}}, periodSeconds: 1}}");
+    let tolerant = format!(
+        ", readinessProbe: {{exec: {{command: [sh, -c, {wavering:?}]}}, periodSeconds: 1}}, livenessProbe: {{exec: {{command: ['true']}}}}"
+    );
     p.apply(&pod("timed", "", &[container("main", &format!("{note}; sleep 600"), &probe)]));
     p.apply(&pod("slow", "", &[container("main", "sleep 600", slow)]));
     p.apply(&pod("wavering", "", &[container("main", "sleep 600", &tolerant)]));
@@ -472,6 +516,7 @@ fn probes_keep_their_times(p: &Program) {
     );
     let defaults = "{.spec.containers[0].readinessProbe.failureThreshold}";
     assert_eq!(p.value("pod/wavering", defaults), "3");
+    assert_eq!(p.value("pod/wavering", "{.spec.containers[0].livenessProbe.periodSeconds}"), "10");
     p.until_event("slow", "Liveness probe failed: no answer within 1 s");
     p.until("slow is restarted", |p| number(p, "pod/slow", &of("main", ".restartCount")), |n| *n >= 1);
     let times = |p: &Program| -> Vec<f64> {
@@ -483,10 +528,12 @@ fn probes_keep_their_times(p: &Program) {
     assert!(times[4] - times[1] >= 5.0, "not more often than its period: {times:?}");
     let count = |p: &Program| p.within("wavering", "cat /tmp/n").trim().parse::<u32>().unwrap_or(0);
     p.until_row("wavering", "1/1 Running 0");
-    let from = count(p);
+    let since = "{.status.conditions[?(@.type=='Ready')].status} {.status.conditions[?(@.type=='Ready')].lastTransitionTime}";
+    let (from, ready) = (count(p), p.value("pod/wavering", since));
     p.until("six more probes", |p| count(p), |n| *n >= from + 6);
-    let since = "{.status.conditions[?(@.type=='Ready')].status}";
-    assert_eq!(p.value("pod/wavering", since), "True");
+    // It has been ready all the time.
+    assert!(ready.starts_with("True "), "{ready}");
+    assert_eq!(p.value("pod/wavering", since), ready);
     p.kubectl(&["delete", "pod", "timed", "slow", "wavering", "--now"]);
 }
 
@@ -522,11 +569,13 @@ fn rollouts_wait_for_readiness(p: &Program) {
 
 #[test]
 fn the_node_tells_of_itself() {
-    let Some(node) = Node::start() else { return };
+    let links = tempfile::tempdir().expect("a directory");
+    let links = links.path().join("containers").display().to_string();
+    let Some(node) = Node::start_with(&["--container-log-dir", &links]) else { return };
     let p = &node.program;
     the_node_has_its_status(p);
     the_nodes_labels_choose(p);
-    logs_are_files_on_the_node(p);
+    logs_are_files_on_the_node(p, &links);
     full_logs_are_moved_away(p);
     let ip = "{.status.podIP}";
     p.until_value("pod/logged", "{.status.phase}", "Running");
@@ -580,11 +629,11 @@ fn the_nodes_labels_choose(p: &Program) {
     p.kubectl(&["delete", "pod", "wants-ssd", "wants-windows", "--now"]);
 }
 
-fn logs_are_files_on_the_node(p: &Program) {
+fn logs_are_files_on_the_node(p: &Program, links: &str) {
     p.apply(&pod("logged", "", &[container("main", "echo to out; echo to err >&2; sleep 600", "")]));
     p.until("both lines", |p| p.kubectl_output(&["logs", "logged"], None).stdout.len(), |n| *n == 14);
     let id = p.value("pod/logged", &of("main", ".containerID")).replace("containerd://", "");
-    let file = format!("{}/node/logs/containers/logged_default_main-{id}.log", p.data_dir());
+    let file = format!("{links}/logged_default_main-{id}.log");
     let text = std::fs::read_to_string(&file).unwrap_or_else(|e| panic!("{file}: {e}"));
     for (stream, words) in [("stdout", "to out"), ("stderr", "to err")] {
         let line = text.lines().find(|l| l.ends_with(words)).unwrap_or_else(|| panic!("{words} in {text}"));
@@ -592,6 +641,18 @@ fn logs_are_files_on_the_node(p: &Program) {
         assert_eq!(rest, format!("{stream} F {words}"));
         assert!(time.len() > 20 && time.contains('T'), "{time}");
     }
+    // An agent mounts the directory, and the one with the files that it links to.
+    let logs = format!("{}/node/logs", p.data_dir());
+    let volumes = format!(
+        "volumes: [{{name: links, hostPath: {{path: {links}}}}}, {{name: logs, hostPath: {{path: {logs}}}}}], "
+    );
+    let mounts = format!(
+        ", volumeMounts: [{{name: links, mountPath: /var/log/containers, readOnly: true}}, {{name: logs, mountPath: {logs}, readOnly: true}}]"
+    );
+    p.apply(&pod("collector", &volumes, &[container("main", "sleep 600", &mounts)]));
+    p.until_row("collector", "1/1 Running");
+    assert_eq!(p.within("collector", "cat /var/log/containers/logged_default_main-*.log"), text);
+    p.kubectl(&["delete", "pod", "collector", "--now"]);
 }
 
 /// What the runtime writes is moved away when it is full, and the runtime goes on in a new file.

@@ -162,6 +162,8 @@ fn replicas_share_a_claim(p: &Program) {
     p.kubectl(&["rollout", "status", "deployment/sharing", "--timeout=60s"]);
     let names = |p: &Program| p.kubectl(&["exec", "deployment/sharing", "--", "cat", "/v/names"]);
     p.until("each has written", names, |text| text.lines().count() == 3);
+    // A command finds a pod of the deployment by itself.
+    assert_eq!(p.wasmk(&["exec", "deploy/sharing", "--", "cat", "/v/names"]), names(p));
     assert_eq!(p.value("pvc/shared", "{.status.accessModes[0]}"), "ReadWriteMany");
     p.kubectl(&["delete", "deployment", "sharing"]);
 }
@@ -180,15 +182,29 @@ fn state_survives_every_pod(p: &Program) {
             String::from_utf8_lossy(&out.stdout).lines().count()
         }
     };
-    for expect in 1..=2 {
+    for expect in 1..=3 {
         for pod in ["keeping-0", "keeping-1"] {
             p.until(&format!("run {expect} of {pod}"), runs(pod), |n| *n == expect);
         }
-        if expect == 1 {
-            p.kubectl(&["delete", "pod", "-l", "app=keeping"]);
+        match expect {
+            1 => drop(p.kubectl(&["delete", "pod", "-l", "app=keeping"])),
+            2 => drop(p.kubectl(&["set", "env", "statefulset/keeping", "ROUND=3"])),
+            _ => {}
         }
     }
+    // Every pod has a claim of its own, which stays when there are fewer pods, and when there is no set.
+    let claims = |p: &Program| {
+        let all = p.kubectl(&["get", "pvc", "-l", "app=keeping", "-o", "name"]);
+        all.lines().map(|name| name.replace("persistentvolumeclaim/", "")).collect::<Vec<_>>().join(" ")
+    };
+    let pods = |p: &Program| p.kubectl(&["get", "pods", "-l", "app=keeping", "-o", "name"]);
+    assert_eq!(claims(p), "data-keeping-0 data-keeping-1");
+    p.kubectl(&["scale", "statefulset", "keeping", "--replicas=1"]);
+    p.until("one pod", pods, |names| names == "pod/keeping-0\n");
+    assert_eq!(claims(p), "data-keeping-0 data-keeping-1");
     p.kubectl(&["delete", "statefulset", "keeping"]);
+    p.until("no pod", pods, |names| names.is_empty());
+    assert_eq!(claims(p), "data-keeping-0 data-keeping-1");
 }
 
 /// Only the claim's class differs: a directory made for it, one that was there, or the node's default.

@@ -177,7 +177,12 @@ fn selectors_of_objects_select() {
     );
     place.until("kubectl get pods -o name | wc -l", "1");
     place.sh("kubectl run other --image x --labels app=alpaca,ver=9 --overrides='{\"spec\": {\"schedulerName\": \"nobody\"}}'");
-    place.until_value("pod/other", "{.metadata.ownerReferences}", "");
+    // By the time that the set has one more of its own, it has left the other alone.
+    place.sh("kubectl scale rs/alpaca --replicas=2");
+    place.until("kubectl get pods -o name | wc -l", "3");
+    assert_eq!(place.value("pod/other", "{.metadata.ownerReferences}"), "");
+    place.sh("kubectl scale rs/alpaca --replicas=1");
+    place.until("kubectl get pods -o name | wc -l", "2");
     assert_eq!(place.sh("kubectl get pods -l 'ver notin (9)' -o name | wc -l"), "1");
     assert_eq!(place.sh("kubectl get pods -l app=alpaca,ver!=2 -o name"), "pod/other");
     assert_eq!(place.sh("kubectl delete pods -l ver=9"), "pod \"other\" deleted");
@@ -250,7 +255,18 @@ fn everybody_may_read_where_the_cluster_is() {
         assert!(names.contains(name), "{name} in {names}");
     }
     // A kubeconfig is all that another machine needs, and a client without the authority refuses the server.
-    assert_eq!(place.sh("mkdir elsewhere && cp config elsewhere/ && KUBECONFIG=elsewhere/config kubectl get ns default -o name"), "namespace/default");
+    place.sh("mkdir elsewhere && cp config elsewhere/");
+    for client in ["kubectl", "wasmk"] {
+        let said = place.sh(&format!(
+            "export KUBECONFIG=$PWD/elsewhere/config HOME=$PWD/elsewhere; cd elsewhere; \
+             {client} config set-cluster wasmk --server=https://localhost:${{API##*:}} >/dev/null; \
+             {client} cluster-info | head -1 | grep -c https://localhost:; \
+             {client} run far --image=$REGISTRY/default/command:1 --restart=Never -- print far; \
+             {client} wait --for=jsonpath='{{.status.phase}}'=Succeeded pod/far --timeout=60s; \
+             {client} logs far --tail=1; {client} delete pod far"
+        ));
+        assert_eq!(said, "1\npod/far created\npod/far condition met\ndone\npod \"far\" deleted", "{client}");
+    }
     assert!(place.fails("curl -sS $API/healthz").contains("certificate"));
 }
 
@@ -312,6 +328,8 @@ fn a_kind_of_ones_own_is_like_the_others() {
     place.until("cat seen", "ADDED 20");
     place.sh("kubectl patch cd doomsday --type=merge -p '{\"spec\": {\"length\": 3}}'");
     assert_eq!(place.sh(&format!("kubectl get --raw {path}/doomsday | jq .spec.length")), "3");
+    place.sh(&format!("kubectl get --raw {path}/doomsday | jq '.spec.length = 2' > d.json && kubectl replace --raw {path}/doomsday -f d.json"));
+    assert_eq!(place.value("cd/doomsday", "{.spec.length}"), "2");
 
     // Rights of its own, by group and name.
     place.sh("kubectl create role counter --verb=get,list --resource=countdowns.stable.dwk && kubectl create rolebinding counter --role=counter --user=jane");
@@ -320,7 +338,7 @@ fn a_kind_of_ones_own_is_like_the_others() {
         "yes\nno"
     );
     place.sh(&format!("kubectl delete --raw {path}/doomsday"));
-    place.until("cat seen", "ADDED 20\nMODIFIED 3\nDELETED 3");
+    place.until("cat seen", "ADDED 20\nMODIFIED 3\nMODIFIED 2\nDELETED 2");
     let missing = place.fails(&format!("kubectl get --raw {}", path.replace("v1/", "v2/")));
     assert!(missing.contains("the server could not find the requested resource"), "{missing}");
 
@@ -456,6 +474,74 @@ fn whatever_kubectl_does_can_be_asked_of_the_api() {
     assert_eq!((&seen["type"], &seen["object"]["metadata"]["name"]), (&"ADDED".into(), &"web".into()));
     assert_eq!(ask("DELETE", &one, "json", r#"{"propagationPolicy":"Background"}"#)["status"], "Success");
     assert_eq!(ask("GET", &one, "json", "")["code"], 404);
+}
+
+#[test]
+fn a_quota_limits_what_pods_ask_for_and_how_many_objects_there_are() {
+    let place = Place::new(&CLUSTER, "quota");
+    let known = |quota: &str| {
+        place.until_value(
+            &format!("quota/{quota}"),
+            "{.status.hard}",
+            &place.value(&format!("quota/{quota}"), "{.spec.hard}"),
+        );
+    };
+    place.sh(
+        "kubectl create quota asked --hard=requests.cpu=1,requests.memory=1Gi,limits.cpu=2,limits.memory=2Gi",
+    );
+    known("asked");
+    let pod = |name: &str, resources: [&str; 4]| {
+        let [cpu, memory, most_cpu, most_memory] = resources;
+        let text = format!(
+            "apiVersion: v1\nkind: Pod\nmetadata: {{name: {name}}}\nspec: {{schedulerName: nobody, containers: [{{name: c, image: x, \
+             resources: {{requests: {{cpu: {cpu}, memory: {memory}}}, limits: {{cpu: {most_cpu}, memory: {most_memory}}}}}}}]}}\n"
+        );
+        place.write("pod.yaml", &text);
+        let out = place.output("kubectl create -f pod.yaml");
+        String::from_utf8_lossy(&[out.stdout, out.stderr].concat()).into_owned()
+    };
+    assert_eq!(pod("first", ["500m", "512Mi", "1", "1Gi"]), "pod/first created\n");
+    for (name, resources, over) in [
+        (
+            "cpu",
+            ["600m", "1Mi", "1", "1Mi"],
+            "requested: requests.cpu=600m, used: requests.cpu=500m, limited: requests.cpu=1",
+        ),
+        (
+            "memory",
+            ["1m", "600Mi", "1m", "600Mi"],
+            "requested: requests.memory=600Mi, used: requests.memory=512Mi, limited: requests.memory=1Gi",
+        ),
+        (
+            "most-cpu",
+            ["1m", "1Mi", "1500m", "1Mi"],
+            "requested: limits.cpu=1500m, used: limits.cpu=1, limited: limits.cpu=2",
+        ),
+        (
+            "most-memory",
+            ["1m", "1Mi", "1m", "1500Mi"],
+            "requested: limits.memory=1500Mi, used: limits.memory=1Gi, limited: limits.memory=2Gi",
+        ),
+    ] {
+        let said = pod(name, resources);
+        assert!(said.contains(&format!("exceeded quota: asked, {over}")), "{name}: {said}");
+    }
+    assert!(place.fails("kubectl run none --image x").contains("must specify limits.cpu"));
+
+    place.sh("kubectl create quota counted --hard=services=1,secrets=1,replicationcontrollers=1");
+    known("counted");
+    let controller = "printf 'apiVersion: v1\nkind: ReplicationController\nmetadata: {generateName: c-}\nspec: {replicas: 0, selector: {a: b}, \
+                      template: {metadata: {labels: {a: b}}, spec: {containers: [{name: c, image: x}]}}}\n' | kubectl create -f -";
+    for (kind, create) in [
+        ("services", "kubectl create service clusterip s-$(date +%N) --tcp=80"),
+        ("secrets", "kubectl create secret generic s-$(date +%N)"),
+        ("replicationcontrollers", controller),
+    ] {
+        place.sh(create);
+        let said = place.fails(create);
+        let over = format!("exceeded quota: counted, requested: {kind}=1, used: {kind}=1, limited: {kind}=1");
+        assert!(said.contains(&over), "{kind}: {said}");
+    }
 }
 
 #[test]

@@ -102,8 +102,25 @@ fn environment_comes_from_everywhere() {
 fn a_deleted_pod_ends() {
     CLUSTER.apply(&command_pod("endless", "[sleep, '600000']", "  terminationGracePeriodSeconds: 1\n"));
     CLUSTER.until_value("pod/endless", "{.status.phase}", "Running");
+    // Whoever looks on sees it start and be killed.
+    let watch = Command::new("kubectl")
+        .args(["--kubeconfig", &CLUSTER.kubeconfig(), "--request-timeout=60s", "get", "events", "-w"])
+        .args(["--field-selector=involvedObject.name=endless", "-o", "jsonpath={.reason}{\"\\n\"}"])
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("kubectl starts");
+    let mut watch = Watch(watch);
     CLUSTER.kubectl(&["delete", "pod", "endless", "--timeout=30s"]);
     assert!(CLUSTER.kubectl_refused(&["get", "pod", "endless"], None).contains("not found"));
+    let reasons = BufReader::new(watch.0.stdout.take().expect("its output")).lines().map_while(Result::ok);
+    let mut missing = BTreeSet::from(["Scheduled", "Started", "Killing"]);
+    for reason in reasons {
+        missing.remove(&*reason);
+        if missing.is_empty() {
+            break;
+        }
+    }
+    assert_eq!(missing, BTreeSet::new());
 }
 
 #[test]
@@ -134,6 +151,16 @@ fn volumes_hold_configuration() {
     CLUSTER.apply(&(command_pod("reader", "[read, /etc/files/greeting]", volume) + mount));
     CLUSTER.until_value("pod/reader", "{.status.phase}", "Succeeded");
     assert_eq!(CLUSTER.kubectl(&["logs", "reader"]), "good morning");
+}
+
+/// A client that watches, ended when dropped.
+struct Watch(Child);
+
+impl Drop for Watch {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
 }
 
 /// A `wasmk agent`, ended when dropped.
@@ -171,11 +198,16 @@ fn a_second_node_joins_and_shares_the_work() {
     assert_eq!(nodes, BTreeSet::from(["node-a", "second"]));
 
     let address = program.value("service/web", "{.spec.clusterIP}");
-    fetch(&format!("http://{address}:8000/"));
     let args = ["get", "pods", "--field-selector=spec.nodeName=second", "-o", "name"];
     let pod = program.kubectl(&args);
     let pod = pod.lines().next().expect("a pod on the second node");
     program.kubectl(&["logs", pod]);
+    // Behind the service are the pods of both nodes, by the network that came with them.
+    let path = "jsonpath={range .items[*]}{.metadata.name}{\"\\n\"}{end}";
+    let pods = program.kubectl(&["get", "pods", "-l", "app=web", "-o", path]);
+    for pod in pods.lines() {
+        program.until(pod, |_| fetch(&format!("http://{address}:8000/")), |text| text.contains(pod));
+    }
 }
 
 #[test]
@@ -197,6 +229,23 @@ fn a_program_of_a_volume_can_be_executed() {
     let echoed = exec(&["/tools/command.wasm", "cat"], Some("through and back"));
     assert_eq!(String::from_utf8_lossy(&echoed.stdout), "through and back");
     assert_eq!(exec(&["/tools/command.wasm", "exit", "1"], None).status.code(), Some(1));
+    // Without `--`, as kubectl had it.
+    let printed = CLUSTER.wasmk(&["exec", "toolbox", "/tools/command.wasm", "print", "--plain"]);
+    assert!(printed.contains(r#"args ["print", "--plain"]"#), "{printed}");
+    // Services that come later are in the environment of pods that come later still.
+    CLUSTER.kubectl(&["create", "service", "clusterip", "afterwards", "--tcp=80"]);
+    let mut n = 0;
+    let of_a_new_pod = |p: &Program| {
+        n += 1;
+        let name = format!("newcomer-{n}");
+        p.apply(&command_pod(&name, "[print]", ""));
+        p.until_value(&format!("pod/{name}"), "{.status.phase}", "Succeeded");
+        p.kubectl(&["logs", &name])
+    };
+    CLUSTER.until("a pod that knows it", of_a_new_pod, |log| log.contains("AFTERWARDS_SERVICE_PORT=80"));
+    let printed = exec(&["/tools/command.wasm", "print"], None);
+    let printed = String::from_utf8_lossy(&printed.stdout).into_owned();
+    assert!(printed.contains("ME=inside") && !printed.contains("AFTERWARDS"), "{printed}");
     let refused = CLUSTER.kubectl_refused(&["exec", "toolbox", "--", "ls"], None);
     assert!(refused.contains("WebAssembly") && refused.contains("no shell"), "{refused}");
     CLUSTER.kubectl(&["delete", "pod", "toolbox", "--now"]);

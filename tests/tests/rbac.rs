@@ -35,10 +35,30 @@ fn an_account_may_do_what_its_role_says_and_no_more() {
         (&["delete", "pod", "x"][..], "cannot delete resource \"pods\""),
         (&["get", "secrets"][..], "cannot list resource \"secrets\""),
         (&["get", "nodes"][..], "at the cluster scope"),
+        (&["get", "pods", "--as=ann"][..], "cannot impersonate resource \"users\""),
+        (&["get", "pods", "--as=ann", "--as-group=system:masters"][..], "cannot impersonate"),
     ] {
         let said = CLUSTER.kubectl_refused(&[&["--kubeconfig", file], args].concat(), None);
         assert!(said.contains("(Forbidden)") && said.contains(refusal), "{said}");
     }
+    // Who is allowed to speak for one may speak for that one.
+    CLUSTER.apply(
+        "apiVersion: rbac.authorization.k8s.io/v1\nkind: ClusterRole\nmetadata: {name: voice-of-ann}\n\
+         rules: [{apiGroups: [''], resources: [users], verbs: [impersonate], resourceNames: [ann]}]\n",
+    );
+    let subject = "--serviceaccount=default:reader";
+    CLUSTER.kubectl(&["create", "clusterrolebinding", "voice-of-ann", "--clusterrole=voice-of-ann", subject]);
+    let as_ann = |p: &Program| {
+        let out = p.kubectl_output(&["--kubeconfig", file, "auth", "whoami", "--as=ann"], None);
+        String::from_utf8_lossy(&out.stdout).into_owned()
+    };
+    CLUSTER.until("the right to be ann", as_ann, |who| {
+        who.lines().any(|line| line.split_whitespace().eq(["Username", "ann"]))
+    });
+    let said = CLUSTER.kubectl_refused(&["--kubeconfig", file, "get", "pods", "--as=bob"], None);
+    assert!(said.contains("cannot impersonate resource \"users\""), "{said}");
+    let said = CLUSTER.kubectl_refused(&["--kubeconfig", file, "get", "pods", "--as=ann"], None);
+    assert!(said.contains("User \"ann\" cannot list resource \"pods\""), "{said}");
 }
 
 #[test]

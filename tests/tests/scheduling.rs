@@ -120,6 +120,17 @@ fn labels_names_and_affinity_choose() {
                 [{topologyKey: kubernetes.io/hostname, labelSelector: {matchLabels: {app: required}}}]}}";
     place.apply(&pod("near", near));
     assert_eq!(on(&place, "near"), "n3");
+    // What names its node is nobody's to place.
+    let scheduled = |name: &str| {
+        let events = format!(
+            "kubectl get events --field-selector involvedObject.name={name},reason=Scheduled -o name"
+        );
+        place.sh(&format!("{events} | wc -l"))
+    };
+    place.until_that("kubectl get events --field-selector involvedObject.name=near -o name", |t| {
+        !t.is_empty()
+    });
+    assert_eq!((scheduled("near"), scheduled("by-name")), ("1".into(), "0".into()));
 }
 
 #[test]
@@ -202,6 +213,9 @@ fn taints_keep_pods_away() {
     assert_eq!(on(&place, "tolerating"), "master");
     place.apply(&pod("careless", &format!("{here}, tolerations: [{{operator: Exists}}]")));
     assert_eq!(on(&place, "careless"), "master");
+    let there = "nodeSelector: {kubernetes.io/hostname: worker}";
+    place.apply(&pod("stoic", &format!("{there}, tolerations: [{{operator: Exists}}]")));
+    assert_eq!(on(&place, "stoic"), "worker");
 
     // A daemon set's pods go to each node but the tainted one.
     let set = "apiVersion: apps/v1\nkind: DaemonSet\nmetadata: {name: every}\nspec:\n  selector: {matchLabels: {ds: every}}\n  \
@@ -218,9 +232,13 @@ fn taints_keep_pods_away() {
 
     // Those that run stay when a node is only closed, and go when they have to.
     place.sh("kubectl taint nodes worker going=yes:NoSchedule");
-    assert_eq!(place.value("pod/plain-0", "{.metadata.deletionTimestamp}"), "");
+    place.apply(&pod("late", there));
+    let said = refusal(&place, "late");
+    assert!(said.contains("2 node(s) had untolerated taint"), "{said}");
+    assert_eq!(place.value("pod/plain-0", "{.spec.nodeName}{.metadata.deletionTimestamp}"), "worker");
     place.sh("kubectl taint nodes worker going=yes:NoExecute");
     place.until("kubectl get pods plain-0 plain-1 plain-2 -o name --ignore-not-found", "");
+    assert_eq!(place.value("pod/stoic", "{.spec.nodeName}{.metadata.deletionTimestamp}"), "worker");
     assert_eq!(place.value("pod/careless", "{.spec.nodeName}"), "master");
 }
 

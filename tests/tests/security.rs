@@ -20,9 +20,12 @@ rules:
 ";
 const TOKENS: &str = "t0ken-of-ann,ann,1001,\"dev,ops\"\nt0ken-of-bob,bob,1002\n";
 
-/// A cluster with static tokens and an audit log.
+/// A cluster with static tokens, an authority of somebody's own for clients and an audit log.
 static CLUSTER: LazyLock<Program> = LazyLock::new(|| {
     let dir = tempfile::tempdir().unwrap();
+    let own = ["-subj", "/CN=own-authority", "-days", "2", "-keyout", "own-ca.key", "-out", "own-ca.crt"];
+    run("openssl", dir.path(), &[&["req", "-x509", "-newkey", "rsa:2048", "-nodes"], &own[..]].concat());
+    let own = dir.path().join("own-ca.crt").display().to_string();
     let file = |name: &str, text: &str| {
         let path = dir.path().join(name);
         std::fs::write(&path, text).unwrap();
@@ -30,8 +33,17 @@ static CLUSTER: LazyLock<Program> = LazyLock::new(|| {
     };
     let (tokens, policy) = (file("tokens.csv", TOKENS), file("policy.yaml", POLICY));
     let log = dir.path().join("audit.log").display().to_string();
-    let flags =
-        ["--no-node", "--token-auth-file", &tokens, "--audit-policy-file", &policy, "--audit-log-path", &log];
+    let flags = [
+        "--no-node",
+        "--token-auth-file",
+        &tokens,
+        "--client-ca-file",
+        &own,
+        "--audit-policy-file",
+        &policy,
+        "--audit-log-path",
+        &log,
+    ];
     let flags: Vec<String> = flags.iter().map(|f| (*f).to_owned()).collect();
     let flags: Vec<&str> = flags.iter().map(String::as_str).collect();
     Program::start_in(dir, &flags)
@@ -187,11 +199,46 @@ fn openssl_signs_with_the_authoritys_key() {
 }
 
 #[test]
+fn clients_of_another_authority_are_users_too() {
+    let dir = CLUSTER.scratch();
+    let at = |name: &str| dir.join(name).display().to_string();
+    let subject = "/O=guests/O=outside/CN=carla";
+    let ask =
+        ["-newkey", "rsa:2048", "-nodes", "-keyout", "carla.key", "-subj", subject, "-out", "carla.csr"];
+    run("openssl", dir, &[&["req", "-new"], &ask[..]].concat());
+    let sign =
+        ["-CA", "own-ca.crt", "-CAkey", "own-ca.key", "-CAcreateserial", "-days", "2", "-out", "carla.crt"];
+    run("openssl", dir, &[&["x509", "-req", "-in", "carla.csr"], &sign[..]].concat());
+    let (cert, key) = (at("carla.crt"), at("carla.key"));
+    let file = kubeconfig(
+        &CLUSTER,
+        "carla",
+        &["--client-certificate", &cert, "--client-key", &key, "--embed-certs"],
+    );
+    let who = CLUSTER.kubectl(&["--kubeconfig", &file, "auth", "whoami", "-o", "json"]);
+    let who: Value = serde_json::from_str(&who).unwrap();
+    let info = &who["status"]["userInfo"];
+    assert_eq!(info["username"], "carla");
+    assert_eq!(info["groups"], serde_json::json!(["guests", "outside", "system:authenticated"]));
+    let (code, status) = curl(&CLUSTER, "/api/v1/nodes", &["--cert", &cert, "--key", &key]);
+    assert!(
+        code == "403" && status["message"].as_str().unwrap().contains("User \"carla\""),
+        "{code} {status}"
+    );
+    // What that authority says of groups counts.
+    CLUSTER.kubectl(&["create", "clusterrolebinding", "guests", "--clusterrole=view", "--group=guests"]);
+    let may = |p: &Program| curl(p, "/api/v1/pods", &["--cert", &cert, "--key", &key]).0;
+    CLUSTER.until("the binding", may, |code| code == "200");
+}
+
+#[test]
 fn the_servers_certificate_has_the_names_of_a_cluster() {
     let path = format!("{}/pki/apiserver.crt", CLUSTER.data_dir());
     let out = run("openssl", Path::new("/"), &["x509", "-in", &path, "-noout", "-ext", "subjectAltName"]);
     let names = String::from_utf8(out.stdout).unwrap();
     let inside = format!("IP Address:{}", CLUSTER.value("service/kubernetes", "{.spec.clusterIP}"));
+    let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap().trim().to_lowercase();
+    let host = format!("DNS:{host}");
     for name in [
         "DNS:kubernetes,",
         "DNS:kubernetes.default,",
@@ -200,6 +247,7 @@ fn the_servers_certificate_has_the_names_of_a_cluster() {
         "DNS:localhost",
         "IP Address:127.0.0.1",
         &inside,
+        &host,
     ] {
         assert!(names.contains(name), "{name} in {names}");
     }
@@ -243,6 +291,7 @@ fn the_audit_log_says_who_touched_what() {
     CLUSTER.kubectl(&["create", "secret", "generic", "audited", "--from-literal=k=s3cret-value"]);
     let refused = CLUSTER.kubectl_refused(&["--as=ann", "get", "secret", "audited"], None);
     assert!(refused.contains("(Forbidden)"), "{refused}");
+    assert_eq!(curl(&CLUSTER, "/api/v1/namespaces/default/secrets/audited", &[]).0, "403");
     let path = CLUSTER.scratch().join("audit.log");
     let events = |_: &Program| -> Vec<Value> {
         let text = std::fs::read_to_string(&path).unwrap_or_default();
@@ -250,8 +299,11 @@ fn the_audit_log_says_who_touched_what() {
         let all = text.lines().filter_map(|line| serde_json::from_str(line).ok());
         all.filter(|e: &Value| e["objectRef"]["name"] == "audited").collect()
     };
-    let found = CLUSTER.until("both events", events, |found| found.len() >= 2);
-    let read = found.iter().find(|e| e["verb"] == "get").expect("the refused read");
+    let found = CLUSTER.until("all events", events, |found| found.len() >= 3);
+    let nobody =
+        found.iter().find(|e| e["user"]["username"] == "system:anonymous").expect("the anonymous read");
+    assert_eq!(nobody["user"]["groups"], serde_json::json!(["system:unauthenticated"]));
+    let read = found.iter().find(|e| !e["impersonatedUser"].is_null()).expect("the refused read");
     assert_eq!(read["impersonatedUser"]["username"], "ann");
     assert_eq!(read["annotations"]["authorization.k8s.io/decision"], "forbid");
     assert_eq!(
@@ -286,6 +338,13 @@ metadata: {name: legacy-token, annotations: {kubernetes.io/service-account.name:
     assert_eq!(claims["kubernetes.io/serviceaccount/namespace"], "default");
     assert_eq!(claims["kubernetes.io/serviceaccount/secret.name"], "legacy-token");
     assert_eq!(claims["kubernetes.io/serviceaccount/service-account.name"], "legacy");
+    // Whoever may read it is shown it as it is.
+    for shown in [
+        CLUSTER.kubectl(&["describe", "secret", "legacy-token"]),
+        CLUSTER.wasmk(&["describe", "secret", "legacy-token"]),
+    ] {
+        assert!(shown.contains(&token) && shown.contains("namespace:  7 bytes"), "{shown}");
+    }
     let account = CLUSTER.value("serviceaccount/legacy", "{.metadata.uid}");
     assert_eq!(claims["kubernetes.io/serviceaccount/service-account.uid"], account);
     for field in ["ca\\.crt", "namespace"] {
@@ -331,6 +390,9 @@ fn roles_for_people_say_what_they_are_called() {
         ("edit-er", &["create", "roles.rbac.authorization.k8s.io", "-n", "team"], "no"),
         ("admin-er", &["create", "rolebindings.rbac.authorization.k8s.io", "-n", "team"], "yes"),
         ("admin-er", &["update", "resourcequotas", "-n", "team"], "no"),
+        ("admin-er", &["create", "networkpolicies.networking.k8s.io", "-n", "team"], "yes"),
+        ("admin-er", &["create", "networkpolicies.networking.k8s.io", "-n", "default"], "no"),
+        ("view-er", &["create", "networkpolicies.networking.k8s.io", "-n", "team"], "no"),
         ("admin-er", &["list", "nodes"], "no"),
         ("boss", &["*", "*", "--all-namespaces"], "yes"),
         ("boss", &["get", "/metrics"], "yes"),

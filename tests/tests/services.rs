@@ -8,6 +8,7 @@ static CLUSTER: LazyLock<Program> = LazyLock::new(|| {
     let program = Program::start();
     program.push("hello");
     program.push("fetch-http");
+    program.push("echo-http");
     program
 });
 
@@ -131,6 +132,23 @@ fn node_ports_are_given_chosen_and_refused() {
 }
 
 #[test]
+fn an_external_address_leads_to_the_pods() {
+    let place = Place::new(&CLUSTER, "external");
+    started(&place, "web", 2);
+    // Its own in each run, so that runs side by side do not meet.
+    let range: u8 =
+        CLUSTER.service_prefix().split('.').nth(2).and_then(|n| n.parse().ok()).expect("a number");
+    for (n, client) in [(1, "kubectl"), (2, "wasmk")] {
+        let address = format!("127.99.{range}.{n}");
+        place.sh(&format!("{client} expose deploy/web --name by-{client} --port=8100 --target-port=8080 --external-ip={address}"));
+        let service = format!("svc/by-{client}");
+        assert_eq!(place.value(&service, "{.spec.externalIPs}"), format!("[\"{address}\"]"));
+        assert_eq!(place.sh(&format!("kubectl get {service} --no-headers | awk '{{print $4}}'")), address);
+        place.until_that(&answers(&format!("{address}:8100"), 6), |text| text.lines().count() == 2);
+    }
+}
+
+#[test]
 fn several_ports_are_told_apart_by_name() {
     let place = Place::new(&CLUSTER, "ports");
     started(&place, "web", 1);
@@ -229,15 +247,19 @@ fn a_balanced_service_has_an_address_that_answers() {
         row.contains("LoadBalancer 127.43.") && row.contains(&address) && row.contains("8099:3"),
         "{row}"
     );
-    place.until_that(&format!("curl -sS --max-time 5 http://{address}:8099/"), |t| {
-        t.starts_with("hello web-")
-    });
+    assert_eq!(row.split(' ').nth(3), Some(&*address), "the column of external addresses: {row}");
+    let node_port = place.value("svc/numbers-web", "{.spec.ports[0].nodePort}");
+    for at in [format!("{address}:8099"), format!("127.0.0.1:{node_port}")] {
+        place.until_that(&format!("curl -sS --max-time 5 http://{at}/"), |t| t.starts_with("hello web-"));
+    }
 
     // A class of one's own is somebody else's to serve.
     place.apply(
         "apiVersion: v1\nkind: Service\nmetadata: {name: theirs}\nspec: {type: LoadBalancer, loadBalancerClass: example.com/lb, ports: [{port: 80}]}\n",
     );
     assert!(place.sh("kubectl get svc theirs").contains("<pending>"));
+    place.sh(r#"kubectl patch svc theirs --subresource=status -p '{"status": {"loadBalancer": {"ingress": [{"ip": "192.0.2.7"}]}}}'"#);
+    place.until("kubectl get svc theirs --no-headers | awk '{print $4}'", "192.0.2.7");
 }
 
 #[test]
@@ -274,9 +296,13 @@ fn functions_reach_services_by_name() {
     started(&place, "api-backend", 1);
     place.sh("kubectl expose deploy/api-backend --port 8000 --target-port 8080");
     let other = Place::new(&CLUSTER, "names-other");
+    let by_address = format!("http://{}:8000/", place.value("svc/api-backend", "{.spec.clusterIP}"));
     for (place, urls) in [
-        (&place, &["http://api-backend:8000/", "http://api-backend.names.svc.cluster.local:8000/"][..]),
-        (&other, &["http://api-backend.names:8000/"][..]),
+        (
+            &place,
+            &["http://api-backend:8000/", "http://api-backend.names.svc.cluster.local:8000/", &by_address][..],
+        ),
+        (&other, &["http://api-backend.names:8000/", &by_address][..]),
     ] {
         place.sh("kubectl run fetcher --image $REGISTRY/default/fetch-http:1 --port 8080");
         place.sh("kubectl wait --for=condition=Ready pod/fetcher --timeout=60s");
@@ -370,6 +396,19 @@ fn ports_are_forwarded_from_here() {
             matches!(lines[..], [a, b, c, "3"] if a.starts_with("hello web-") && a == b && b == c),
             "{answers}"
         );
+    }
+    // Many at once, with bytes of every sort.
+    place.apply(&web("echo", 1).replace("default/hello:1", "default/echo-http:1"));
+    place.sh("kubectl rollout status deploy/echo --timeout=60s && kubectl expose deploy/echo --port 80 --target-port http");
+    for client in ["kubectl", "wasmk"] {
+        let same = place.sh(&format!(
+            "head -c 300000 /dev/urandom >bytes; : >out; {client} port-forward svc/echo :80 >>out & forwarding=$!; trap 'kill $forwarding' EXIT; \
+             for i in $(seq 100); do port=$(sed -nE 's/^Forwarding from 127.0.0.1:([0-9]+) -> 8080$/\\1/p' out); \
+             [ -n \"$port\" ] && break; sleep 0.1; done; \
+             pids=; for i in $(seq 20); do curl -sS --max-time 20 --data-binary @bytes http://127.0.0.1:$port/ >back-$i & pids=\"$pids $!\"; done; \
+             wait $pids; for i in $(seq 20); do cmp bytes back-$i && echo same; done | wc -l"
+        ));
+        assert_eq!(same, "20", "{client}");
     }
     let refused = place.fails("wasmk port-forward svc/web 1");
     assert!(refused.contains("Service web does not have a service port 1"), "{refused}");

@@ -115,6 +115,22 @@ fn containers_share_a_volume() {
     assert_eq!(place.sh("kubectl logs www -c reader"), "welcome");
     assert_eq!(place.value("pod/www", "{.spec.volumes[0].emptyDir}"), "{}");
     assert!(place.sh("kubectl get pod www --no-headers").contains("0/2"));
+    // The volume goes with its pod.
+    let uid = place.value("pod/www", "{.metadata.uid}");
+    let page = format!("find {}/node -path '*{uid}*' -name page | wc -l", CLUSTER.data_dir());
+    assert_eq!(place.sh(&page), "1");
+    place.sh("kubectl delete pod www");
+    place.until(&page.replace("-name page", ""), "0");
+
+    // Of several containers the first is meant when none is named.
+    place.apply(&pair("talking", "[print, first]", "[print, second]", ""));
+    place.until_value("pod/talking", "{.status.phase}", "Succeeded");
+    for (container, said) in [("", "first"), ("-c writer", "first"), ("-c reader", "second")] {
+        for client in ["kubectl", "wasmk"] {
+            let log = place.sh(&format!("{client} logs talking {container} | head -1"));
+            assert_eq!(log, format!("args [\"print\", \"{said}\"]"), "{client} {container}");
+        }
+    }
 }
 
 #[test]
@@ -139,6 +155,14 @@ fn a_volume_is_mounted_at_several_places() {
     place.apply(&text.replace("mountPath: /www}", "mountPath: /www}, {name: www, mountPath: /second}"));
     place.until_value("pod/twice", "{.status.phase}", "Succeeded");
     assert_eq!(place.sh("kubectl logs twice -c reader"), "welcome");
+    // A place may be for reading only.
+    let text = pair("fixed", "[write, /second/page, welcome]", "[print]", "").replace("OnFailure", "Never");
+    place.apply(
+        &text
+            .replace("mountPath: /www}", "mountPath: /www}, {name: www, mountPath: /second, readOnly: true}"),
+    );
+    place.until_value("pod/fixed", "{.status.phase}", "Failed");
+    assert!(place.sh("kubectl logs fixed -c writer").contains("error:"));
 }
 
 #[test]
@@ -146,7 +170,9 @@ fn what_no_driver_serves_is_taken_and_waits() {
     let place = Place::new(&CLUSTER, "foreign");
     for (name, source) in [
         ("azure", "azureDisk: {diskName: d, diskURI: /d}"),
+        ("azure-file", "azureFile: {secretName: s, shareName: f}"),
         ("cinder", "cinder: {volumeID: v}"),
+        ("vsphere", "vsphereVolume: {volumePath: '[d] v'}"),
         ("fc", "fc: {targetWWNs: ['50060e801049cfd1'], lun: 0}"),
         ("gce", "gcePersistentDisk: {pdName: d}"),
         ("aws", "awsElasticBlockStore: {volumeID: v}"),
@@ -155,7 +181,10 @@ fn what_no_driver_serves_is_taken_and_waits() {
     ] {
         let text = pair(name, "[read, /www/x]", "[read, /usr/share/html/x]", &format!(", {source}"));
         place.apply(&text);
-        place.until_that(&format!("kubectl get events --field-selector involvedObject.name={name} -o json | jq -r '.items[] | select(.type == \"Warning\") | .message'"), |t| !t.is_empty());
+        let kind = source.split(':').next().unwrap_or("");
+        let why =
+            format!("volumes of kind {kind} are not available on this node; use a claim of a storage class");
+        place.until_that(&format!("kubectl get events --field-selector involvedObject.name={name} -o json | jq -r '.items[] | select(.type == \"Warning\") | .message'"), |t| t.contains(&why));
         let row = place.sh(&format!("kubectl get pod {name} --no-headers"));
         assert!(row.contains("ContainerCreating") || row.contains("CreateContainer"), "{row}");
     }

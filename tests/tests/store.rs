@@ -444,8 +444,32 @@ fn servers_share_an_etcd_which_is_backed_up_and_filled_like_any_store() {
         |p| p.kubectl(&["get", "replicasets", "-o", "name"]),
         |names| names.contains("replicaset"),
     );
+    // Controllers and scheduler of a third wait for the end of the first, and take over.
+    let third = Program::start_with(&flags);
+    let holder = |p: &Program| {
+        let lease = ["get", "lease", "kube-controller-manager", "-n", "kube-system"];
+        p.kubectl(&[&lease[..], &["-o", "jsonpath={.spec.holderIdentity}"]].concat())
+    };
+    let leader = holder(&third);
     drop(first);
     second.kubectl(&["create", "configmap", "alone"]);
+    second.kubectl(&["create", "deployment", "after", "--image=none"]);
+    third.until(
+        "the controllers' pod, at which the scheduler has looked",
+        |p| {
+            p.kubectl(&[
+                "get",
+                "pods",
+                "-l",
+                "app=after",
+                "-o",
+                "jsonpath={.items[*].status.conditions[*].reason}",
+            ])
+        },
+        |reasons| reasons.contains("Unschedulable"),
+    );
+    assert_ne!(holder(&third), leader);
+    drop(third);
     drop(second);
 
     succeeds(&["store", "snapshot", &file("etcd"), "--store", &etcd.store()]);

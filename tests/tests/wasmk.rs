@@ -1,6 +1,6 @@
 //! The program's own commands.
 
-use std::{process::Command, sync::LazyLock};
+use std::{path::Path, process::Command, sync::LazyLock};
 
 use serde_json::Value;
 use wasmk_tests::program::{Program, binary, guest};
@@ -42,6 +42,9 @@ fn starts_in_the_background_merges_a_kubeconfig_and_stops() {
     let dir = tempfile::tempdir().unwrap();
     let (data, config) = (dir.path().join("data"), dir.path().join("config"));
     let (data, config) = (data.to_str().unwrap(), config.to_str().unwrap());
+    // There are others in the file, which stay.
+    let first = std::fs::read_to_string(CLUSTER.kubeconfig()).unwrap().replace(": wasmk\n", ": first\n");
+    std::fs::write(config, first).unwrap();
     let free = "127.0.0.1:0";
     let up =
         ["up", "--detach", "--no-node", "--data-dir", data, "--merge-kubeconfig", config, "--api-addr", free];
@@ -49,10 +52,51 @@ fn starts_in_the_background_merges_a_kubeconfig_and_stops() {
     let names =
         CLUSTER.kubectl(&["--kubeconfig", config, "--context", "wasmk", "get", "namespaces", "-o", "name"]);
     assert!(names.contains("namespace/default"), "{names}");
+    for client in [Path::new("kubectl"), &binary()] {
+        switches_between_clusters(client, config);
+    }
     CLUSTER.wasmk(&["down", "--data-dir", data]);
     let out = CLUSTER.run(&["status", "-o", "json", "--data-dir", data]);
     let status: Value = serde_json::from_slice(&out.stdout).unwrap();
     assert_eq!(status["ready"], false);
+}
+
+/// The kubeconfig's context `first` is the tests' own cluster, `wasmk` another.
+fn switches_between_clusters(client: &Path, config: &str) {
+    let run = |args: &[&str]| {
+        let out = CLUSTER.client(client, &[&["--kubeconfig", config], args].concat(), None);
+        assert!(out.status.success(), "{args:?}: {}", String::from_utf8_lossy(&out.stderr));
+        String::from_utf8_lossy(&out.stdout).into_owned()
+    };
+    let cluster = |flags: &[&str]| {
+        run(&[flags, &["get", "namespace", "kube-system", "-o", "jsonpath={.metadata.uid}"]].concat())
+    };
+    let (first, second) = (cluster(&["--context", "first"]), cluster(&["--context", "wasmk"]));
+    assert_eq!(first, CLUSTER.value("namespace/kube-system", "{.metadata.uid}"));
+    assert_ne!(first, second);
+    for (context, expected) in [("first", first), ("wasmk", second)] {
+        run(&["config", "use-context", context]);
+        assert_eq!(cluster(&[]), expected, "{context}");
+    }
+}
+
+#[test]
+fn the_api_listens_on_its_port_of_any_address() {
+    // An address that another run of the tests has not.
+    let process = std::process::id();
+    let address = format!("127.91.{}.{}:6443", process / 250 % 250, process % 250 + 1);
+    let program = Program::start_with(&["--no-node", "--api-addr", &address]);
+    assert_eq!(program.address("api").to_string(), address);
+    let ca = format!("{}/pki/ca.crt", program.data_dir());
+    let url = format!("https://{address}/version");
+    let out = Command::new("curl").args(["-sS", "--max-time", "10", "--cacert", &ca, &url]).output().unwrap();
+    let said = String::from_utf8_lossy(&out.stdout);
+    assert!(said.contains("v1.36."), "{said}{}", String::from_utf8_lossy(&out.stderr));
+    let server = format!("--server=https://{address}");
+    assert_eq!(
+        program.kubectl(&[&server, "get", "namespace", "default", "-o", "name"]),
+        "namespace/default\n"
+    );
 }
 
 #[test]

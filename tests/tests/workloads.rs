@@ -119,6 +119,12 @@ fn a_deployment_has_its_defaults_and_its_pods_their_names() {
     place.sh(&format!("kubectl scale rs/web-{hash} --replicas=4"));
     place.until_value("rs", "{.items[0].spec.replicas}", "1");
     place.until(&living("web"), "1");
+
+    // It asks for more from now on: new pods do.
+    place.sh("kubectl set resources deploy/web --requests=memory=16Mi && kubectl rollout status deploy/web --timeout=60s");
+    let asked =
+        "kubectl get pods -l app=web -o jsonpath='{.items[*].spec.containers[0].resources.requests.memory}'";
+    place.until(asked, "16Mi");
 }
 
 #[test]
@@ -137,6 +143,12 @@ fn a_deployment_and_a_daemon_set_share_name_labels_and_service() {
     assert_eq!(all.matches("pod/rng-").count(), 2, "{all}");
     let columns = place.sh("kubectl get ds rng | head -1 | xargs");
     assert_eq!(columns, "NAME DESIRED CURRENT READY UP-TO-DATE AVAILABLE NODE SELECTOR AGE");
+    // A service takes pods of every owner, and of none.
+    place.apply(&workload("StatefulSet", "kept", ""));
+    place.sh("kubectl run bare --image $REGISTRY/default/hello:1 --labels app=bare,tier=front");
+    place.sh("kubectl create service clusterip all --tcp=80:8080 && kubectl set selector svc all tier=front");
+    place.until("kubectl get endpoints all -o json | jq '.subsets[0].addresses | length'", "4");
+    place.sh("kubectl delete sts/kept pod/bare");
 
     let daemon = place.sh("kubectl get pods -l controller-revision-hash -o name");
     place.sh("kubectl delete deployment rng");
@@ -167,6 +179,12 @@ fn a_bad_rollout_stops_and_is_undone() {
     assert_eq!(place.sh("kubectl get pods --no-headers | wc -l"), "13");
     let shown = place.sh("kubectl describe deploy worker");
     assert!(shown.contains("MinimumReplicasAvailable") && shown.contains("ReplicaSetUpdated"), "{shown}");
+    assert_eq!(place.value("deploy/worker", "{.status.unavailableReplicas}"), "5");
+    let shown = place.sh("kubectl describe rs | tr -s ' '");
+    assert!(shown.contains("Pods Status: 0 Running / 5 Waiting / 0 Succeeded / 0 Failed"), "{shown}");
+    place.until_that("kubectl describe pods | tr -s ' '", |text| {
+        text.matches("Reason: ImagePullBackOff").count() == 5 && text.matches(" Ready False").count() == 5
+    });
 
     let history = place.sh("kubectl rollout history deploy worker");
     assert!(history.contains("2         try v0.3"), "{history}");
@@ -273,9 +291,10 @@ fn a_daemon_set_follows_labels_and_updates() {
 
     // Left to the user: nothing changes until a pod is deleted.
     place.sh("kubectl patch ds fast -p 'spec: {updateStrategy: {type: OnDelete, rollingUpdate: null}}'");
+    let old = place.sh(&names("fast"));
     place.sh("kubectl set env ds/fast COLOUR=red");
     place.until_value("ds/fast", "{.status.updatedNumberScheduled}", "");
-    let old = place.sh(&names("fast"));
+    assert_eq!(place.sh(&names("fast")), old);
     place.sh(&format!("kubectl delete pod {old}"));
     place.until_value("ds/fast", "{.status.updatedNumberScheduled}", "1");
     let refused =
@@ -412,6 +431,7 @@ fn an_autoscaler_without_figures_changes_nothing() {
     assert_eq!(place.value("deploy/web", "{.spec.replicas}"), "3");
     // A manifest that does not say a number leaves the one that is there alone.
     place.apply(&workload("Deployment", "other", ""));
+    place.sh("kubectl autoscale deploy other --min=2 --max=5 --cpu-percent=80");
     place.sh("kubectl scale deploy/other --replicas=4");
     place.apply(&workload("Deployment", "other", "  revisionHistoryLimit: 3\n"));
     assert_eq!(place.value("deploy/other", "{.spec.replicas}"), "4");
@@ -528,6 +548,11 @@ fn templates_must_fit_their_selectors() {
         let said = place.refuses(&text);
         assert!(said.contains("`selector` does not match template `labels`"), "{kind}: {said}");
     }
+    let said = place.refuses(
+        "apiVersion: batch/v1\nkind: Job\nmetadata: {name: web}\nspec:\n  manualSelector: true\n  selector: {matchLabels: {app: web}}\n  \
+         template:\n    metadata: {labels: {app: other}}\n    spec: {restartPolicy: Never, containers: [{name: c, image: x}]}\n",
+    );
+    assert!(said.contains("`selector` does not match template `labels`"), "{said}");
     let said = place.refuses(&workload("DaemonSet", "web", "  replicas: 1\n"));
     assert!(said.contains(r#"unknown field "spec.replicas""#), "{said}");
     let text = workload("DaemonSet", "web", "  replicas: 1\n").replace("$REGISTRY", "r");

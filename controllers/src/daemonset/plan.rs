@@ -217,9 +217,13 @@ mod tests {
 
     /// Nodes as `name[:no|:stay]`, pods as in `replicas`, with `new` for the current template.
     fn check(strategy: Value, nodes: &str, pods: &[&str], expect: &str) {
-        let set: DaemonSet = serde_json::from_value(
-            json!({"metadata": {"name": "d"}, "spec": {"selector": {}, "template": {}, "updateStrategy": strategy}}),
-        )
+        check_after(0, strategy, nodes, pods, expect);
+    }
+
+    /// The same with `minReadySeconds`.
+    fn check_after(min_ready: i32, strategy: Value, nodes: &str, pods: &[&str], expect: &str) {
+        let set: DaemonSet = serde_json::from_value(json!({"metadata": {"name": "d"}, "spec": {
+            "selector": {}, "template": {}, "minReadySeconds": min_ready, "updateStrategy": strategy}}))
         .unwrap();
         let nodes: Vec<_> = nodes
             .split_whitespace()
@@ -276,6 +280,10 @@ mod tests {
         check(max(1), "a b c", &["p ready 2m on a new", old[1], old[2]], "delete q, 3/3/0");
         check(max(1), "a b c", &["p pending 2m on a new", old[1], old[2]], "3/3/0");
         check(max(1), "a b c", &["p unready 2m on a", old[1], old[2]], "delete p, 3/3/0");
+        // One that is ready has to stay so for a while before it counts.
+        let fresh = ["p ready 10s on a new", old[1], old[2]];
+        check_after(5, max(1), "a b c", &fresh, "delete q, 3/3/0");
+        check_after(30, max(1), "a b c", &fresh, "3/3/0");
         check(json!({"type": "OnDelete"}), "a b c", &old, "3/3/0");
         let surge = json!({"type": "RollingUpdate", "rollingUpdate": {"maxUnavailable": 0, "maxSurge": 1}});
         check(surge.clone(), "a b", &old[..2], "create on a, 2/2/0");

@@ -236,8 +236,8 @@ mod tests {
     use super::*;
     use serde_json::{Value, json};
 
-    /// A deployment of image `v2`; sets as `name image size available [wanted=N]`.
-    fn check(spec: Value, sets: &[&str], expect: &str) {
+    /// A deployment of image `v2`; sets as `name image size available [wanted=N] [pods=N]`.
+    fn check(spec: Value, texts: &[&str], expect: &str) {
         let container = |image: &str| json!({"spec": {"containers": [{"name": "c", "image": image}]}});
         let mut whole = json!({"metadata": {"name": "web", "uid": "d", "generation": 1}, "spec": {
             "replicas": 4, "selector": {"matchLabels": {"app": "web"}}, "template": container("v2")}});
@@ -257,10 +257,13 @@ mod tests {
                 "status": {"replicas": size, "availableReplicas": available, "readyReplicas": available},
             })).unwrap())
         };
-        let sets: Vec<_> = sets.iter().enumerate().map(set).collect();
-        let running =
-            |s: &Arc<ReplicaSet>| (uid(&**s).to_owned(), s.status.as_ref().unwrap().replicas as usize);
-        let pods = sets.iter().map(running).collect();
+        let sets: Vec<_> = texts.iter().enumerate().map(set).collect();
+        let running = |(s, text): (&Arc<ReplicaSet>, &&str)| {
+            let counted = text.split_whitespace().find_map(|w| w.strip_prefix("pods="));
+            let size = s.status.as_ref().unwrap().replicas as usize;
+            (uid(&**s).to_owned(), counted.map_or(size, |n| n.parse().unwrap()))
+        };
+        let pods = sets.iter().zip(texts).map(running).collect();
         let view = View { deployment: Arc::new(serde_json::from_value(whole).unwrap()), sets, pods };
         let plan = plan(&view, "2026-01-01T01:00:00Z".parse().unwrap());
         let size = |s: &ReplicaSet| s.spec.as_ref().unwrap().replicas.unwrap();
@@ -290,6 +293,8 @@ mod tests {
     fn recreate_pause_and_scaling() {
         let recreate = || json!({"strategy": {"type": "Recreate"}});
         check(recreate(), &["a v1 4 4"], "a 4>0");
+        // Pods that are on their way out are still there.
+        check(recreate(), &["a v1 0 0 pods=1"], "");
         check(recreate(), &["a v1 0 0"], "create 4, revision 2");
         check(json!({"paused": true}), &["a v1 4 4"], "");
         check(json!({"paused": true, "replicas": 6}), &["a v1 4 4 wanted=4"], "a 4>6");

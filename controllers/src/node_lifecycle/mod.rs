@@ -285,6 +285,9 @@ mod tests {
         check(with("Unknown"), true, Some("unreachable:NoSchedule unreachable:NoExecute"));
         check(with("Unknown"), false, Some("unreachable:NoSchedule"));
         check(json!({"spec": {"unschedulable": true}}), true, Some("unschedulable:NoSchedule"));
+        let full = json!({"status": {"conditions": [
+            {"type": "Ready", "status": "True"}, {"type": "DiskPressure", "status": "True"}]}});
+        check(full, true, Some("disk-pressure:NoSchedule"));
         check(
             json!({"spec": {"taints": [{"key": "mine", "effect": "NoSchedule"},
                 {"key": "node.kubernetes.io/not-ready", "effect": "NoExecute"}]},

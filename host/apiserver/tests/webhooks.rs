@@ -190,11 +190,39 @@ trait Pipe: Sized {
 
 impl<T> Pipe for T {}
 
+/// A sidecar gets into new pods before anybody sees them, with all that a container has by default.
+#[tokio::test]
+async fn hooks_add_containers_to_new_pods() {
+    let server = start().await;
+    let authority = Authority::new("hooks");
+    let address = serve(&authority, &["127.42.0.1"], None, move |asked| {
+        let sidecar = json!({ "name": "sidecar", "image": "example.org/proxy:1" });
+        allow(&asked, patch(json!([{ "op": "add", "path": "/spec/containers/-", "value": sidecar }])))
+    })
+    .await;
+    let rules = json!([{ "apiGroups": [""], "apiVersions": ["v1"], "operations": ["CREATE"], "resources": ["pods"] }]);
+    let more = json!({ "rules": rules, "objectSelector": {} });
+    register(&server, MUTATING, "sidecars", json!([hook("sidecars", address, &authority, more)])).await;
+    let account = json!({ "metadata": { "name": "default" } });
+    server.post("/api/v1/namespaces/default/serviceaccounts", account).await;
+    let pod = json!({ "metadata": { "name": "web" }, "spec": { "containers": [{ "name": "main", "image": "i" }] } });
+    let made = server.post("/api/v1/namespaces/default/pods", pod).await;
+    assert_eq!(made.code, 201, "{made:?}");
+    let containers = made.body["spec"]["containers"].as_array().unwrap();
+    let names: Vec<_> = containers.iter().map(|c| c["name"].as_str().unwrap()).collect();
+    assert_eq!(names, ["main", "sidecar"]);
+    assert_eq!(containers[1]["imagePullPolicy"], "IfNotPresent");
+    assert_eq!(containers[1]["terminationMessagePath"], "/dev/termination-log");
+}
+
 #[tokio::test]
 async fn hooks_refuse_writes_and_deletes() {
     let server = start().await;
     let authority = Authority::new("hooks");
-    let address = serve(&authority, &["127.42.0.1"], None, |asked| {
+    let calls = Arc::new(Mutex::new(0));
+    let counted = calls.clone();
+    let address = serve(&authority, &["127.42.0.1"], None, move |asked| {
+        *counted.lock().unwrap() += 1;
         let request = &asked.body["request"];
         let about = if request["operation"] == "DELETE" { "oldObject" } else { "object" };
         let refuse = request[about]["data"]["bad"].is_string() || request["operation"] == "DELETE";
@@ -207,6 +235,15 @@ async fn hooks_refuse_writes_and_deletes() {
     assert_eq!((refused.code, &refused.body["reason"]), (418, &json!("Forbidden")));
     assert_eq!(refused.body["message"], "admission webhook \"check.example.com\" denied the request: no");
     assert_eq!(server.post(MAPS, map("good", json!({}))).await.code, 201);
+    // Who is not known, or may not do it, does not get as far.
+    let before = *calls.lock().unwrap();
+    assert_eq!(before, 2);
+    for (header, code) in [(("impersonate-user", "nobody"), 403), (("authorization", "Bearer wrong"), 401)] {
+        let headers = [("content-type", "application/json"), header];
+        let refused = server.send("POST", MAPS, &headers, &map("other", json!({})).to_string()).await;
+        assert_eq!(refused.code, code, "{refused:?}");
+    }
+    assert_eq!(*calls.lock().unwrap(), before);
     let path = format!("{MAPS}/good");
     assert_eq!(server.merge(&path, json!({ "data": { "bad": "1" } })).await.code, 418);
     assert_eq!(server.merge(&path, json!({ "data": { "fine": "1" } })).await.code, 200);

@@ -19,7 +19,7 @@ const APPLY: &str = "application/apply-patch+yaml";
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
-    /// A file, a directory of files, or `-` for standard input; may be repeated
+    /// A file, a directory of files, a URL, or `-` for standard input; may be repeated
     #[arg(short, long, value_name = "FILE", required = true)]
     filename: Vec<String>,
     /// Also directories below a directory
@@ -40,7 +40,7 @@ enum DryRun {
 }
 
 pub(super) async fn run(args: Args, cx: &Context) -> Result<Exit> {
-    let manifests = manifests::read(&args.filename, args.recursive)?;
+    let manifests = manifests::read(&args.filename, args.recursive).await?;
     if manifests.is_empty() {
         bail!("no objects passed to apply");
     }
@@ -72,10 +72,22 @@ async fn apply(api: &Api, resource: &Resource, manifest: &Manifest, args: &Args)
     let force = if args.no_force { "" } else { "true" };
     let query = [("fieldManager", MANAGER), ("force", force), ("fieldValidation", "Strict"), ("dryRun", dry)];
     let after = api.send_as(Method::PATCH, &with_query(&path, &query), APPLY, &manifest.object).await?;
-    let revision = |object: &Value| object["metadata"]["resourceVersion"].clone();
-    Ok(match before {
+    Ok(match before.map(wanted) {
         None => "created",
-        Some(before) if revision(&before) == revision(&after) => "unchanged",
+        Some(before) if before == wanted(after) => "unchanged",
         Some(_) => "configured",
     })
+}
+
+/// An object without its status, which others write meanwhile, and without what every write changes.
+fn wanted(mut object: Value) -> Value {
+    if let Some(map) = object.as_object_mut() {
+        map.shift_remove("status");
+    }
+    if let Some(metadata) = object["metadata"].as_object_mut() {
+        for field in ["resourceVersion", "managedFields"] {
+            metadata.shift_remove(field);
+        }
+    }
+    object
 }

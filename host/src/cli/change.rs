@@ -212,7 +212,7 @@ fn content_type(kind: &str, resource: &Resource) -> Result<&'static str> {
 /// Arguments of `wasmk replace`.
 #[derive(Debug, clap::Args)]
 pub(super) struct Replace {
-    /// A file, a directory of files, or `-` for standard input; may be repeated
+    /// A file, a directory of files, a URL, or `-` for standard input; may be repeated
     #[arg(short, long, value_name = "FILE", required = true)]
     filename: Vec<String>,
     #[command(flatten)]
@@ -222,7 +222,7 @@ pub(super) struct Replace {
 pub(super) async fn replace(args: Replace, cx: &Context) -> Result<Exit> {
     let api = Api::new(cx.client().await?);
     let resources = Resources::discover(&api).await?;
-    for manifest in manifests::read(&args.filename, false)? {
+    for manifest in manifests::read(&args.filename, false).await? {
         let resource = manifest.resource(&resources)?;
         let dry = if args.flags.stays_here() { "All" } else { args.flags.query() };
         let query = [("fieldManager", MANAGER), ("fieldValidation", "Strict"), ("dryRun", dry)];

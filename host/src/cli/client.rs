@@ -2,14 +2,16 @@
 
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, bail};
 use clap::Args;
 use kube::{
     Client, Config,
+    client::{ClientBuilder, DynBody},
     config::{AuthInfo, KubeConfigOptions, Kubeconfig},
 };
+use tower::util::MapResponseLayer;
 
-use super::{hint::WithHint, output::Output};
+use super::{hint::WithHint, output::Output, warnings};
 
 /// Flags that every command accepts, before or after its name.
 #[derive(Clone, Debug, Default, Args)]
@@ -103,12 +105,18 @@ impl Context {
         if usual.exists() { usual } else { default_data_dir().join("kubeconfig") }
     }
 
+    /// The context of `--context`, if it was given.
+    pub(super) fn chosen_context(&self) -> Option<&str> {
+        self.global.context.as_deref()
+    }
+
     /// A client of the chosen cluster, with the namespace to act in.
     ///
     /// # Errors
     /// When there is no such kubeconfig or context, or a certificate in it cannot be read.
     pub async fn client(&self) -> Result<Client> {
-        Ok(Client::try_from(self.kube_config().await?)?)
+        let tell = MapResponseLayer::new(warnings::tell::<Box<DynBody>>);
+        Ok(ClientBuilder::try_from(self.kube_config().await?)?.with_layer(&tell).build())
     }
 
     /// How the chosen cluster is reached. Inside a pod, without any kubeconfig, as its service account.
@@ -153,6 +161,13 @@ impl Context {
         let kubeconfig = Kubeconfig::read_from(path)
             .with_context(|| format!("cannot read the kubeconfig {}", path.display()))
             .hint(|| "start a cluster with `wasmk up`, or name a kubeconfig with --kubeconfig".into())?;
+        let (cluster, user) = (&self.global.cluster, &self.global.user);
+        if let Some(name) = cluster.as_ref().filter(|n| !kubeconfig.clusters.iter().any(|c| c.name == **n)) {
+            bail!("no server found for cluster \"{name}\"");
+        }
+        if let Some(name) = user.as_ref().filter(|n| !kubeconfig.auth_infos.iter().any(|u| u.name == **n)) {
+            bail!("auth info \"{name}\" does not exist");
+        }
         let options = KubeConfigOptions {
             context: self.global.context.clone(),
             cluster: self.global.cluster.clone(),

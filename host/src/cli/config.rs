@@ -248,8 +248,15 @@ fn use_context(config: &mut Value, name: &str) -> Result<()> {
 
 fn view(cx: &Context, mut config: Value, args: &View) -> Result<Exit> {
     if args.minify {
-        let name = current(&config)?.to_string();
+        let name = match cx.chosen_context() {
+            Some(name) => name.to_string(),
+            None => current(&config)?.to_string(),
+        };
         entries(&mut config, "contexts").retain(|e| e["name"] == name.as_str());
+        if entries(&mut config, "contexts").is_empty() {
+            bail!("cannot locate context {name}");
+        }
+        config["current-context"] = name.into();
         let context = config["contexts"][0]["context"].clone();
         entries(&mut config, "clusters").retain(|e| e["name"] == context["cluster"]);
         entries(&mut config, "users").retain(|e| e["name"] == context["user"]);

@@ -20,7 +20,7 @@ pub(super) struct Args {
     /// TYPE NAME..., TYPE/NAME..., or TYPE with --all or -l
     #[arg(value_name = "TYPE", required_unless_present = "filename")]
     words: Vec<String>,
-    /// The objects of a file, a directory of files, or `-`; may be repeated
+    /// The objects of a file, a directory of files, a URL, or `-`; may be repeated
     #[arg(short, long, value_name = "FILE")]
     filename: Vec<String>,
     /// Also directories below a directory
@@ -105,7 +105,7 @@ pub(super) async fn run(args: Args, cx: &Context) -> Result<Exit> {
 
 async fn targets(api: &Api, resources: &Resources, args: &Args) -> Result<Vec<Target>> {
     let mut targets = Vec::new();
-    for manifest in manifests::read(&args.filename, args.recursive)? {
+    for manifest in manifests::read(&args.filename, args.recursive).await? {
         let resource = manifest.resource(resources)?.clone();
         let path = manifest.path(&resource, api.default_namespace())?;
         targets.push(Target { resource, name: manifest.name, path });

@@ -1,6 +1,7 @@
 //! `wasmk describe`: an object for people, with its events.
 
 use anyhow::{Result, bail};
+use base64::{Engine, engine::general_purpose::STANDARD};
 use serde_json::Value;
 
 use super::{
@@ -98,10 +99,11 @@ fn described(resource: &Resource, object: &Value) -> String {
         lines.tree(key, value, 0);
     }
     let secret = resource.kind == "Secret" && resource.group.is_empty();
+    let of_account = object["type"] == "kubernetes.io/service-account-token";
     for (key, value) in object.as_object().into_iter().flatten() {
         match key.as_str() {
             "apiVersion" | "kind" | "metadata" => {}
-            "data" | "stringData" if secret => lines.sizes(value),
+            "data" | "stringData" if secret => lines.sizes(value, of_account),
             _ => lines.tree(key, value, 0),
         }
     }
@@ -134,11 +136,18 @@ impl Lines {
         }
     }
 
-    fn sizes(&mut self, data: &Value) {
+    /// How large the parts of a secret are; only an account's token is shown.
+    fn sizes(&mut self, data: &Value, of_account: bool) {
         self.0.push_str("\nData\n====\n");
         for (key, value) in data.as_object().into_iter().flatten() {
-            let encoded = value.as_str().unwrap_or("").trim_end_matches('=').len();
-            self.0.push_str(&format!("{key}:  {} bytes\n", encoded * 3 / 4));
+            let encoded = value.as_str().unwrap_or("");
+            let decoded = STANDARD.decode(encoded).unwrap_or_default();
+            let shown = match String::from_utf8(decoded) {
+                Ok(token) if of_account && key == "token" => token,
+                Ok(text) => format!("{} bytes", text.len()),
+                Err(e) => format!("{} bytes", e.as_bytes().len()),
+            };
+            self.0.push_str(&format!("{key}:  {shown}\n"));
         }
     }
 
@@ -221,5 +230,15 @@ mod tests {
         lines.tree("spec", &json!({"containers": [{"name": "c", "containerPort": 80}], "empty": {}}), 0);
         assert_eq!(lines.0, "Spec:\n  Containers:\n    Name:  c\n    Container Port:  80\n");
         assert_eq!(title("podCIDRs"), "Pod CIDRs");
+    }
+
+    #[test]
+    fn only_tokens_of_accounts_are_shown() {
+        let data = json!({"token": "dG9rZW4=", "ca.crt": "/////w=="});
+        for (of_account, token) in [(true, "token"), (false, "5 bytes")] {
+            let mut lines = Lines::default();
+            lines.sizes(&data, of_account);
+            assert_eq!(lines.0, format!("\nData\n====\ntoken:  {token}\nca.crt:  4 bytes\n"));
+        }
     }
 }

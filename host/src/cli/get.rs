@@ -48,7 +48,7 @@ pub(super) struct Args {
     /// Also what has ended; it is always shown
     #[arg(short = 'a', long, hide = true)]
     show_all: bool,
-    /// The objects of a file, a directory of files, or `-`; may be repeated
+    /// The objects of a file, a directory of files, a URL, or `-`; may be repeated
     #[arg(short, long, value_name = "FILE")]
     filename: Vec<String>,
     /// Go on and print every change
@@ -75,8 +75,11 @@ pub(super) async fn run(args: Args, cx: &Context) -> Result<Exit> {
         return Ok(Exit::Done);
     }
     let resources = Resources::discover(&api).await?;
-    let words =
-        if args.filename.is_empty() { args.words.clone() } else { of_files(&resources, &args.filename)? };
+    let words = if args.filename.is_empty() {
+        args.words.clone()
+    } else {
+        of_files(&resources, &args.filename).await?
+    };
     let selections = selection::read(&resources, &words)?;
     let get = Get { api: &api, args: &args, cx };
     match Format::parse(args.output.as_deref(), args.template.as_deref())? {
@@ -88,8 +91,8 @@ pub(super) async fn run(args: Args, cx: &Context) -> Result<Exit> {
 }
 
 /// `TYPE/NAME` of each object of the files.
-fn of_files(resources: &Resources, files: &[String]) -> Result<Vec<String>> {
-    let manifests = manifests::read(files, false)?;
+async fn of_files(resources: &Resources, files: &[String]) -> Result<Vec<String>> {
+    let manifests = manifests::read(files, false).await?;
     manifests.iter().map(|m| Ok(format!("{}/{}", m.resource(resources)?.qualified(), m.name))).collect()
 }
 

@@ -16,6 +16,8 @@ use super::{
 
 /// Most pods whose logs are followed at once.
 const MAX_PODS: usize = 50;
+/// Lines of each pod of a selector, unless `--tail` says otherwise.
+const SELECTED_LINES: i64 = 10;
 
 #[derive(Clone, Debug, clap::Args)]
 pub(super) struct Args {
@@ -43,6 +45,9 @@ pub(super) struct Args {
     /// Only lines newer than a duration like 5s, 2m or 3h
     #[arg(long, value_name = "DURATION")]
     since: Option<String>,
+    /// Only lines after a time like 2030-01-31T15:00:00Z
+    #[arg(long, value_name = "TIME", conflicts_with = "since")]
+    since_time: Option<String>,
     /// A time before each line
     #[arg(long)]
     timestamps: bool,
@@ -120,7 +125,7 @@ async fn print(
 ) -> Result<()> {
     let number = |n: Option<i64>| n.filter(|n| *n >= 0).map(|n| n.to_string()).unwrap_or_default();
     let flag = |on: bool| if on { "true" } else { "" };
-    let tail = number(args.tail.or(args.selector.as_ref().map(|_| if args.follow { 10 } else { -1 })));
+    let tail = number(args.tail.or(args.selector.as_ref().map(|_| SELECTED_LINES)));
     let since = args.since.as_deref().map(duration).transpose().context("--since")?;
     let since = since.map(|s| s.as_secs().max(1).to_string()).unwrap_or_default();
     let limit = number(args.limit_bytes);
@@ -131,6 +136,7 @@ async fn print(
         ("timestamps", flag(args.timestamps)),
         ("tailLines", &tail),
         ("sinceSeconds", &since),
+        ("sinceTime", args.since_time.as_deref().unwrap_or("")),
         ("limitBytes", &limit),
     ];
     let path = format!("/api/v1/namespaces/{}/pods/{pod}/log", api.default_namespace());

@@ -1,4 +1,4 @@
-//! Objects read from files, directories and standard input.
+//! Objects read from files, directories, standard input and the web.
 
 use std::{
     io::Read,
@@ -12,6 +12,7 @@ use wasmk_machinery::decode::{self, Format};
 use super::{
     hint::WithHint,
     resources::{Resource, Resources},
+    web,
 };
 
 /// Largest file that is read, in bytes.
@@ -80,12 +81,12 @@ impl Manifest {
     }
 }
 
-/// Reads every object of the named files, directories (`*.yaml`, `*.yml`, `*.json`) and `-`.
+/// Reads every object of the named files, directories (`*.yaml`, `*.yml`, `*.json`), URLs and `-`.
 /// Lists are taken apart.
 ///
 /// # Errors
 /// When a file cannot be read or understood; the message names file and line.
-pub(super) fn read(names: &[String], recursive: bool) -> Result<Vec<Manifest>> {
+pub(super) async fn read(names: &[String], recursive: bool) -> Result<Vec<Manifest>> {
     let mut all = Vec::new();
     for name in names {
         if name == "-" {
@@ -96,6 +97,10 @@ pub(super) fn read(names: &[String], recursive: bool) -> Result<Vec<Manifest>> {
                 .read_to_string(&mut text)
                 .context("cannot read standard input")?;
             read_text(&text, "STDIN", &mut all)?;
+            continue;
+        }
+        if web::is_url(name) {
+            read_text(&web::fetch(name).await?, name, &mut all)?;
             continue;
         }
         for file in files(Path::new(name), recursive)? {

@@ -56,6 +56,8 @@ mod top;
 mod up;
 mod version;
 mod wait;
+mod warnings;
+mod web;
 
 pub use client::Context;
 

@@ -75,7 +75,8 @@ pub(super) struct Args {
 
 pub(super) async fn run(args: Args, cx: &Context) -> Result<Exit> {
     let object = object(&args)?;
-    if let Some(old) = args.generator.as_deref().filter(|g| g.starts_with("deployment/")) {
+    if object["kind"] == "Deployment" {
+        let old = args.generator.as_deref().unwrap_or("deployment/apps.v1");
         let better = "use wasmk create deployment instead";
         cx.out.note(format!("wasmk run --generator={old} is DEPRECATED; {better}"));
     }
@@ -216,13 +217,20 @@ async fn attached(cx: &Context, api: &Api, path: &str) -> Result<Exit> {
     loop {
         let pod = api.get(path).await?;
         match pod["status"]["phase"].as_str() {
-            Some("Failed") => return Ok(Exit::No),
+            Some("Failed") => return Ok(Exit::Code(exit_code(&pod))),
             Some("Running" | "Pending") if Instant::now() < deadline => {
                 sleep(Duration::from_millis(50)).await
             }
             _ => return Ok(Exit::Done),
         }
     }
+}
+
+/// How the program of a pod that failed ended.
+fn exit_code(pod: &Value) -> u8 {
+    let code = pod.pointer("/status/containerStatuses/0/state/terminated/exitCode").and_then(Value::as_u64);
+    // A pod may have failed without its program's doing, an eviction for instance.
+    code.and_then(|code| u8::try_from(code).ok()).filter(|code| *code != 0).unwrap_or(1)
 }
 
 #[cfg(test)]

@@ -270,6 +270,17 @@ mod tests {
     use super::*;
 
     #[test]
+    fn the_api_has_its_usual_port() {
+        use clap::Parser;
+        #[derive(Parser)]
+        struct Line {
+            #[command(flatten)]
+            args: Args,
+        }
+        assert_eq!(Line::parse_from(["up"]).args.api_addr.port(), 6443);
+    }
+
+    #[test]
     fn ranges() {
         assert_eq!(port_range("30000-30010"), Ok((30_000, 30_010)));
         for bad in ["30000", "2-1", "0-5", "a-b", "1-70000"] {

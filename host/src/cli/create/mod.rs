@@ -19,9 +19,8 @@ use super::{
 pub(super) use workloads::{cron_job, deployment, job};
 
 #[derive(Debug, clap::Args)]
-#[command(args_conflicts_with_subcommands = true)]
 pub(super) struct Args {
-    /// A file, a directory of files, or `-` for standard input; may be repeated
+    /// A file, a directory of files, a URL, or `-` for standard input; may be repeated
     #[arg(short, long, value_name = "FILE")]
     filename: Vec<String>,
     #[command(flatten)]
@@ -77,6 +76,10 @@ struct Named {
 
 pub(super) async fn run(args: Args, cx: &Context) -> Result<Exit> {
     let Some(kind) = args.kind else { return files(args, cx).await };
+    // Flags of the cluster may stand before the kind, those of the object stand behind it.
+    if !args.filename.is_empty() || args.flags.dry_run.is_some() || args.flags.output.is_some() {
+        bail!("-f goes without a kind, and --dry-run and -o stand behind the kind");
+    }
     match kind {
         Kind::Namespace(named) => {
             make::make(cx, &named.flags, object("v1", "Namespace", &named.name)).await?
@@ -104,7 +107,7 @@ async fn files(args: Args, cx: &Context) -> Result<Exit> {
     if args.filename.is_empty() {
         bail!("must specify one of -f and a kind; `wasmk create --help` lists the kinds");
     }
-    let manifests = manifests::read(&args.filename, false)?;
+    let manifests = manifests::read(&args.filename, false).await?;
     if manifests.is_empty() {
         bail!("no objects passed to create");
     }

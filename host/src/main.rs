@@ -2,10 +2,6 @@
 
 use std::process::ExitCode;
 
-/// Requests allocate and free on several threads; the C library's allocator spends a tenth of their time.
-#[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
-
 fn main() -> ExitCode {
     wasmk::cli::main(std::env::args_os())
 }

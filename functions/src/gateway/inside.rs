@@ -23,9 +23,9 @@ use crate::names::CLUSTER_DOMAIN;
 const KNOWN_FOR: Duration = Duration::from_secs(30);
 /// Addresses remembered at a time.
 const MAX_KNOWN: usize = 4096;
-/// Questions to the API at a time; who comes beyond that is not inside.
+/// Questions to the API at a time; who comes beyond that waits.
 const QUESTIONS: usize = 8;
-/// Longest wait for the API's answer.
+/// Longest wait for the API's answer, and for the turn to ask.
 const PATIENCE: Duration = Duration::from_secs(5);
 
 /// Whether only the cluster itself is to reach a host, in lower case and without port.
@@ -55,15 +55,26 @@ impl Inside {
     /// Whether an address is that of a pod or of a node.
     pub(super) async fn has(&self, address: IpAddr) -> bool {
         let address = address.to_canonical();
-        let known = self.known.lock().get(&address).copied();
-        if let Some((inside, since)) = known
-            && since.elapsed() < KNOWN_FOR
-        {
-            return inside;
+        match self.known(address) {
+            Some(inside) => inside,
+            // What could not be found out is not remembered.
+            None => timeout(PATIENCE, self.find_out(address)).await.ok().flatten().unwrap_or(false),
         }
-        let Ok(_permit) = self.questions.try_acquire() else { return false };
-        // What could not be found out is not remembered.
-        let Ok(Ok(inside)) = timeout(PATIENCE, self.ask(address)).await else { return false };
+    }
+
+    /// What is still known about an address.
+    fn known(&self, address: IpAddr) -> Option<bool> {
+        let known = self.known.lock().get(&address).copied();
+        known.filter(|(_, since)| since.elapsed() < KNOWN_FOR).map(|(inside, _)| inside)
+    }
+
+    async fn find_out(&self, address: IpAddr) -> Option<bool> {
+        let _turn = self.questions.acquire().await.ok()?;
+        // Somebody may have asked while this one waited.
+        if let Some(inside) = self.known(address) {
+            return Some(inside);
+        }
+        let inside = self.ask(address).await.ok()?;
         let mut known = self.known.lock();
         if known.len() >= MAX_KNOWN {
             known.retain(|_, (_, since)| since.elapsed() < KNOWN_FOR);
@@ -71,7 +82,7 @@ impl Inside {
         if known.len() < MAX_KNOWN {
             known.insert(address, (inside, Instant::now()));
         }
-        inside
+        Some(inside)
     }
 
     async fn ask(&self, address: IpAddr) -> kube::Result<bool> {
@@ -149,5 +160,15 @@ mod tests {
         tokio::time::advance(KNOWN_FOR).await;
         assert!(inside.has("10.1.0.1".parse().unwrap()).await);
         assert_eq!(asked.load(SeqCst), 6, "pods come and go");
+    }
+
+    #[tokio::test]
+    async fn many_are_asked_about_at_once() {
+        let asked = Arc::new(AtomicUsize::new(0));
+        let inside = Inside::new(api(asked.clone()));
+        let pod = "10.1.0.1".parse().unwrap();
+        let all = futures::future::join_all((0..QUESTIONS * 4).map(|_| inside.has(pod))).await;
+        assert!(all.into_iter().all(|inside| inside), "who has to wait is answered like the others");
+        assert!(asked.load(SeqCst) <= QUESTIONS, "nor asks again what was found out meanwhile");
     }
 }

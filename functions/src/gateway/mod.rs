@@ -36,7 +36,10 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info};
-use wasmk_api::knative::Route;
+use wasmk_api::{
+    http::{add_forwarded, address_value},
+    knative::Route,
+};
 
 pub(crate) use self::table::{of_mapping, of_route};
 pub use self::{
@@ -97,15 +100,15 @@ pub(crate) trait Ingress: Send + Sync {
 #[derive(Clone, Debug)]
 pub struct Peer {
     address: SocketAddr,
-    header: Option<HeaderValue>,
+    /// Its address, as proxies write it.
+    header: HeaderValue,
     /// On this machine.
     here: bool,
 }
 
 impl From<SocketAddr> for Peer {
     fn from(address: SocketAddr) -> Self {
-        let header = HeaderValue::from_str(&address.ip().to_string()).ok();
-        Self { address, header, here: is_here(address) }
+        Self { address, header: address_value(address.ip()), here: is_here(address) }
     }
 }
 
@@ -270,7 +273,8 @@ impl Gateway {
             (deadline, limits.response_start.map_or(deadline, |span| deadline.min(begun + span)), limits.idle)
         };
         let timed = request.headers_mut().remove(TIMING).is_some();
-        forwarded(&mut request, peer);
+        let host = request.uri().authority().and_then(|a| HeaderValue::from_str(a.as_str()).ok());
+        add_forwarded(request.headers_mut(), &peer.header, host);
         let routed = begun.elapsed();
         let mut held = Held::new(in_flight);
         let mut response = match self.proxy.way(member, deadline).await? {
@@ -331,29 +335,6 @@ fn timing(response: &mut Response<Body>, member: &Member, routed: Duration, all:
     );
     if let Ok(value) = HeaderValue::from_str(&text) {
         response.headers_mut().append("server-timing", value);
-    }
-}
-
-/// Adds what a function may want to know of the caller, as proxies do.
-fn forwarded(request: &mut Request<Body>, peer: &Peer) {
-    const FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
-    const HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
-    const PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
-    let authority = request.uri().authority().and_then(|a| HeaderValue::from_str(a.as_str()).ok());
-    let headers = request.headers_mut();
-    let chain = match headers.get(&FOR).and_then(|v| v.to_str().ok()) {
-        Some(before) => HeaderValue::from_str(&format!("{before}, {}", peer.address.ip())).ok(),
-        None => peer.header.clone(),
-    };
-    if let Some(chain) = chain {
-        headers.insert(FOR, chain);
-    }
-    // A proxy before this one knows better what its caller asked for, and how.
-    let host = authority.or_else(|| headers.get(header::HOST).cloned());
-    for (name, value) in [(HOST, host), (PROTO, Some(HeaderValue::from_static("http")))] {
-        if let Some(value) = value {
-            headers.entry(name).or_insert(value);
-        }
     }
 }
 

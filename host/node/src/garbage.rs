@@ -7,7 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use wasmk_api::k8s_openapi::api::core::v1::Pod;
+use wasmk_api::k8s_openapi::api::core::v1::{Pod, PodSpec};
 
 use crate::{context::Context, machine, pods::Pods};
 
@@ -77,11 +77,15 @@ fn is_full(data: &Path, percent: u8) -> bool {
 /// Images that pods and functions of this node name.
 fn used(cx: &Context, pods: &[Arc<Pod>]) -> Vec<String> {
     let mut all: BTreeSet<String> = cx.functions.images().into_iter().collect();
-    for spec in pods.iter().filter_map(|p| p.spec.as_ref()) {
-        let containers = spec.containers.iter().chain(spec.init_containers.iter().flatten());
-        all.extend(containers.filter_map(|c| c.image.clone()));
-    }
+    all.extend(pods.iter().filter_map(|p| p.spec.as_ref()).flat_map(images).cloned());
     all.into_iter().collect()
+}
+
+/// Images that the containers of a pod name, of every kind.
+fn images(spec: &PodSpec) -> impl Iterator<Item = &String> {
+    let containers = spec.containers.iter().chain(spec.init_containers.iter().flatten());
+    let debuggers = spec.ephemeral_containers.iter().flatten();
+    containers.map(|c| &c.image).chain(debuggers.map(|c| &c.image)).flatten()
 }
 
 async fn look(cx: &Context, used: &[String]) -> Vec<Unused> {
@@ -101,5 +105,23 @@ async fn remove(cx: &Context, image: &Unused) {
     match removed {
         Ok(()) => tracing::info!(?image, "an image that nothing uses was removed, the disk is filling up"),
         Err(error) => tracing::warn!(?image, error, "cannot remove an image that nothing uses"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn every_container_of_a_pod_uses_its_image() {
+        let spec: PodSpec = serde_json::from_value(json!({
+            "containers": [{"name": "main", "image": "a"}, {"name": "later"}],
+            "initContainers": [{"name": "init", "image": "b"}],
+            "ephemeralContainers": [{"name": "debugger", "image": "c"}],
+        }))
+        .unwrap();
+        assert_eq!(images(&spec).collect::<Vec<_>>(), ["a", "b", "c"]);
     }
 }

@@ -9,6 +9,7 @@ use hyper::body::{Bytes, Incoming};
 use hyper_util::{client::legacy::Client, rt::TokioExecutor};
 use kube::{Config, client::ConfigExt};
 use tokio::time::{sleep, timeout};
+use url::Url;
 
 /// Largest file that is fetched, in bytes.
 const MAX_BODY: usize = 16 << 20;
@@ -38,7 +39,7 @@ pub(super) async fn fetch(url: &str) -> Result<String> {
 }
 
 async fn attempts(url: &str) -> Result<String> {
-    let from: Uri = url.parse().context("not a URL")?;
+    let from: Url = url.parse().context("not a URL")?;
     let mut attempt = 1;
     loop {
         let outcome = follow(from.clone()).await;
@@ -56,12 +57,12 @@ async fn attempts(url: &str) -> Result<String> {
 }
 
 /// The first answer that is no redirection.
-async fn follow(mut at: Uri) -> Result<Response<Incoming>> {
+async fn follow(mut at: Url) -> Result<Response<Incoming>> {
     let any: Uri = "https://localhost".parse().expect("a URL");
     let connector = Config::new(any).rustls_https_connector()?;
     let client = Client::builder(TokioExecutor::new()).build::<_, Empty<Bytes>>(connector);
     for _ in 0..=MAX_REDIRECTS {
-        let request = Request::get(at.clone())
+        let request = Request::get(at.as_str())
             .header(header::USER_AGENT, concat!("wasmk/", env!("CARGO_PKG_VERSION")))
             .body(Empty::new())?;
         let answer = client.request(request).await?;
@@ -74,23 +75,12 @@ async fn follow(mut at: Uri) -> Result<Response<Incoming>> {
     bail!("stopped after {MAX_REDIRECTS} redirects")
 }
 
-/// Where a reference in an answer of `base` leads.
-fn resolve(base: &Uri, reference: &str) -> Result<Uri> {
-    let scheme = base.scheme_str().unwrap_or("https");
-    let authority = base.authority().map_or("", |a| a.as_str());
-    let whole = if is_url(reference) {
-        reference.to_owned()
-    } else if let Some(elsewhere) = reference.strip_prefix("//") {
-        format!("{scheme}://{elsewhere}")
-    } else if reference.starts_with('/') {
-        format!("{scheme}://{authority}{reference}")
-    } else {
-        let folder = base.path().rsplit_once('/').map_or("", |(folder, _)| folder);
-        format!("{scheme}://{authority}{folder}/{reference}")
-    };
-    // What stands behind `#` is the client's own.
-    let whole = whole.split('#').next().unwrap_or(&whole);
-    whole.parse().with_context(|| format!("redirected to \"{reference}\", which is not a URL"))
+/// Where a reference in an answer of `base` leads. What stands behind `#` is the client's own.
+fn resolve(base: &Url, reference: &str) -> Result<Url> {
+    let mut there =
+        base.join(reference).with_context(|| format!("redirected to \"{reference}\", which is not a URL"))?;
+    there.set_fragment(None);
+    Ok(there)
 }
 
 async fn text(answer: Response<Incoming>) -> Result<String> {
@@ -119,7 +109,7 @@ mod tests {
 
     #[test]
     fn redirections_lead_where_they_say() {
-        let base: Uri = "https://example.org:8443/a/b.yaml?x=1".parse().unwrap();
+        let base: Url = "https://example.org:8443/a/b.yaml?x=1".parse().unwrap();
         for (reference, expected) in [
             ("http://other.example/c", "http://other.example/c"),
             ("//other.example/c", "https://other.example/c"),

@@ -111,7 +111,6 @@ pub(crate) struct State {
     /// How much of that is compacted and only waits to be swept.
     dead_bytes: usize,
     live: u64,
-    live_bytes: u64,
     digest: u64,
     revision: Revision,
     compacted: Revision,
@@ -127,7 +126,6 @@ impl State {
             history_bytes: 0,
             dead_bytes: 0,
             live: 0,
-            live_bytes: 0,
             digest: 0,
             revision: 1,
             compacted: 0,
@@ -158,11 +156,6 @@ impl State {
     /// Number of keys that exist now.
     pub(crate) fn live(&self) -> u64 {
         self.live
-    }
-
-    /// Bytes of the keys and values that exist now.
-    pub(crate) fn live_bytes(&self) -> u64 {
-        self.live_bytes
     }
 
     /// Memory the past takes, in bytes.
@@ -316,8 +309,6 @@ impl State {
 
     fn count(&mut self, before: Option<&KeyValue>, after: Option<&KeyValue>) {
         self.live = self.live + u64::from(after.is_some()) - u64::from(before.is_some());
-        let bytes = |kv: Option<&KeyValue>| kv.map_or(0, |kv| (kv.key.len() + kv.value.len()) as u64);
-        self.live_bytes = self.live_bytes + bytes(after) - bytes(before);
         let sum = |kv: Option<&KeyValue>| kv.map_or(0, entry_digest);
         self.digest = self.digest.wrapping_add(sum(after)).wrapping_sub(sum(before));
     }

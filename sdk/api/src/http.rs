@@ -1,6 +1,6 @@
 //! What every proxy reads in the head of a message, and does to the headers that it passes on.
 
-use std::borrow::Cow;
+use std::{borrow::Cow, net::IpAddr};
 
 use http::{
     HeaderMap, HeaderValue, Version,
@@ -42,6 +42,26 @@ pub fn strip_request(headers: &mut HeaderMap, upgrade: bool) {
         headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
         headers.insert(header::UPGRADE, protocol);
     }
+}
+
+/// Adds to a request's headers who asked, and for what host (its own `Host` unless `host` is given) and how, as
+/// proxies do. What a proxy before this one says of host and protocol stays: it is the one that ends TLS.
+pub fn add_forwarded(headers: &mut HeaderMap, client: &HeaderValue, host: Option<HeaderValue>) {
+    const FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
+    const HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
+    const PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
+    let chain = headers.get(&FOR).map(|before| [before.as_bytes(), b", ", client.as_bytes()].concat());
+    let chain = chain.and_then(|chain| HeaderValue::from_bytes(&chain).ok());
+    headers.insert(FOR, chain.unwrap_or_else(|| client.clone()));
+    if let Some(host) = host.or_else(|| headers.get(header::HOST).cloned()) {
+        headers.entry(HOST).or_insert(host);
+    }
+    headers.entry(PROTO).or_insert(HeaderValue::from_static("http"));
+}
+
+/// An address as the value of a header.
+pub fn address_value(address: IpAddr) -> HeaderValue {
+    HeaderValue::try_from(address.to_string()).unwrap_or_else(|_| HeaderValue::from_static("unknown"))
 }
 
 /// The host that a `Host` header or an authority names, without port and in lower case; borrowed where nothing
@@ -86,6 +106,21 @@ mod tests {
         check(upgrade, false, "a: 1");
         check(upgrade, true, "a: 1; connection: upgrade; upgrade: websocket");
         check("a: 1", true, "a: 1");
+    }
+
+    #[test]
+    fn who_asked_is_passed_on() {
+        let check = |given: &str, host: Option<&'static str>, expect: &str| {
+            let mut found = headers(given);
+            let client = address_value("10.0.0.7".parse().unwrap());
+            add_forwarded(&mut found, &client, host.map(HeaderValue::from_static));
+            assert_eq!(found, headers(expect), "{given}");
+        };
+        let ours = "x-forwarded-for: 10.0.0.7; x-forwarded-host: a:80; x-forwarded-proto: http";
+        check("host: a:80", None, &format!("host: a:80; {ours}"));
+        check("", Some("a:80"), ours);
+        let before = "x-forwarded-for: 10.0.0.1; x-forwarded-host: first; x-forwarded-proto: https";
+        check(before, Some("a:80"), &before.replace("10.0.0.1", "10.0.0.1, 10.0.0.7"));
     }
 
     #[test]

@@ -174,6 +174,9 @@ impl Fields {
     /// Steps through the minutes as they pass, by days and hours where none can match: so changes
     /// of the clocks need no rule of their own.
     fn next(&self, after: Timestamp, zone: &TimeZone) -> Option<Timestamp> {
+        if self.minutes.bits == 0 || self.hours.bits == 0 {
+            return None;
+        }
         let minute = after.0.as_second().div_euclid(60).checked_add(1)?.checked_mul(60)?;
         let mut at = jiff::Timestamp::from_second(minute).ok()?.to_zoned(zone.clone());
         let last = at.date().saturating_add(jiff::Span::new().days(MAX_DAYS as i64));
@@ -359,8 +362,11 @@ mod tests {
         ] {
             assert_eq!(Schedule::parse(bad).err().as_deref(), Some(why), "{bad}");
         }
-        let never = Schedule::parse("0 0 30 2 *").unwrap();
-        assert_eq!(never.next("2026-01-01T00:00:00Z".parse().unwrap(), &TimeZone::UTC), None);
+        // Days, minutes and hours that there are not.
+        for text in ["0 0 30 2 *", ", * * * *", "* , * * *"] {
+            let never = Schedule::parse(text).unwrap();
+            assert_eq!(never.next("2026-01-01T00:00:00Z".parse().unwrap(), &TimeZone::UTC), None, "{text}");
+        }
     }
 
     #[test]

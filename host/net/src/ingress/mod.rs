@@ -12,7 +12,7 @@ use std::{net::SocketAddr, sync::Arc, time::Duration};
 use arc_swap::ArcSwap;
 use bytes::Bytes;
 use futures::{FutureExt, StreamExt};
-use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, Uri, header};
+use http::{HeaderValue, Request, Response, StatusCode, Uri, header};
 use http_body_util::{BodyExt, Full, combinators::BoxBody};
 use hyper::{body::Incoming, server::conn::http1, service::service_fn, upgrade::OnUpgrade};
 use hyper_util::{
@@ -31,7 +31,7 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 use wasmk_api::{
-    http::{request_host, strip_hop_by_hop, strip_request, wants_upgrade},
+    http::{add_forwarded, address_value, request_host, strip_hop_by_hop, strip_request, wants_upgrade},
     k8s_openapi::api::networking::v1::Ingress,
 };
 
@@ -91,10 +91,12 @@ impl Server {
         let Ok(uri) = format!("http://{endpoint}{path}").parse::<Uri>() else {
             return plain(StatusCode::BAD_REQUEST, "the path cannot be passed on\n");
         };
+        let asked = request.uri().authority().and_then(|a| HeaderValue::from_str(a.as_str()).ok());
         *request.uri_mut() = uri;
         let upgrade =
             wants_upgrade(request.version(), request.headers()).then(|| hyper::upgrade::on(&mut request));
-        pass_on(request.headers_mut(), &host, from, upgrade.is_some());
+        strip_request(request.headers_mut(), upgrade.is_some());
+        add_forwarded(request.headers_mut(), &address_value(from.ip()), asked);
         match self.client.request(request).await {
             Ok(answer) => answered(answer, upgrade, permit),
             Err(error) => {
@@ -127,21 +129,6 @@ fn answered(mut answer: Response<Incoming>, client: Option<OnUpgrade>, permit: P
 fn host_of(request: &Request<Incoming>) -> String {
     let named = request.headers().get(header::HOST).and_then(|h| h.to_str().ok());
     request_host(request.uri().host().or(named).unwrap_or("")).into_owned()
-}
-
-/// Makes a request's headers those of the next connection, which knows where it came from. What a proxy
-/// before this one says of host and protocol stays: it is the one that ends TLS.
-fn pass_on(headers: &mut HeaderMap, host: &str, from: SocketAddr, upgrade: bool) {
-    strip_request(headers, upgrade);
-    let before = headers.get("x-forwarded-for").and_then(|v| v.to_str().ok()).map(|v| format!("{v}, "));
-    let clients = format!("{}{}", before.unwrap_or_default(), from.ip());
-    if let Ok(clients) = HeaderValue::from_str(&clients) {
-        headers.insert("x-forwarded-for", clients);
-    }
-    if let Ok(host) = HeaderValue::from_str(host) {
-        headers.entry("x-forwarded-host").or_insert(host);
-    }
-    headers.entry("x-forwarded-proto").or_insert(HeaderValue::from_static("http"));
 }
 
 fn plain(status: StatusCode, text: &str) -> Response<Body> {

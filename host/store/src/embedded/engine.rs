@@ -293,11 +293,6 @@ impl Engine {
         if self.broken.is_some() || !self.keeper.is_due(self.settings.checkpoint_bytes) {
             return None;
         }
-        // Changes in a large state touch most pages of its checkpoint: each has to be worth its writing.
-        let worth = self.shared.state.read().live_bytes() / 2;
-        if !self.keeper.is_due(worth) {
-            return None;
-        }
         self.keeper.postpone();
         if !self.rotate() {
             return None;

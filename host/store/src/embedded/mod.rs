@@ -59,8 +59,8 @@ pub struct Settings {
     pub held_delay: Duration,
     /// A log segment is ended when it is larger, in bytes.
     pub segment_bytes: u64,
-    /// A checkpoint is written after so many bytes of log, or half the state's when that is more. The log takes up
-    /// to about twice that, and a start reads up to that much.
+    /// A checkpoint is written after so many bytes of log. The log takes up to about twice that, and a start reads
+    /// up to that much.
     pub checkpoint_bytes: u64,
 }
 

@@ -7,6 +7,7 @@ use wasmk_machinery::{
     apply, cel,
     decode::{self, FieldValidation, Format},
     patch::{self, PatchType},
+    protobuf,
     schema::KindSchema,
     validate,
 };
@@ -18,7 +19,7 @@ pub(crate) const MAX_INPUT: usize = 64 << 10;
 pub(crate) type Entry = (&'static str, fn(&[u8]));
 
 /// All of them.
-pub(crate) const ENTRIES: [Entry; 7] = [
+pub(crate) const ENTRIES: [Entry; 8] = [
     ("bodies", bodies),
     ("plain", plain),
     ("patches", patches),
@@ -26,6 +27,7 @@ pub(crate) const ENTRIES: [Entry; 7] = [
     ("selectors", selectors),
     ("expressions", expressions),
     ("definitions", definitions),
+    ("messages", messages),
 ];
 
 fn deployment() -> (Gvk, KindSchema) {
@@ -111,5 +113,21 @@ pub(crate) fn definitions(input: &[u8]) {
     {
         let _ = validate::resource(&object, Some(&object), &schema, Vec::new());
         let _ = decode::convert(live(), &schema);
+    }
+}
+
+/// Objects written in protobuf, and messages that name their kind themselves.
+pub(crate) fn messages(input: &[u8]) {
+    let (gvk, _) = deployment();
+    if let Some(of) = protobuf::Type::of(&gvk) {
+        let _ = protobuf::object(&gvk, of, input);
+    }
+    // What was read can be written, and is read the same again.
+    if let Ok(object) = decode::from_protobuf(input) {
+        let object = object.into_value();
+        if let Ok(written) = protobuf::value(&object) {
+            let again = decode::from_protobuf(&written).map(Object::into_value);
+            assert_eq!(again.as_ref(), Ok(&object));
+        }
     }
 }

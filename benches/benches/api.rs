@@ -128,6 +128,8 @@ impl Connection {
     /// The answer's body, which must be that of a success.
     async fn send(&mut self, method: &str, path: &str, kind: &str, body: &Value) -> Bytes {
         let request = self.request(method, path, kind, body);
+        // The answer before may be read before the connection knows.
+        self.sender.ready().await.expect("the connection stays");
         let response = self.sender.send_request(request).await.expect("an answer");
         let status = response.status();
         let body = response.into_body().collect().await.expect("a whole answer").to_bytes();

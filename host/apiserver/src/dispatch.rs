@@ -42,10 +42,7 @@ pub(crate) async fn serve(core: Arc<Core>, request: Request) -> Answer {
     let (verb, resource) = (info.verb, if known { info.full_resource() } else { String::new() });
     let _begun = core.metrics.begun();
     let id = audit_id(request.headers());
-    let mut answer = match admit(&core, id.to_str().unwrap_or(""), info, query, request).await {
-        Ok(answer) => answer,
-        Err(status) => respond::status(&status),
-    };
+    let mut answer = admit(&core, id.to_str().unwrap_or(""), info, query, request).await;
     answer.headers_mut().insert(AUDIT_ID, id);
     core.metrics.answered(verb, resource, answer.status().as_u16(), began.elapsed());
     answer
@@ -64,16 +61,15 @@ fn audit_id(headers: &http::HeaderMap) -> HeaderValue {
         .unwrap_or(HeaderValue::from_static("none"))
 }
 
-async fn admit(
-    core: &Arc<Core>,
-    id: &str,
-    info: RequestInfo,
-    query: Query,
-    request: Request,
-) -> Result<Answer, Status> {
+async fn admit(core: &Arc<Core>, id: &str, info: RequestInfo, query: Query, request: Request) -> Answer {
+    let failing = negotiate::failing(request.headers(), &query);
     let user = core.authenticator.authenticate(request.headers(), request.extensions()).await;
     if core.audit.is_none() {
-        return pass(core, info, query, user?, request, &mut None).await;
+        let outcome = match user {
+            Ok(user) => pass(core, info, query, user, request, &mut None).await,
+            Err(status) => Err(status),
+        };
+        return outcome.unwrap_or_else(|status| respond::status_as(failing, &status));
     }
     let nobody = User::default();
     let mut trail = around::begin(core, id, &info, user.as_deref().unwrap_or(&nobody), &request);
@@ -83,8 +79,8 @@ async fn admit(
         Ok(user) => pass(core, info, query, user, request, &mut trail).await,
         Err(status) => Err(status),
     };
-    let answer = outcome.unwrap_or_else(|status| respond::status(&status));
-    Ok(around::done(core, trail, answer, long).await)
+    let answer = outcome.unwrap_or_else(|status| respond::status_as(failing, &status));
+    around::done(core, trail, answer, long).await
 }
 
 /// The way of a request whose sender is known: impersonation, limits, authorization, handler.
@@ -113,8 +109,7 @@ async fn pass(
     permit_by_authorizers(core, &user, &asked, trail).await?;
     let request = around::sent(core, trail, &info, request).await?;
     let (parts, body) = request.into_parts();
-    let list = info.is_resource && info.name.is_empty();
-    let wanted = match negotiate::wanted(&parts.headers, &query, list) {
+    let wanted = match negotiate::wanted(&parts.headers, &query, offer(core, &info)) {
         Ok(wanted) => wanted,
         Err(_) if !info.is_resource || info.subresource == "proxy" || info.subresource == "log" => {
             negotiate::Wanted::default()
@@ -153,6 +148,14 @@ async fn permit_by_authorizers(
         trail.annotate("authorization.k8s.io/reason", &*decision.reason);
     }
     if decision.allowed { Ok(()) } else { Err(authorize::forbidden(user, asked, &decision.reason)) }
+}
+
+/// In what encodings a route's answers can be had.
+fn offer(core: &Core, info: &RequestInfo) -> negotiate::Offer {
+    let table = core.table.load();
+    let custom = |resource: &Arc<Resource>| resource.custom().is_some() && info.subresource != "scale";
+    let binary = !table.get(&info.group, &info.version, &info.resource).is_some_and(custom);
+    negotiate::Offer { list: info.is_resource && info.name.is_empty(), binary }
 }
 
 /// Failures are written in the encoding that was asked for, never as a table.

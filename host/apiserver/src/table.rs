@@ -7,7 +7,10 @@ use std::{collections::HashMap, sync::Arc};
 
 use wasmk_api::{GroupKind, GroupResource, GroupVersion, Gvk, Object, Status};
 use wasmk_kinds::Kind;
-use wasmk_machinery::resources::{self, Registry, Subresource};
+use wasmk_machinery::{
+    protobuf,
+    resources::{self, Registry, Subresource},
+};
 
 use crate::{
     cache::{Cache, Caches, Entry, Reader},
@@ -46,6 +49,8 @@ pub(crate) struct Resource {
     pub(crate) nature: Nature,
     /// The text of the `Warning` every use of it is answered with.
     pub(crate) deprecation: Option<String>,
+    /// How its objects are written in protobuf; those of custom resources are not.
+    pub(crate) binary: Option<protobuf::Type>,
     api_version: String,
     row: Arc<resources::Resource>,
 }
@@ -58,8 +63,13 @@ impl Resource {
         deprecation: Option<String>,
     ) -> Self {
         let storage = storage(&row.storage.group, &row.plural);
+        let binary = match nature {
+            Nature::Builtin(_) => protobuf::Type::of(&row.gvk()),
+            Nature::Custom(_) => None,
+        };
         Self {
             gvk: row.gvk(),
+            binary,
             api_version: row.gvk().api_version(),
             plural: row.plural.clone(),
             namespaced: row.namespaced,

@@ -231,9 +231,11 @@ def reachable(message, known):
         reachable(kind, known)
 
 
+# Forms of objects that no type of the API description has.
+FORMS = ("PartialObjectMetadata", "PartialObjectMetadataList")
 messages = set()
 for message in protobuf:
-    if open_name(message) in types:
+    if open_name(message) in types or message.endswith(tuple(f".meta.v1.{form}" for form in FORMS)):
         reachable(message, messages)
 with open(out / "messages.tsv", "w") as f:
     for message in sorted(messages, key=open_name):

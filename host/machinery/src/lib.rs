@@ -9,6 +9,7 @@ pub mod field;
 pub mod names;
 pub mod openapi;
 pub mod patch;
+pub mod protobuf;
 pub mod prune;
 pub mod resources;
 pub mod schema;

@@ -98,14 +98,16 @@ fn wanted(core: &Core) -> BTreeMap<String, Object> {
             let (priority, first) = row.map_or(CUSTOM, |row| (row.1, row.2));
             let below = u32::try_from(at).unwrap_or(0).min(first - 1);
             let name = format!("{}.{}", version.version, group.name);
-            let value = json!({
+            let mut value = json!({
                 "kind": "APIService", "apiVersion": "apiregistration.k8s.io/v1",
                 "metadata": { "name": name, "labels": { MANAGED: mark } },
                 "spec": {
-                    "group": group.name, "version": version.version,
-                    "groupPriorityMinimum": priority, "versionPriority": first - below,
+                    "version": version.version, "groupPriorityMinimum": priority, "versionPriority": first - below,
                 },
             });
+            if !group.name.is_empty() {
+                value["spec"]["group"] = group.name.clone().into();
+            }
             if let Some(object) = Object::from_value(value) {
                 all.insert(name, object);
             }

@@ -82,6 +82,15 @@ fn as_json(core: &Core, info: &RequestInfo, headers: &http::HeaderMap, body: &By
         .map_or_else(|| body.clone(), Bytes::from)
 }
 
+/// The body of an answer as JSON, also of one in protobuf.
+fn answered(headers: &http::HeaderMap, body: Bytes) -> Bytes {
+    if negotiate::content_type(headers) != negotiate::Format::Protobuf.content_type() {
+        return body;
+    }
+    let read = decode::from_protobuf(&body).ok().and_then(|object| serde_json::to_vec(&object).ok());
+    read.map_or(body, Bytes::from)
+}
+
 /// Ends the trail with the answer, or with the end of the answer's body when that may take long.
 pub(crate) async fn done(core: &Arc<Core>, trail: Option<Trail>, answer: Answer, long: bool) -> Answer {
     let (Some(audit), Some(trail)) = (&core.audit, trail) else { return answer };
@@ -106,7 +115,8 @@ pub(crate) async fn done(core: &Arc<Core>, trail: Option<Trail>, answer: Answer,
     } else {
         (body, None)
     };
-    let event = trail.event(Stage::ResponseComplete, Some((code, bytes.as_ref())), (core.config.clock)());
+    let read = bytes.map(|bytes| answered(&parts.headers, bytes));
+    let event = trail.event(Stage::ResponseComplete, Some((code, read.as_ref())), (core.config.clock)());
     if let Some(event) = event {
         audit.keep(event).await;
     }

@@ -4,9 +4,10 @@ use std::{
     cmp::Ordering,
     collections::{BTreeMap, VecDeque},
     ops::Bound,
-    sync::Arc,
+    sync::{Arc, OnceLock},
 };
 
+use bytes::Bytes;
 use parking_lot::RwLock;
 use tokio::sync::watch;
 
@@ -28,6 +29,8 @@ pub(crate) struct Event {
     pub(crate) after: Arc<Entry>,
     /// Whether it was deleted.
     pub(crate) deleted: bool,
+    /// The object after in protobuf, written once for all who watch in it.
+    binary: OnceLock<Option<Bytes>>,
 }
 
 /// What a change means to somebody who sees only what a filter lets through.
@@ -50,6 +53,16 @@ impl Change {
 }
 
 impl Event {
+    /// A change.
+    pub(crate) fn new(revision: u64, before: Option<Arc<Entry>>, after: Arc<Entry>, deleted: bool) -> Self {
+        Self { revision, before, after, deleted, binary: OnceLock::new() }
+    }
+
+    /// The object after as `write` makes it, which is called once.
+    pub(crate) fn binary(&self, write: impl FnOnce(&[u8]) -> Option<Vec<u8>>) -> Option<Bytes> {
+        self.binary.get_or_init(|| write(&self.after.body).map(Bytes::from)).clone()
+    }
+
     /// What it means under a filter; `None` when it is out of sight.
     pub(crate) fn seen(&self, filter: &Filter) -> Option<Change> {
         let before = self.before.as_ref().is_some_and(|e| filter.matches(e));
@@ -160,7 +173,7 @@ impl Cache {
             (None, Some(before)) => (Arc::new(before.tombstone(revision)), true),
             (None, None) => return,
         };
-        state.remember(Event { revision, before, after, deleted });
+        state.remember(Event::new(revision, before, after, deleted));
         let count = state.count;
         drop(state);
         self.changed.send_replace(count);

@@ -6,7 +6,7 @@ pub(crate) mod request;
 pub(crate) mod respond;
 mod yaml;
 
-pub(crate) use negotiate::{Form, Wanted};
+pub(crate) use negotiate::{Form, Format, Wanted};
 pub(crate) use query::{ListOptions, Match, Query};
 pub(crate) use request::RequestInfo;
 pub(crate) use respond::Answer;

@@ -13,6 +13,8 @@ pub(crate) enum Format {
     Json,
     /// `application/yaml`.
     Yaml,
+    /// Kubernetes' protobuf envelope.
+    Protobuf,
 }
 
 impl Format {
@@ -21,6 +23,7 @@ impl Format {
         match self {
             Self::Json => "application/json",
             Self::Yaml => "application/yaml",
+            Self::Protobuf => "application/vnd.kubernetes.protobuf",
         }
     }
 }
@@ -85,12 +88,32 @@ fn clauses(accept: &str) -> Vec<Clause<'_>> {
     all
 }
 
-/// Reads what the client wants back. `list` says whether the route also serves watches, which the refusal's
-/// wording shows.
+/// What a route can give.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Offer {
+    /// Whether it also serves watches, which the wording of a refusal shows.
+    pub(crate) list: bool,
+    /// Whether its objects have a form in protobuf; those of custom resources have none, only their metadata.
+    pub(crate) binary: bool,
+}
+
+/// Reads how a failure is to be told, for which anything will do.
+pub(crate) fn failing(headers: &HeaderMap, query: &Query) -> Wanted {
+    let wanted = wanted(headers, query, Offer { list: false, binary: true }).unwrap_or_default();
+    Wanted { form: Form::Whole, ..wanted }
+}
+
+/// The refusal of a watch in an encoding without streams.
+pub(crate) fn no_stream() -> Status {
+    let offered = STREAMED.trim_start_matches(", ");
+    not_acceptable(format!("only the following media types are accepted: {offered}"))
+}
+
+/// Reads what the client wants back.
 ///
 /// # Errors
 /// 406 when nothing that is wanted can be given.
-pub(crate) fn wanted(headers: &HeaderMap, query: &Query, list: bool) -> Result<Wanted, Status> {
+pub(crate) fn wanted(headers: &HeaderMap, query: &Query, offer: Offer) -> Result<Wanted, Status> {
     let accept = headers.get(header::ACCEPT).and_then(|v| v.to_str().ok()).unwrap_or("");
     let mut wanted = Wanted { pretty: pretty(headers, query), gzip: gzip(headers), ..Wanted::default() };
     if accept.is_empty() || accept == "application/json" {
@@ -104,7 +127,7 @@ pub(crate) fn wanted(headers: &HeaderMap, query: &Query, list: bool) -> Result<W
         )
     };
     if !all.iter().any(|c| known(c.media)) {
-        let streamed = if list { STREAMED } else { "" };
+        let streamed = if offer.list { STREAMED } else { "" };
         let message = format!("406: Not Acceptable\n\nAvailable representations: {ACCEPTED}{streamed}");
         return Err(not_acceptable(message));
     }
@@ -112,9 +135,18 @@ pub(crate) fn wanted(headers: &HeaderMap, query: &Query, list: bool) -> Result<W
         let format = match clause.media {
             "*/*" | "application/*" | "application/json" => Format::Json,
             "application/yaml" => Format::Yaml,
+            "application/vnd.kubernetes.protobuf" => Format::Protobuf,
             _ => continue,
         };
         let Some(form) = form(clause) else { continue };
+        let binary = match form {
+            Form::Whole => offer.binary,
+            Form::Table(_) => false,
+            Form::Partial(_) => true,
+        };
+        if format == Format::Protobuf && !binary {
+            continue;
+        }
         wanted.format = format;
         wanted.form = form;
         wanted.pretty |= clause.param("pretty") == Some("1");
@@ -206,7 +238,8 @@ mod tests {
     fn check(accept: &str, expect: Result<(Format, Form), &str>) {
         let mut headers = HeaderMap::new();
         headers.insert(header::ACCEPT, accept.parse().unwrap());
-        match (wanted(&headers, &Query::default(), true), expect) {
+        let offer = Offer { list: true, binary: !accept.contains("custom") };
+        match (wanted(&headers, &Query::default(), offer), expect) {
             (Ok(got), Ok(want)) => assert_eq!((got.format, got.form), want, "{accept}"),
             (Err(status), Err(text)) => assert!(status.message.starts_with(text), "{accept}: {status}"),
             (got, want) => panic!("{accept}: {got:?} instead of {want:?}"),
@@ -219,7 +252,17 @@ mod tests {
         check("", Ok((json, Form::Whole)));
         check("*/*", Ok((json, Form::Whole)));
         check("application/yaml", Ok((Format::Yaml, Form::Whole)));
-        check("application/vnd.kubernetes.protobuf,application/json", Ok((json, Form::Whole)));
+        check("application/vnd.kubernetes.protobuf,application/json", Ok((Format::Protobuf, Form::Whole)));
+        check("application/vnd.kubernetes.protobuf,application/json;custom=1", Ok((json, Form::Whole)));
+        check("application/vnd.kubernetes.protobuf;custom=1", Err("only the following media types"));
+        check(
+            "application/vnd.kubernetes.protobuf;as=Table;v=v1;g=meta.k8s.io,application/json;as=Table;v=v1;g=meta.k8s.io",
+            Ok((json, Form::Table("v1"))),
+        );
+        check(
+            "application/vnd.kubernetes.protobuf;as=PartialObjectMetadata;v=v1;g=meta.k8s.io;custom=1",
+            Ok((Format::Protobuf, Form::Partial("v1"))),
+        );
         check("application/json;as=Table;v=v1;g=meta.k8s.io,application/json", Ok((json, Form::Table("v1"))));
         check("application/json;as=Table;v=v9;g=meta.k8s.io,application/json", Ok((json, Form::Whole)));
         check("application/json;q=0.1,application/yaml", Ok((Format::Yaml, Form::Whole)));

@@ -8,12 +8,13 @@ use http::{HeaderValue, Response, StatusCode, header};
 use serde::Serialize;
 use serde_json::Value;
 use wasmk_api::{Reason, Status};
+use wasmk_machinery::protobuf;
 
 use super::negotiate::{Format, Wanted};
 
 /// Replies at least this long are compressed for clients that welcome it.
 const GZIP_FROM: usize = 128 << 10;
-/// Those at least this long where nobody else has to wait for it.
+/// Objects of at least this size together are written where nobody else has to wait for it.
 const ASIDE_FROM: usize = 1 << 20;
 
 /// Refusals made before a handler is found carry empty details.
@@ -56,6 +57,14 @@ pub(crate) fn value_as(code: StatusCode, wanted: Wanted, value: &impl Serialize)
         (Format::Yaml, _) => serde_json::to_value(value)
             .map(|value| super::yaml::write(&value).into_bytes())
             .map_err(|e| e.to_string()),
+        (Format::Protobuf, _) => match serde_json::to_value(value) {
+            Ok(value) => match protobuf::value(&value) {
+                Ok(body) => Ok(body),
+                // Documents that are no objects, like the version, are JSON for everybody.
+                Err(_) => return value_as(code, Wanted { format: Format::Json, ..wanted }, &value),
+            },
+            Err(error) => Err(error.to_string()),
+        },
     };
     match body {
         Ok(body) => compressed(code, wanted, body.into()),
@@ -63,19 +72,22 @@ pub(crate) fn value_as(code: StatusCode, wanted: Wanted, value: &impl Serialize)
     }
 }
 
-/// The same for what may be long, which is compressed on a thread of its own.
-pub(crate) async fn encoded_aside(code: StatusCode, wanted: Wanted, json: Bytes) -> Answer {
-    if !wanted.gzip || wanted.pretty || wanted.format != Format::Json || json.len() < ASIDE_FROM {
-        return encoded(code, wanted, json);
+/// Makes an answer of objects of that size together: on a thread of its own where it takes long.
+///
+/// # Errors
+/// Those of `make`.
+pub(crate) async fn aside(
+    size: usize,
+    make: impl FnOnce() -> Result<Answer, Status> + Send + 'static,
+) -> Result<Answer, Status> {
+    if size < ASIDE_FROM {
+        return make();
     }
-    let body = json.clone();
-    match tokio::task::spawn_blocking(move || pack(&body)).await {
-        Ok(Some(packed)) => gzipped(code, Format::Json.content_type(), packed),
-        _ => bytes(code, Format::Json.content_type(), json),
-    }
+    tokio::task::spawn_blocking(make).await.map_err(Status::internal)?
 }
 
-fn compressed(code: StatusCode, wanted: Wanted, body: Bytes) -> Answer {
+/// A body that is written already, in the encoding the client wants.
+pub(crate) fn compressed(code: StatusCode, wanted: Wanted, body: Bytes) -> Answer {
     let media = wanted.format.content_type();
     match wanted.gzip.then(|| pack(&body)).flatten() {
         Some(packed) => gzipped(code, media, packed),

@@ -11,30 +11,30 @@ use crate::{
 };
 
 /// Makes tables of a resource's objects.
-pub(crate) struct Former<'a> {
+pub(crate) struct Former {
     /// What the objects are; none for scales.
     nature: Option<Nature>,
     now: wasmk_api::Timestamp,
-    include: &'a str,
+    include: String,
 }
 
-impl<'a> Former<'a> {
+impl Former {
     /// For scales.
-    pub(crate) fn scale(core: &Core, call: &'a Call) -> Self {
+    pub(crate) fn scale(core: &Core, call: &Call) -> Self {
         Self::of(core, call, None)
     }
 
     /// For the objects of a call.
-    pub(crate) fn new(core: &Core, call: &'a Call, resource: &Resource) -> Self {
+    pub(crate) fn new(core: &Core, call: &Call, resource: &Resource) -> Self {
         Self::of(core, call, Some(resource.nature.clone()))
     }
 
-    fn of(core: &Core, call: &'a Call, nature: Option<Nature>) -> Self {
+    fn of(core: &Core, call: &Call, nature: Option<Nature>) -> Self {
         let include = match call.query.text("includeObject") {
             "" => "Metadata",
             given => given,
         };
-        Self { nature, now: (core.config.clock)(), include }
+        Self { nature, now: (core.config.clock)(), include: include.into() }
     }
 
     fn columns(&self) -> Vec<Value> {
@@ -62,7 +62,7 @@ impl<'a> Former<'a> {
         if !conditions.is_empty() {
             row.insert("conditions".into(), conditions.into());
         }
-        let whole = match self.include {
+        let whole = match &*self.include {
             "None" => Value::Null,
             "Object" => Value::Object(object.0.clone()),
             _ => partial(object, version),

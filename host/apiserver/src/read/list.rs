@@ -1,6 +1,6 @@
 //! Lists: concatenations of objects that are already encoded, a page at a time.
 
-use std::sync::Arc;
+use std::{borrow::Cow, sync::Arc};
 
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use bytes::{BufMut, BytesMut};
@@ -8,12 +8,13 @@ use http::StatusCode;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use wasmk_api::{Object, Status};
+use wasmk_machinery::protobuf;
 
 use super::{Former, components, filter, partial};
 use crate::{
     cache::{Compacted, Entry, Page, Part, too_large},
     call::Call,
-    http::{Answer, Form, ListOptions, Match, respond},
+    http::{Answer, Form, Format, ListOptions, Match, Wanted, respond},
     server::Core,
     table::Resource,
 };
@@ -63,7 +64,7 @@ struct Shown {
 }
 
 /// Answers `list`.
-pub(crate) async fn list(core: &Core, call: &Call, resource: &Resource) -> Result<Answer, Status> {
+pub(crate) async fn list(core: &Core, call: &Call, resource: &Arc<Resource>) -> Result<Answer, Status> {
     let options = ListOptions::parse(&call.query, false)?;
     let filter = filter(call, resource, &options)?;
     let mut shown = page(core, resource, &options, &filter).await?;
@@ -73,13 +74,33 @@ pub(crate) async fn list(core: &Core, call: &Call, resource: &Resource) -> Resul
         .more
         .as_deref()
         .map(|start| Continue::after(start, shown.revision, shown.page.remaining).encode());
-    if call.wanted.form == Form::Whole {
-        let body = concatenate(resource, &shown, cont.as_deref())?;
-        return Ok(respond::encoded_aside(StatusCode::OK, call.wanted, body).await);
+    let (wanted, size) = (call.wanted, shown.page.entries.iter().map(|e| e.body.len()).sum());
+    let (former, resource) = (Former::new(core, call, resource), resource.clone());
+    respond::aside(size, move || written(wanted, &former, &resource, &shown, cont.as_deref())).await
+}
+
+/// A list in the form and encoding that is wanted.
+fn written(
+    wanted: Wanted,
+    former: &Former,
+    resource: &Resource,
+    shown: &Shown,
+    cont: Option<&str>,
+) -> Result<Answer, Status> {
+    match (wanted.form, wanted.format, resource.binary) {
+        (Form::Whole, Format::Protobuf, Some(item)) => {
+            let body = binary(resource, item, shown, cont)?;
+            Ok(respond::compressed(StatusCode::OK, wanted, body.into()))
+        }
+        (Form::Whole, ..) => {
+            Ok(respond::encoded(StatusCode::OK, wanted, concatenate(resource, shown, cont)?))
+        }
+        _ => {
+            let objects: Vec<_> = shown.page.entries.iter().map(|e| resource.served(e.object())).collect();
+            let value = formed(wanted.form, former, &objects, shown, cont);
+            Ok(respond::value_as(StatusCode::OK, wanted, &value))
+        }
     }
-    let objects = shown.page.entries.iter().map(|e| resource.served(e.object())).collect::<Vec<_>>();
-    let value = formed(core, call, resource, &objects, &shown, cont.as_deref());
-    Ok(respond::value_as(StatusCode::OK, call.wanted, &value))
 }
 
 async fn page(
@@ -148,7 +169,7 @@ fn expired(token: &Continue, core: &Core) -> Status {
     status
 }
 
-fn head(out: &mut BytesMut, resource: &Resource, shown: &Shown, cont: Option<&str>) {
+fn metadata(resource: &Resource, shown: &Shown, cont: Option<&str>) -> Value {
     let mut metadata = json!({ "resourceVersion": shown.revision.to_string() });
     if let Some(cont) = cont {
         metadata["continue"] = cont.into();
@@ -159,14 +180,34 @@ fn head(out: &mut BytesMut, resource: &Resource, shown: &Shown, cont: Option<&st
     if let (Some(_), Some(remaining)) = (cont, shown.page.remaining) {
         metadata["remainingItemCount"] = remaining.into();
     }
+    metadata
+}
+
+fn head(out: &mut BytesMut, resource: &Resource, shown: &Shown, cont: Option<&str>) {
     out.put_slice(
         format!(
-            "{{\"kind\":\"{}\",\"apiVersion\":\"{}\",\"metadata\":{metadata},\"items\":[",
+            "{{\"kind\":\"{}\",\"apiVersion\":\"{}\",\"metadata\":{},\"items\":[",
             resource.list_kind,
             resource.gvk.api_version(),
+            metadata(resource, shown, cont),
         )
         .as_bytes(),
     );
+}
+
+/// A list in protobuf.
+fn binary(
+    resource: &Resource,
+    item: protobuf::Type,
+    shown: &Shown,
+    cont: Option<&str>,
+) -> Result<Vec<u8>, Status> {
+    let list = resource.gvk.group_version().kind(resource.list_kind.clone());
+    let items = shown.page.entries.iter().map(|entry| match resource.serves(entry) {
+        true => Cow::Borrowed(&*entry.body),
+        false => Cow::Owned(serde_json::to_vec(&resource.served(entry.object())).unwrap_or_default()),
+    });
+    protobuf::list(&list, &metadata(resource, shown, cont), item, items).map_err(Status::internal)
 }
 
 fn concatenate(resource: &Resource, shown: &Shown, cont: Option<&str>) -> Result<bytes::Bytes, Status> {
@@ -204,20 +245,11 @@ fn item(out: &mut BytesMut, resource: &Resource, entry: &Arc<Entry>, custom: boo
     Ok(())
 }
 
-fn formed(
-    core: &Core,
-    call: &Call,
-    resource: &Resource,
-    objects: &[Object],
-    shown: &Shown,
-    cont: Option<&str>,
-) -> Value {
+fn formed(form: Form, former: &Former, objects: &[Object], shown: &Shown, cont: Option<&str>) -> Value {
     let remaining = shown.page.remaining.filter(|_| cont.is_some());
     let revision = shown.revision.to_string();
-    match call.wanted.form {
-        Form::Table(version) => {
-            Former::new(core, call, resource).table(version, objects, &revision, cont, remaining, true)
-        }
+    match form {
+        Form::Table(version) => former.table(version, objects, &revision, cont, remaining, true),
         Form::Partial(version) => {
             let items: Vec<Value> = objects.iter().map(|o| partial(o, version)).collect();
             let mut metadata = json!({ "resourceVersion": revision });

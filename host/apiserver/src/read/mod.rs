@@ -7,11 +7,12 @@ mod watch;
 
 use http::StatusCode;
 use wasmk_api::{Object, Status};
+use wasmk_machinery::protobuf;
 
 use crate::{
     cache::{Entry, Filter},
     call::Call,
-    http::{Answer, Form, ListOptions, query::parse_version, respond},
+    http::{Answer, Form, Format, ListOptions, query::parse_version, respond},
     server::Core,
     table::Resource,
 };
@@ -52,9 +53,13 @@ pub(crate) fn namespace_of<'a>(call: &'a Call, resource: &Resource) -> &'a str {
 pub(crate) async fn get(core: &Core, call: &Call, resource: &Resource) -> Result<Answer, Status> {
     let entry = current(core, call, resource).await?;
     match call.wanted.form {
-        Form::Whole if resource.serves(&entry) => {
-            Ok(respond::encoded(StatusCode::OK, call.wanted, entry.body.clone()))
-        }
+        Form::Whole if resource.serves(&entry) => match (call.wanted.format, resource.binary) {
+            (Format::Protobuf, Some(of)) => {
+                let body = protobuf::object(&resource.gvk, of, &entry.body).map_err(Status::internal)?;
+                Ok(respond::compressed(StatusCode::OK, call.wanted, body.into()))
+            }
+            _ => Ok(respond::encoded(StatusCode::OK, call.wanted, entry.body.clone())),
+        },
         _ => object(core, call, resource, StatusCode::OK, &resource.served(entry.object())),
     }
 }

@@ -15,12 +15,13 @@ use tokio::{
     time::{Instant, sleep_until},
 };
 use wasmk_api::{Object, Status};
+use wasmk_machinery::protobuf;
 
 use super::{Former, filter, partial};
 use crate::{
     cache::{Cache, Compacted, Entry, Event, Filter},
     call::Call,
-    http::{Answer, Form, ListOptions, query::parse_version},
+    http::{Answer, Form, Format, ListOptions, negotiate, query::parse_version},
     server::Core,
     table::Resource,
 };
@@ -67,6 +68,9 @@ pub(crate) async fn watch(
     call: &Arc<Call>,
     resource: &Arc<Resource>,
 ) -> Result<Answer, Status> {
+    if call.wanted.format == Format::Yaml {
+        return Err(negotiate::no_stream());
+    }
     let options = ListOptions::parse(&call.query, true)?;
     let filter = filter(call, resource, &options)?;
     let start = start(core, &options).await?;
@@ -101,7 +105,11 @@ pub(crate) async fn watch(
     });
     let mut response = Response::new(Body::from_stream(stream));
     *response.status_mut() = StatusCode::OK;
-    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    let media = match call.wanted.format {
+        Format::Protobuf => "application/vnd.kubernetes.protobuf;stream=watch",
+        _ => Format::Json.content_type(),
+    };
+    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(media));
     response.headers_mut().insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache, private"));
     Ok(response)
 }
@@ -168,7 +176,7 @@ impl Watcher {
                 Some(before) => Some(self.resource.present_one(&self.core, before).await?),
                 None => None,
             };
-            all.push(Arc::new(Event { revision: event.revision, before, after, deleted: event.deleted }));
+            all.push(Arc::new(Event::new(event.revision, before, after, event.deleted)));
         }
         Ok(all)
     }
@@ -246,15 +254,20 @@ impl Watcher {
             "kind": self.resource.gvk.kind, "apiVersion": self.resource.gvk.api_version(), "metadata": metadata,
         });
         let object = Object::from_value(object).unwrap_or_default();
-        let value = match self.call.wanted.form {
-            Form::Whole => object.into_value(),
-            Form::Partial(version) => partial(&object, version),
-            Form::Table(version) => self.table(version, &object),
-        };
-        frame(out, "BOOKMARK", &serde_json::to_vec(&value).unwrap_or_default());
+        self.write_object(out, "BOOKMARK", object);
     }
 
     fn write_change(&mut self, out: &mut BytesMut, word: &str, event: &Event) {
+        if let (Form::Whole, Some(of)) = (self.call.wanted.form, self.binary())
+            && (word != "DELETED" || event.deleted)
+            && self.resource.serves(&event.after)
+        {
+            let write = |body: &[u8]| protobuf::object(&self.resource.gvk, of, body).ok();
+            return match event.binary(write) {
+                Some(object) => out.put_slice(&protobuf::event(word, &object)),
+                None => tracing::warn!(revision = event.revision, "a change cannot be written in protobuf"),
+            };
+        }
         if word != "DELETED" || event.deleted {
             return self.write(out, word, &event.after);
         }
@@ -265,16 +278,35 @@ impl Watcher {
     }
 
     fn write(&mut self, out: &mut BytesMut, word: &str, entry: &Entry) {
-        if self.call.wanted.form == Form::Whole && self.resource.serves(entry) {
+        let plain = self.call.wanted.form == Form::Whole && self.binary().is_none();
+        if plain && self.resource.serves(entry) {
             return frame(out, word, &entry.body);
         }
-        let object = self.resource.served(entry.object());
+        self.write_object(out, word, self.resource.served(entry.object()));
+    }
+
+    /// How objects are written in protobuf, if they are to be.
+    fn binary(&self) -> Option<protobuf::Type> {
+        self.resource.binary.filter(|_| self.call.wanted.format == Format::Protobuf)
+    }
+
+    fn write_object(&mut self, out: &mut BytesMut, word: &str, object: Object) {
         let value = match self.call.wanted.form {
             Form::Whole => object.into_value(),
             Form::Partial(version) => partial(&object, version),
             Form::Table(version) => self.table(version, &object),
         };
-        frame(out, word, &serde_json::to_vec(&value).unwrap_or_default());
+        self.write_value(out, word, &value);
+    }
+
+    fn write_value(&self, out: &mut BytesMut, word: &str, value: &Value) {
+        if self.call.wanted.format != Format::Protobuf {
+            return frame(out, word, &serde_json::to_vec(value).unwrap_or_default());
+        }
+        match protobuf::value(value) {
+            Ok(object) => out.put_slice(&protobuf::event(word, &object)),
+            Err(error) => tracing::warn!(%error, "a change cannot be written in protobuf"),
+        }
     }
 
     fn table(&mut self, version: &str, object: &Object) -> Value {
@@ -291,7 +323,7 @@ impl Watcher {
     /// Tells the client what went wrong and ends.
     fn fail(&mut self, status: &Status) {
         let mut out = BytesMut::new();
-        frame(&mut out, "ERROR", &serde_json::to_vec(&status.to_value()).unwrap_or_default());
+        self.write_value(&mut out, "ERROR", &status.to_value());
         self.ready.push_back(out.freeze());
         self.ended = true;
     }

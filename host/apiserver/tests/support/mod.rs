@@ -40,6 +40,9 @@ pub(crate) struct Answer {
     pub(crate) code: u16,
     pub(crate) body: Value,
     pub(crate) warnings: Vec<String>,
+    /// The media type of the body, and the body as it came.
+    pub(crate) media: String,
+    pub(crate) bytes: bytes::Bytes,
 }
 
 impl Server {
@@ -64,10 +67,12 @@ impl Server {
         let code = response.status().as_u16();
         let warnings =
             response.headers().get_all("warning").iter().map(|w| w.to_str().unwrap().to_owned()).collect();
+        let media = response.headers().get("content-type").map_or("", |media| media.to_str().unwrap()).into();
         let bytes = http_body_util::BodyExt::collect(response.into_body()).await.unwrap().to_bytes();
         let body = serde_json::from_slice(&bytes)
+            .or_else(|_| wasmk_machinery::decode::from_protobuf(&bytes).map(wasmk_api::Object::into_value))
             .unwrap_or_else(|_| Value::String(String::from_utf8_lossy(&bytes).into_owned()));
-        Answer { code, body, warnings }
+        Answer { code, body, warnings, media, bytes }
     }
 
     /// GET.

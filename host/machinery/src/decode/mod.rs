@@ -175,6 +175,30 @@ pub fn decode_options(body: &[u8], format: Format, schema: &KindSchema) -> Resul
     typed.error.map_or(Ok(Object(typed.map)), Err)
 }
 
+/// Reads a built-in kind's object or list of its own word: the kind is the one its envelope names.
+///
+/// # Errors
+/// Go's sentence about what is wrong.
+pub fn from_protobuf(body: &[u8]) -> Result<Object, String> {
+    let envelope = protobuf::unwrap(body)?;
+    let (version, kind) = (envelope.api_version, envelope.kind);
+    let gvk = wasmk_api::GroupVersion::parse(version).map(|gv| gv.kind(kind));
+    let partial = gvk.as_ref().is_some_and(|gvk| gvk.group == "meta.k8s.io");
+    let schema = match (kind, gvk) {
+        // Whatever the objects are, their metadata is the same.
+        ("PartialObjectMetadata", _) if partial => KindSchema::of_type("io.k8s.api.core.v1.ConfigMap"),
+        ("PartialObjectMetadataList", _) if partial => {
+            KindSchema::of_type("io.k8s.api.core.v1.ConfigMapList")
+        }
+        (_, gvk) => gvk.and_then(|gvk| KindSchema::built_in(&gvk)),
+    };
+    let schema = schema.ok_or_else(|| format!("no kind {kind:?} is registered for version {version:?}"))?;
+    let mut map = protobuf::read(envelope.raw, &schema)?;
+    map.insert("kind".into(), kind.into());
+    map.insert("apiVersion".into(), version.into());
+    Ok(Object(map))
+}
+
 /// A body as plain JSON, with the strict errors about repeated keys; for patches, which are read without
 /// a schema.
 ///

@@ -2,7 +2,7 @@
 //! (`data/messages.tsv`) gives names to. The message becomes a document that is read like JSON, so that
 //! zero values and canonical forms come out the same.
 
-use std::{collections::HashMap, sync::LazyLock};
+use std::collections::HashMap;
 
 use base64::{Engine, engine::general_purpose::STANDARD};
 use serde_json::{Map, Value};
@@ -11,10 +11,13 @@ use super::{
     doc::{Doc, MAX_DEPTH},
     json, typed,
 };
-use crate::schema::KindSchema;
-
-const MAGIC: [u8; 4] = *b"k8s\0";
-const TABLE: &str = include_str!("../../data/messages.tsv");
+use crate::{
+    protobuf::{
+        MAGIC,
+        messages::{self, Field, Form, Message, Of, Shape},
+    },
+    schema::KindSchema,
+};
 
 /// What the envelope says of the message in it.
 pub(super) struct Envelope<'b> {
@@ -63,7 +66,8 @@ fn utf8(bytes: &[u8]) -> Result<&str, String> {
 pub(super) fn read(raw: &[u8], schema: &KindSchema) -> Result<Map<String, Value>, String> {
     let schema = schema.schema();
     let name = schema.type_name().ok_or("proto: no message for this type")?;
-    let doc = message(raw, name, 0)?;
+    let found = Message::named(name).ok_or("proto: no message for this type")?;
+    let doc = message(raw, found, 0)?;
     let typed = typed::read(doc, schema);
     typed.error.map_or(Ok(typed.map), Err)
 }
@@ -131,108 +135,86 @@ impl<'b> Iterator for Fields<'b> {
     }
 }
 
-/// Where each message's lines are in the table.
-static MESSAGES: LazyLock<HashMap<&'static str, &'static str>> = LazyLock::new(|| {
-    let blocks = TABLE.split("\n=").map(|block| block.strip_prefix('=').unwrap_or(block));
-    blocks.map(|block| block.split_once('\n').unwrap_or((block, ""))).collect()
-});
-
-/// The JSON name (empty: the message's fields are the parent's own) and spelling of a field.
-fn described(message: &str, number: u64) -> Option<(&'static str, &'static str)> {
-    MESSAGES.get(message)?.lines().find_map(|line| {
-        let (found, rest) = line.split_once('\t')?;
-        (found.parse() == Ok(number)).then(|| rest.split_once('\t')).flatten()
-    })
-}
-
-fn message(raw: &[u8], name: &str, depth: usize) -> Result<Doc, String> {
+fn message(raw: &[u8], message: &'static Message, depth: usize) -> Result<Doc, String> {
     if depth > MAX_DEPTH {
         return Err("proto: exceeded max depth".into());
     }
-    if let Some(doc) = special(raw, name, depth)? {
+    if let Some(doc) = special(raw, message, depth)? {
         return Ok(doc);
     }
-    let package = name.rsplit_once('.').map_or("", |(package, _)| package);
     let mut entries: Vec<(String, Doc)> = Vec::new();
     let mut positions: HashMap<&str, usize> = HashMap::new();
-    for field in Fields(raw) {
-        let (number, wire) = field?;
-        let Some((json_name, spelling)) = described(name, number) else { continue };
-        let (repeated, element) = match spelling.split_at_checked(1) {
-            Some((mark @ ("[" | "{"), element)) => (mark, element),
-            _ => ("", spelling),
+    for wire in Fields(raw) {
+        let (number, wire) = wire?;
+        let Some(field) = message.field(number) else { continue };
+        let doc = match field.shape {
+            Shape::Map => map_entry(wire, field, depth)?,
+            _ => value(wire, field, depth)?,
         };
-        let doc = match repeated {
-            "{" => map_entry(wire, element, package, depth)?,
-            _ => value(wire, element, package, depth)?,
-        };
-        if json_name.is_empty() {
+        if field.name.is_empty() {
             if let Doc::Object(inner) = doc {
                 entries.extend(inner);
             }
             continue;
         }
-        match (positions.get(json_name).map(|at| &mut entries[*at].1), repeated, doc) {
-            (Some(Doc::Array(list)), "[", doc) => list.push(doc),
-            (Some(Doc::Object(map)), "{", Doc::Object(entry)) => map.extend(entry),
+        match (positions.get(field.name).map(|at| &mut entries[*at].1), field.shape, doc) {
+            (Some(Doc::Array(list)), Shape::List, doc) => list.push(doc),
+            (Some(Doc::Object(map)), Shape::Map, Doc::Object(entry)) => map.extend(entry),
             (Some(slot), _, doc) => *slot = doc,
-            (None, repeated, doc) => {
-                positions.insert(json_name, entries.len());
-                entries.push((json_name.into(), if repeated == "[" { Doc::Array(vec![doc]) } else { doc }));
+            (None, shape, doc) => {
+                positions.insert(field.name, entries.len());
+                let doc = if shape == Shape::List { Doc::Array(vec![doc]) } else { doc };
+                entries.push((field.name.into(), doc));
             }
         }
     }
     Ok(Doc::Object(entries))
 }
 
-fn value(wire: Wire<'_>, spelling: &str, package: &str, depth: usize) -> Result<Doc, String> {
-    let wrong = || Err(format!("proto: wrong wireType for a field of type {spelling}"));
-    Ok(match (spelling.as_bytes().first(), wire) {
-        (Some(b's'), Wire::Bytes(text)) => Doc::String(String::from_utf8_lossy(text).into_owned()),
-        (Some(b'y'), Wire::Bytes(bytes)) => Doc::String(STANDARD.encode(bytes)),
-        (Some(b'b'), Wire::Varint(flag)) => Doc::Bool(flag != 0),
-        (Some(b'i'), Wire::Varint(number)) => Doc::Number((number as i64).to_string().into()),
-        (Some(b'f'), Wire::Fixed64(bits)) => Doc::Number(f64::from_bits(bits).to_string().into()),
-        (Some(b'@'), Wire::Bytes(raw)) => match &spelling[1..] {
-            full if full.contains('.') => message(raw, full, depth + 1)?,
-            short => message(raw, &format!("{package}.{short}"), depth + 1)?,
-        },
-        _ => return wrong(),
+fn value(wire: Wire<'_>, field: &Field, depth: usize) -> Result<Doc, String> {
+    Ok(match (field.of, wire) {
+        (Of::Text, Wire::Bytes(text)) => Doc::String(String::from_utf8_lossy(text).into_owned()),
+        (Of::Bytes, Wire::Bytes(bytes)) => Doc::String(STANDARD.encode(bytes)),
+        (Of::Bool, Wire::Varint(flag)) => Doc::Bool(flag != 0),
+        (Of::Int, Wire::Varint(number)) => Doc::Number((number as i64).to_string().into()),
+        (Of::Double, Wire::Fixed64(bits)) => Doc::Number(f64::from_bits(bits).to_string().into()),
+        (Of::Message(inner), Wire::Bytes(raw)) => message(raw, messages::at(inner), depth + 1)?,
+        _ => return Err(format!("proto: wrong wireType for field {} ({})", field.number, field.name)),
     })
 }
 
 /// One entry of a map: a message of key and value.
-fn map_entry(wire: Wire<'_>, spelling: &str, package: &str, depth: usize) -> Result<Doc, String> {
+fn map_entry(wire: Wire<'_>, field: &Field, depth: usize) -> Result<Doc, String> {
     let Wire::Bytes(raw) = wire else { return Err("proto: wrong wireType for a map".into()) };
     let mut key = String::new();
     let mut found = None;
-    for field in Fields(raw) {
-        match field? {
+    for part in Fields(raw) {
+        match part? {
             (1, Wire::Bytes(text)) => key = String::from_utf8_lossy(text).into_owned(),
-            (2, wire) => found = Some(value(wire, spelling, package, depth)?),
+            (2, wire) => found = Some(value(wire, field, depth)?),
             _ => (),
         }
     }
-    let absent = || value(Wire::Bytes(&[]), spelling, package, depth);
+    let absent = || value(Wire::Bytes(&[]), field, depth);
     Ok(Doc::Object(vec![(key, found.map_or_else(absent, Ok)?)]))
 }
 
 /// Messages whose JSON form is not an object of their fields.
-fn special(raw: &[u8], name: &str, depth: usize) -> Result<Option<Doc>, String> {
-    let short = name.rsplit('.').next().unwrap_or(name);
+fn special(raw: &[u8], message: &'static Message, depth: usize) -> Result<Option<Doc>, String> {
     let mut fields = Fields(raw);
-    let doc = match short {
-        "Quantity" => match fields.next().transpose()? {
+    let doc = match message.form {
+        Form::Fields => return Ok(None),
+        Form::Quantity => match fields.next().transpose()? {
             Some((1, Wire::Bytes(text))) if !text.is_empty() => Doc::String(utf8(text)?.into()),
             _ => Doc::String("0".into()),
         },
-        "Time" | "MicroTime" => time(raw, short == "MicroTime")?,
-        "IntOrString" => int_or_string(raw)?,
-        "RawExtension" | "FieldsV1" | "JSON" => match fields.next().transpose()? {
+        Form::Time | Form::MicroTime => time(raw, message.form == Form::MicroTime)?,
+        Form::IntOrString => int_or_string(raw)?,
+        Form::Raw => match fields.next().transpose()? {
             Some((1, Wire::Bytes(text))) if !text.is_empty() => json::parse(text)?,
             _ => Doc::Null,
         },
-        "ExtraValue" | "Verbs" => {
+        Form::Texts => {
             let mut items = Vec::new();
             for field in fields {
                 if let (1, Wire::Bytes(text)) = field? {
@@ -241,10 +223,7 @@ fn special(raw: &[u8], name: &str, depth: usize) -> Result<Option<Doc>, String> 
             }
             Doc::Array(items)
         }
-        "JSONSchemaPropsOrArray" | "JSONSchemaPropsOrStringArray" | "JSONSchemaPropsOrBool" => {
-            schema_or(raw, name, depth)?
-        }
-        _ => return Ok(None),
+        Form::SchemaOrArray | Form::SchemaOrStrings | Form::SchemaOrBool => schema_or(raw, message, depth)?,
     };
     Ok(Some(doc))
 }
@@ -280,24 +259,25 @@ fn int_or_string(raw: &[u8]) -> Result<Doc, String> {
     Ok(if is_text { Doc::String(text) } else { Doc::Number(number.to_string().into()) })
 }
 
-fn schema_or(raw: &[u8], name: &str, depth: usize) -> Result<Doc, String> {
-    let schema = format!("{}.JSONSchemaProps", name.rsplit_once('.').map_or("", |(package, _)| package));
+fn schema_or(raw: &[u8], or: &'static Message, depth: usize) -> Result<Doc, String> {
+    let schema = or.beside("JSONSchemaProps").ok_or("proto: no message of schemas")?;
+    let is_bool = or.form == Form::SchemaOrBool;
     let mut list = Vec::new();
     let mut allows = false;
     for field in Fields(raw) {
-        match (field?, name.ends_with("Bool")) {
+        match (field?, is_bool) {
             ((1, Wire::Varint(flag)), true) => allows = flag != 0,
             ((2, Wire::Bytes(raw)), true) | ((1, Wire::Bytes(raw)), false) => {
-                return message(raw, &schema, depth + 1);
+                return message(raw, schema, depth + 1);
             }
-            ((2, Wire::Bytes(raw)), false) if name.ends_with("StringArray") => {
+            ((2, Wire::Bytes(raw)), false) if or.form == Form::SchemaOrStrings => {
                 list.push(Doc::String(utf8(raw)?.into()));
             }
-            ((2, Wire::Bytes(raw)), false) => list.push(message(raw, &schema, depth + 1)?),
+            ((2, Wire::Bytes(raw)), false) => list.push(message(raw, schema, depth + 1)?),
             _ => (),
         }
     }
-    Ok(if name.ends_with("Bool") { Doc::Bool(allows) } else { Doc::Array(list) })
+    Ok(if is_bool { Doc::Bool(allows) } else { Doc::Array(list) })
 }
 
 #[cfg(test)]

@@ -218,6 +218,12 @@ fn objects(running: &Running, ca: &str) -> Vec<Value> {
             "spec": {"controller": "wasmk.dev/ingress"},
         }),
         binding("knative-serving-controller", "knative-serving-controller", controller),
+        // Whose keys and values a node keeps, it tells by the namespace's uid.
+        cluster_role(
+            "wasmk:node-namespaces",
+            json!([{"apiGroups": [""], "resources": ["namespaces"], "verbs": ["get"]}]),
+        ),
+        binding("wasmk:node-namespaces", "wasmk:node-namespaces", group("system:nodes")),
         // Every agent is its own service proxy.
         binding("wasmk:node-proxier", "system:node-proxier", group("system:nodes")),
         binding("kubeadm:kubelet-bootstrap", "system:node-bootstrapper", group(JOINERS)),

@@ -29,6 +29,9 @@ pub enum Error {
         /// What the engine said.
         message: String,
     },
+    /// A store or its owner cannot be called that.
+    #[error("{0:?} cannot name a key-value store: lower-case letters, digits, '-' and '.' were expected")]
+    Name(String),
     /// The program is not of the kind asked for.
     #[error("program is {found}, which cannot be {wanted}")]
     Kind {

@@ -13,6 +13,7 @@ use wasmtime_wasi::{FsPerms, WasiCtx, WasiCtxBuilder, WasiCtxView, WasiView};
 use wasmtime_wasi_http::{WasiHttpCtx, WasiHttpCtxView, WasiHttpView};
 
 use crate::capabilities::http::Outgoing;
+use crate::capabilities::keyvalue::KeyValue;
 use crate::capabilities::stdio::{Input, Output};
 use crate::error::Error;
 use crate::limits::Limits;
@@ -36,6 +37,7 @@ pub(crate) struct Guest {
     outgoing: Outgoing,
     table: ResourceTable,
     pub(crate) network: Arc<dyn Network>,
+    pub(crate) keyvalue: Option<KeyValue>,
     pub(crate) limits: Limits,
 }
 
@@ -86,6 +88,7 @@ impl Guest {
             outgoing: Outgoing::new(Arc::clone(&spec.network), &spec.http),
             table,
             network: Arc::clone(&spec.network),
+            keyvalue: spec.keyvalue.clone(),
             limits: limits(shared, spec).at_most(spec.http.max_memory.unwrap_or(u64::MAX)),
         };
         Ok(prepared(shared, guest))

@@ -10,9 +10,11 @@ use parking_lot::Mutex;
 use tokio::sync::{OnceCell, Semaphore};
 
 use crate::cache::{CodeCache, Found};
+use crate::capabilities::keyvalue::KeyValue;
 use crate::engine::Allocation;
 use crate::error::{Error, PrepareError};
 use crate::images::{Image, Images};
+use crate::keyvalue::Databases;
 use crate::metrics::{Metrics, Phases};
 use crate::prepare::{compile, digest_of, link};
 use crate::program::Program;
@@ -28,6 +30,7 @@ struct Inner {
     shared: Arc<Shared>,
     cache: CodeCache,
     images: Images,
+    databases: Databases,
     programs: Mutex<Programs>,
     compiling: Semaphore,
 }
@@ -57,7 +60,9 @@ impl Runtime {
         let images = Images::open(&settings, Arc::clone(&shared.phases))
             .map_err(|source| Error::Directory { path: dir.join("images"), source })?;
         let compiling = Semaphore::new(settings.compile_threads.max(1));
-        Ok(Self(Arc::new(Inner { settings, shared, cache, images, programs: Mutex::default(), compiling })))
+        let databases = Databases::new(dir.join("keyvalue"));
+        let programs = Mutex::default();
+        Ok(Self(Arc::new(Inner { settings, shared, cache, images, databases, programs, compiling })))
     }
 
     /// The images of this runtime.
@@ -91,6 +96,34 @@ impl Runtime {
     /// The program with this digest if it is loaded now.
     pub fn loaded(&self, digest: &str) -> Option<Arc<Program>> {
         self.0.programs.lock().cell_if_present(digest)?.get().cloned()
+    }
+
+    /// Stores by these names for guests of `owner`, who all see the same keys. What they keep outlives them and
+    /// this runtime.
+    ///
+    /// # Errors
+    /// If a name is no file's: 1 to 200 lower-case letters, digits, `-` and `.`, beginning with a letter or digit.
+    pub fn keyvalue(&self, owner: &str, stores: Vec<String>) -> Result<KeyValue, Error> {
+        if let Some(bad) = std::iter::once(owner).chain(stores.iter().map(String::as_str)).find(|n| !fit(n)) {
+            return Err(Error::Name(bad.to_owned()));
+        }
+        Ok(KeyValue::new(self.0.databases.get(owner), stores))
+    }
+
+    /// Owners for whom keys and values are kept.
+    ///
+    /// # Errors
+    /// If the directory cannot be read.
+    pub fn keyvalue_owners(&self) -> std::io::Result<Vec<String>> {
+        self.0.databases.owners()
+    }
+
+    /// Removes what is kept for an owner.
+    ///
+    /// # Errors
+    /// If the file cannot be removed.
+    pub fn forget_keyvalue(&self, owner: &str) -> std::io::Result<()> {
+        if fit(owner) { self.0.databases.forget(owner) } else { Ok(()) }
     }
 
     /// Counters and gauges of this moment.
@@ -149,6 +182,13 @@ impl Runtime {
         let inner = Arc::clone(&self.0);
         blocking(move || inner.compile(digest, read()?)).await
     }
+}
+
+/// Whether a file can have that name.
+fn fit(name: &str) -> bool {
+    (1..=200).contains(&name.len())
+        && name.starts_with(|c: char| c.is_ascii_lowercase() || c.is_ascii_digit())
+        && name.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-' || c == '.')
 }
 
 impl Inner {

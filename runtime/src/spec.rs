@@ -12,6 +12,7 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use tokio::io::AsyncRead;
 
+use crate::capabilities::keyvalue::KeyValue;
 use crate::network::{Deny, Network};
 use crate::usage::Usage;
 
@@ -39,6 +40,8 @@ pub struct Spec {
     pub stderr: Arc<dyn LogSink>,
     /// What the guest may reach, and under which address.
     pub network: Arc<dyn Network>,
+    /// Stores of keys and values it may open (see [`Runtime::keyvalue`](crate::Runtime::keyvalue)).
+    pub keyvalue: Option<KeyValue>,
     /// Longest run of a command, after which it ends with [`ExitReason::TimedOut`](crate::ExitReason::TimedOut).
     pub run_timeout: Option<Duration>,
     /// Limits of an HTTP handler.
@@ -62,6 +65,7 @@ impl Default for Spec {
             stdout: Arc::new(Discard),
             stderr: Arc::new(Discard),
             network: Arc::new(Deny),
+            keyvalue: None,
             run_timeout: None,
             http: HttpLimits::default(),
             reuse: Reuse::Never,

@@ -359,3 +359,64 @@ async fn handlers_answer_a_real_client() {
         assert_eq!(text(response.map(boxed)).await, "hello world\n");
     }
 }
+
+/// Sends one request to a fresh handler's guest; its status and body.
+async fn ask(handler: &wasmk_runtime::Handler, method: &str, path: &str, body: &str) -> (u16, String) {
+    let request = Request::builder().method(method).uri(path).body(full(body.to_owned())).unwrap();
+    let response = soon(handler.call(request)).await.unwrap();
+    let status = response.status().as_u16();
+    let body = soon(response.into_body().collect()).await.unwrap().to_bytes();
+    (status, String::from_utf8_lossy(&body).into_owned())
+}
+
+#[tokio::test]
+async fn stores_outlive_requests_and_are_those_that_were_given() {
+    let fixture = fixture();
+    let program = fixture.guest("state-http").await;
+    let give = |owner: &str, names: &[&str]| {
+        let names = names.iter().map(|name| (*name).to_owned()).collect();
+        let keyvalue = Some(fixture.runtime.keyvalue(owner, names).unwrap());
+        program.handler(Spec { keyvalue, ..Spec::default() }).unwrap()
+    };
+    let (one, two) = (give("shop.1", &["default", "more"]), give("shop.1", &["default"]));
+    for (method, path, body, expect) in [
+        ("GET", "/default/a", "", (200, "none, false")),
+        ("PUT", "/default/a", "first", (200, "")),
+        ("GET", "/default/a", "", (200, "first")),
+        ("PATCH", "/default/a", " and more", (200, "first and more")),
+        ("POST", "/default/n", "", (200, "1")),
+        ("POST", "/default/n", "", (200, "2")),
+        ("POST", "/default/a", "", (409, "the value is no decimal number that can be added to\n")),
+        ("GET", "/more/a", "", (200, "none, false")),
+        ("GET", "/default/", "", (200, "a n")),
+        ("DELETE", "/default/n", "", (200, "")),
+        ("GET", "/other/a", "", (409, "there is no such key-value store\n")),
+    ] {
+        let (status, text) = ask(&one, method, path, body).await;
+        assert_eq!((status, text.as_str()), expect, "{method} {path}");
+    }
+    assert_eq!(ask(&two, "GET", "/default/a", "").await.1, "first and more", "the same owner's");
+    assert_eq!(ask(&two, "GET", "/more/a", "").await.0, 409, "not given");
+    assert_eq!(ask(&give("other.1", &["default"]), "GET", "/default/a", "").await.1, "none, false");
+    let none = program.handler(Spec::default()).unwrap();
+    assert_eq!(
+        ask(&none, "GET", "/default/a", "").await,
+        (409, "this function has no key-value stores\n".into())
+    );
+    assert!(fixture.runtime.keyvalue("../x", vec![]).is_err());
+
+    fixture.runtime.forget_keyvalue("shop.1").unwrap();
+    assert_eq!(ask(&two, "GET", "/default/a", "").await, (409, "the database is gone\n".into()));
+    assert_eq!(fixture.runtime.keyvalue_owners().unwrap(), ["other.1"]);
+}
+
+#[tokio::test]
+async fn configuration_and_log_lines_go_by_the_drafts_as_well() {
+    let fixture = fixture();
+    let (_, stderr, spec) = output();
+    let spec = Spec { env: vec![("COLOR".into(), "blue".into())], ..spec };
+    let handler = fixture.guest("state-http").await.handler(spec).unwrap();
+    assert_eq!(ask(&handler, "GET", "/config", "").await.1, "Ok(Some(\"blue\")) Ok(None)");
+    assert_eq!(ask(&handler, "GET", "/log", "").await.0, 200);
+    assert_eq!(stderr.text(), "warn shop: two lines\ninfo 1 variables\n");
+}

@@ -239,3 +239,27 @@ fn a_function_is_made_built_and_deployed_from_source() {
     assert_eq!(code, 200, "{body}");
     assert!(!body.is_empty());
 }
+
+#[test]
+fn what_a_function_keeps_is_there_for_its_namespace() {
+    let keep = |program: &Program, name: &str, flags: &[&str]| deploy(program, name, "state-http", flags);
+    let writer = keep(&CLUSTER, "writer", &["--keyvalue", "visits", "-e", "COLOR=blue"]);
+    let reader = keep(&CLUSTER, "reader", &["--keyvalue", "visits", "--keyvalue", "more"]);
+    let put = |host: &str, path: &str, body: &str| {
+        let url = format!("http://{}{path}", CLUSTER.address("gateway"));
+        let done = std::process::Command::new("curl")
+            .args(["-sS", "--max-time", "30", "-X", "PUT", "-d", body, "-H", &format!("Host: {host}"), &url])
+            .status();
+        assert!(done.expect("curl runs").success());
+    };
+    put(&writer, "/visits/a", "kept");
+    assert_eq!(CLUSTER.call(&reader, "/visits/a"), (200, "kept".into()));
+    assert_eq!(CLUSTER.call(&writer, "/more/a").0, 409, "a store it was not given");
+    assert_eq!(CLUSTER.call(&writer, "/config").1, "Ok(Some(\"blue\")) Ok(None)");
+    let without = keep(&CLUSTER, "without", &[]);
+    assert_eq!(CLUSTER.call(&without, "/visits/a"), (409, "this function has no key-value stores\n".into()));
+    let file = guest("state-http");
+    let said =
+        CLUSTER.refused(&["fn", "deploy", file.to_str().unwrap(), "--name", "wrong", "--keyvalue", "A/B"]);
+    assert!(said.contains("functions.wasmk.dev/keyvalue"), "{said}");
+}

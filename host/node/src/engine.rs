@@ -85,6 +85,15 @@ pub struct Mount {
     pub propagation: Option<String>,
 }
 
+/// Stores of keys and values.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Stores {
+    /// Whose they are: a namespace, and no later one of that name.
+    pub owner: String,
+    /// What they are called.
+    pub names: Vec<String>,
+}
+
 /// All a container is given, and nothing else.
 #[derive(Clone)]
 pub struct Launch {
@@ -112,6 +121,8 @@ pub struct Launch {
     pub concurrency: Option<usize>,
     /// Limits of each request, and whether instances may be used again.
     pub per_request: wasmk_api::PerRequest,
+    /// Stores of keys and values that it may open.
+    pub keyvalue: Option<Stores>,
     /// Where its output goes.
     pub log: Arc<dyn LogSink>,
     /// What it reads as standard input; `None` is nothing.
@@ -219,6 +230,20 @@ pub trait Engine: Send + Sync + 'static {
     /// In words.
     async fn remove_image(&self, image: &str) -> Result<(), String> {
         let _ = image;
+        Ok(())
+    }
+
+    /// Owners of stores of keys and values that are kept here.
+    fn store_owners(&self) -> Vec<String> {
+        Vec::new()
+    }
+
+    /// Removes the stores of an owner.
+    ///
+    /// # Errors
+    /// In words.
+    fn forget_stores(&self, owner: &str) -> Result<(), String> {
+        let _ = owner;
         Ok(())
     }
 

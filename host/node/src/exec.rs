@@ -159,6 +159,7 @@ mod tests {
             timeout: None,
             concurrency: None,
             per_request: Default::default(),
+            keyvalue: None,
             log: Arc::new(Head::default()),
             stdin: None,
         };

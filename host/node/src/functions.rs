@@ -252,6 +252,7 @@ impl Functions {
             timeout: spec.timeout,
             concurrency: spec.concurrency,
             per_request: crate::pod::per_request(&pod)?,
+            keyvalue: crate::keyvalue::given(&pod, sources).await?,
             log: log.clone(),
             stdin: None,
         };

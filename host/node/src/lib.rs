@@ -17,6 +17,7 @@ mod exec;
 pub mod functions;
 mod garbage;
 mod http;
+mod keyvalue;
 pub mod logs;
 mod machine;
 mod memory;

@@ -5,7 +5,7 @@ use std::{
     collections::HashMap,
     path::{Path, PathBuf},
     sync::Arc,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use tokio_util::sync::CancellationToken;
@@ -38,9 +38,13 @@ pub(crate) struct Rules {
     pub(crate) images: ImageCollection,
 }
 
+/// Time between two looks at whose keys and values are kept.
+const SWEEP: Duration = Duration::from_secs(60);
+
 /// Looks after the node's resources until told to stop.
 pub(crate) async fn run(cx: Arc<Context>, pods: Arc<Pods>, rules: Rules, stop: CancellationToken) {
     let mut images = Collector::default();
+    let mut swept = Instant::now();
     loop {
         tokio::select! {
             () = stop.cancelled() => return,
@@ -50,6 +54,10 @@ pub(crate) async fn run(cx: Arc<Context>, pods: Arc<Pods>, rules: Rules, stop: C
             if let Some(text) = over_volume_limit(&cx, &pod).await {
                 pods.evict(&pod, text);
             }
+        }
+        if swept.elapsed() >= SWEEP {
+            crate::keyvalue::sweep(&*cx.engine, &*cx.sources).await;
+            swept = Instant::now();
         }
         let short = || Short::now(&rules.data, &rules.thresholds);
         images.pass(&cx, &pods, &rules.data, rules.images, short().disk).await;

@@ -15,7 +15,9 @@ use parking_lot::Mutex;
 use serde::{Serialize, de::DeserializeOwned};
 use wasmk_api::k8s_openapi::api::{
     authentication::v1::{BoundObjectReference, TokenRequest, TokenRequestSpec},
-    core::v1::{ConfigMap, PersistentVolume, PersistentVolumeClaim, Pod, Secret, Service, ServiceAccount},
+    core::v1::{
+        ConfigMap, Namespace, PersistentVolume, PersistentVolumeClaim, Pod, Secret, Service, ServiceAccount,
+    },
     node::v1::RuntimeClass,
 };
 use wasmk_net::View;
@@ -216,6 +218,10 @@ impl Sources for ApiSources {
 
     async fn volume(&self, name: &str) -> Result<Option<PersistentVolume>, Failure> {
         self.read_cluster("persistentvolume", name).await
+    }
+
+    async fn namespace(&self, name: &str) -> Result<Option<Namespace>, Failure> {
+        self.read_cluster("namespace", name).await
     }
 
     async fn runtime_class(&self, name: &str) -> Result<Option<RuntimeClass>, Failure> {

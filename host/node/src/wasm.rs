@@ -75,7 +75,7 @@ impl Engine for WasmEngine {
             return Err(failed(&"it answers HTTP requests and is no command"));
         }
         let image = None;
-        Ok(Arc::new(WasmProgram { program, image, live: Live::default() }))
+        Ok(Arc::new(WasmProgram { runtime: self.runtime.clone(), program, image, live: Live::default() }))
     }
 
     async fn prepare(&self, wanted: &Wanted) -> Result<Prepared, Failure> {
@@ -101,7 +101,8 @@ impl Engine for WasmEngine {
         let image_id = format!("{}/{}@{}", reference.registry(), reference.repository(), image.digest());
         let size = image.size();
         let fetched = !present || policy == wasmk_runtime::PullPolicy::Always;
-        let program = Arc::new(WasmProgram { program, image: Some(image), live: self.live.clone() });
+        let (runtime, live) = (self.runtime.clone(), self.live.clone());
+        let program = Arc::new(WasmProgram { runtime, program, image: Some(image), live });
         Ok(Prepared { image_id, kind, fetched, size, program })
     }
 
@@ -125,6 +126,14 @@ impl Engine for WasmEngine {
     async fn remove_image(&self, image: &str) -> Result<(), String> {
         let reference: Reference = image.parse().map_err(|e| format!("{e}"))?;
         self.runtime.images().remove(&reference).await.map(drop).map_err(|e| e.to_string())
+    }
+
+    fn store_owners(&self) -> Vec<String> {
+        self.runtime.keyvalue_owners().unwrap_or_default()
+    }
+
+    fn forget_stores(&self, owner: &str) -> Result<(), String> {
+        self.runtime.forget_keyvalue(owner).map_err(|e| e.to_string())
     }
 
     fn metrics(&self) -> String {
@@ -190,6 +199,7 @@ fn pull_failure(error: PullError) -> Failure {
 }
 
 struct WasmProgram {
+    runtime: Runtime,
     program: Arc<wasmk_runtime::Program>,
     /// Where it is from; `None` for a file.
     image: Option<Arc<Image>>,
@@ -213,7 +223,7 @@ impl WasmProgram {
         Ok(Reuse::Requests { most, idle: REUSE_IDLE })
     }
 
-    fn spec(&self, launch: &Launch) -> Spec {
+    fn spec(&self, launch: &Launch) -> Result<Spec, Failure> {
         let none = wasmk_runtime::ImageConfig::default();
         let config = self.image.as_ref().map_or(&none, |image| image.config());
         let usage = Arc::new(wasmk_runtime::Usage::default());
@@ -221,7 +231,11 @@ impl WasmProgram {
         live.retain(|_, usage| usage.strong_count() > 0);
         live.insert(launch.name.clone(), Arc::downgrade(&usage));
         drop(live);
-        Spec {
+        let keyvalue = launch.keyvalue.as_ref().map(|stores| {
+            let given = self.runtime.keyvalue(&stores.owner, stores.names.clone());
+            given.map_err(|e| Failure::new("CreateContainerConfigError", e))
+        });
+        Ok(Spec {
             args: arguments(launch, config),
             env: environment(launch, config),
             mounts: launch.mounts.iter().map(mount).collect(),
@@ -234,8 +248,9 @@ impl WasmProgram {
             stdin: launch.stdin.clone(),
             http: limits(launch),
             usage,
+            keyvalue: keyvalue.transpose()?,
             ..Spec::default()
-        }
+        })
     }
 }
 
@@ -284,7 +299,10 @@ fn limits(launch: &Launch) -> HttpLimits {
 #[async_trait]
 impl Program for WasmProgram {
     async fn run(&self, launch: Launch, stop: StopSignal) -> End {
-        let spec = self.spec(&launch);
+        let spec = match self.spec(&launch) {
+            Ok(spec) => spec,
+            Err(failure) => return start_error(failure.message),
+        };
         // A guest without standard input cannot notice a request to stop, so there is nothing to
         // wait for: it ends as a program that does not handle SIGTERM does.
         let kill = StopSignal::new();
@@ -302,11 +320,16 @@ impl Program for WasmProgram {
     }
 
     fn handler(&self, launch: Launch) -> Result<Arc<dyn Handler>, Failure> {
-        let spec = Spec { reuse: self.reuse(&launch)?, ..self.spec(&launch) };
+        let spec = Spec { reuse: self.reuse(&launch)?, ..self.spec(&launch)? };
         let handler = self.program.handler(spec);
         let handler = handler.map_err(|e| Failure::new("CreateContainerError", e))?;
         Ok(Arc::new(WasmHandler { handler, log: launch.log }))
     }
+}
+
+/// A run that did not begin.
+fn start_error(message: String) -> End {
+    End { code: 128, reason: "StartError".into(), message }
 }
 
 /// How a run ended, in the words of a container's status.
@@ -314,7 +337,7 @@ fn end(outcome: Result<Exit, wasmk_runtime::Error>, stopped: i32) -> End {
     let make = |code, reason: &str, message: String| End { code, reason: reason.into(), message };
     let exit = match outcome {
         Ok(exit) => exit,
-        Err(error) => return make(128, "StartError", error.to_string()),
+        Err(error) => return start_error(error.to_string()),
     };
     let text = exit.to_string();
     match exit.reason {

@@ -1,7 +1,10 @@
 //! What the host lets guests do, one file for each capability.
 
+pub(crate) mod config;
 mod egress;
 pub(crate) mod http;
+pub(crate) mod keyvalue;
+pub(crate) mod logging;
 pub(crate) mod sockets;
 pub(crate) mod stdio;
 mod tls;

@@ -16,6 +16,32 @@ pub const MAX_RESPONSE: &str = "functions.wasmk.dev/max-response";
 /// declares that it can; `disabled` is the default.
 pub const INSTANCE_REUSE: &str = "functions.wasmk.dev/instance-reuse";
 
+/// Annotation: stores of keys and values that the program may open, by name, with commas between. All pods of a
+/// namespace on one node that name a store have the same keys in it.
+pub const KEYVALUE: &str = "functions.wasmk.dev/keyvalue";
+/// Most stores of one pod.
+pub const MAX_STORES: usize = 16;
+
+/// The stores of keys and values that the annotation names; `get` gives the value of a key.
+///
+/// # Errors
+/// When one of the names is no DNS label, or there are more than [`MAX_STORES`].
+pub fn stores<'a>(get: impl Fn(&str) -> Option<&'a str>) -> Result<Vec<String>, BadAnnotation> {
+    let label = |name: &str| {
+        let inner = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
+        (1..=63).contains(&name.len())
+            && name.chars().all(inner)
+            && !name.starts_with('-')
+            && !name.ends_with('-')
+    };
+    let expected = "up to 16 names of lower-case letters, digits and '-', with commas between,";
+    let names = parsed(&get, KEYVALUE, expected, |text| {
+        let names: Vec<String> = text.split(',').map(|name| name.trim().to_owned()).collect();
+        (names.len() <= MAX_STORES && names.iter().all(|name| label(name))).then_some(names)
+    })?;
+    Ok(names.unwrap_or_default())
+}
+
 /// What the annotations of this module say.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct PerRequest {
@@ -113,6 +139,16 @@ mod tests {
         };
         assert_eq!(read(&all), Ok(expect));
         assert_eq!(read(&[(INSTANCE_REUSE, "disabled")]), Ok(PerRequest::default()));
+    }
+
+    #[test]
+    fn stores_are_names() {
+        let read = |text: &'static str| stores(move |key| (key == KEYVALUE).then_some(text));
+        assert_eq!(stores(|_| None), Ok(Vec::new()));
+        assert_eq!(read("default, sessions"), Ok(vec!["default".into(), "sessions".into()]));
+        for bad in ["", "a,", "A", "a/b", "-a", "a,b,c,d,e,f,g,h,i,j,k,l,m,n,o,p,q"] {
+            assert_eq!(read(bad).unwrap_err().key, KEYVALUE, "{bad}");
+        }
     }
 
     #[test]

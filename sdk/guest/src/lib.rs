@@ -15,7 +15,7 @@
 //! ```
 //!
 //! A [`Router`] sends requests to several functions; with the feature `json`, bodies are read and written as any
-//! type that serde knows.
+//! type that serde knows. With the feature `keyvalue`, [`keyvalue::Store`] keeps what is to outlive a request.
 //!
 //! Each request has an instance of its own unless the function's deployment says otherwise: statics start
 //! fresh every time. Files, arguments, time and random numbers are those of `std`.
@@ -23,6 +23,8 @@
 mod body;
 mod fetch;
 mod headers;
+#[cfg(feature = "keyvalue")]
+pub mod keyvalue;
 mod log;
 mod request;
 mod response;

@@ -143,6 +143,7 @@ impl Run {
             timeout: None,
             concurrency: None,
             per_request: per_request(&self.pod)?,
+            keyvalue: crate::keyvalue::given(&self.pod, &*self.cx.sources).await?,
             log: log.clone(),
             stdin: None,
         };

@@ -15,8 +15,8 @@ use wasmk_api::{
         ByteString,
         api::{
             core::v1::{
-                ConfigMap, Container, EnvFromSource, EnvVarSource, PersistentVolume, PersistentVolumeClaim,
-                Pod, ResourceFieldSelector, Secret, Service,
+                ConfigMap, Container, EnvFromSource, EnvVarSource, Namespace, PersistentVolume,
+                PersistentVolumeClaim, Pod, ResourceFieldSelector, Secret, Service,
             },
             node::v1::RuntimeClass,
         },
@@ -43,6 +43,8 @@ pub trait Sources: Send + Sync {
     async fn claim(&self, namespace: &str, name: &str) -> Result<Option<PersistentVolumeClaim>, Failure>;
     /// A persistent volume, or `None` when there is none of that name.
     async fn volume(&self, name: &str) -> Result<Option<PersistentVolume>, Failure>;
+    /// A namespace, or `None` when there is none of that name.
+    async fn namespace(&self, name: &str) -> Result<Option<Namespace>, Failure>;
     /// A runtime class, or `None` when there is none of that name.
     async fn runtime_class(&self, name: &str) -> Result<Option<RuntimeClass>, Failure>;
 }

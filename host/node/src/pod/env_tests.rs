@@ -34,6 +34,11 @@ impl Sources for Fixed {
         Ok(Some(serde_json::from_value(volume).unwrap()))
     }
 
+    async fn namespace(&self, name: &str) -> Result<Option<Namespace>, Failure> {
+        let namespace = json!({"metadata": {"name": name, "uid": format!("uid-of-{name}")}});
+        Ok((name != "gone").then(|| serde_json::from_value(namespace).unwrap()))
+    }
+
     async fn runtime_class(&self, _: &str) -> Result<Option<RuntimeClass>, Failure> {
         Ok(None)
     }

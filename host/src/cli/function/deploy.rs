@@ -49,6 +49,9 @@ pub(in super::super) struct Args {
     /// Most bytes of an answer, for instance 1Mi
     #[arg(long, value_name = "AMOUNT")]
     max_response: Option<String>,
+    /// A store of keys and values that it may open; may be repeated
+    #[arg(long, value_name = "NAME")]
+    keyvalue: Vec<String>,
     /// Use instances again, as far as the component declares that they can be
     #[arg(long)]
     reuse: bool,
@@ -59,22 +62,22 @@ pub(in super::super) struct Args {
     #[arg(long, value_name = "SECONDS")]
     timeout: Option<u32>,
     /// Most requests an instance of a container answers at a time; 0 for no limit
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", alias = "concurrency-limit")]
     concurrency: Option<u32>,
     /// Fewest instances accounted for
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", alias = "scale-min")]
     min_scale: Option<u32>,
     /// Most instances
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", alias = "scale-max")]
     max_scale: Option<u32>,
     /// Requests at a time (or per second, with --metric rps) that one instance is loaded with
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", alias = "scale-target", alias = "concurrency-target")]
     target: Option<f64>,
     /// What instances are scaled by: concurrency or rps
-    #[arg(long, value_name = "METRIC")]
+    #[arg(long, value_name = "METRIC", alias = "scale-metric")]
     metric: Option<String>,
     /// How long it counts as active after a request, for instance 30s
-    #[arg(long, value_name = "DURATION")]
+    #[arg(long, value_name = "DURATION", alias = "scale-window", alias = "autoscale-window")]
     window: Option<String>,
     /// Another annotation of its revisions; may be repeated
     #[arg(long, value_name = "KEY=VALUE")]
@@ -83,7 +86,7 @@ pub(in super::super) struct Args {
     #[arg(long)]
     cluster_local: bool,
     /// Name the revision NAME-SUFFIX
-    #[arg(long, value_name = "SUFFIX")]
+    #[arg(long, value_name = "SUFFIX", alias = "revision-name")]
     revision: Option<String>,
     /// Give the new revision a host name of its own, TAG-NAME.…
     #[arg(long, value_name = "TAG")]
@@ -307,6 +310,7 @@ fn annotations(args: &Args) -> Result<Map<String, Value>> {
         (per_request::MAX_EGRESS, args.max_egress.clone()),
         (per_request::MAX_RESPONSE, args.max_response.clone()),
         (per_request::INSTANCE_REUSE, args.reuse.then(|| "enabled".into())),
+        (per_request::KEYVALUE, (!args.keyvalue.is_empty()).then(|| args.keyvalue.join(","))),
     ];
     all.extend(limits.into_iter().filter_map(|(key, value)| Some((key.into(), value?.into()))));
     for text in &args.annotation {

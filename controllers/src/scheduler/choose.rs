@@ -35,10 +35,19 @@ pub(super) fn choose(
     while looked < total && fitting.len() < enough {
         let index = (start + looked) % total;
         looked += 1;
+        // Costs next to nothing; why not is asked only if it is to be told.
+        if !cycle.others.allow(index) {
+            continue;
+        }
         match admit(pod, snapshot, cycle, index) {
             Ok(()) => fitting.push(index),
             Err(rejection) => rejections.push((index, rejection)),
         }
+    }
+    if fitting.is_empty() {
+        let refused = (0..total).map(|i| (start + i) % total).filter(|i| !cycle.others.allow(*i));
+        rejections.extend(refused.filter_map(|i| Some((i, admit(pod, snapshot, cycle, i).err()?))));
+        return Err(rejections);
     }
     if let [only] = *fitting {
         return Ok((only, (start + looked) % total));
@@ -47,10 +56,8 @@ pub(super) fn choose(
     let points = score::rate(pod, &nodes, cycle, profile);
     // The first of the best: the rotating start spreads ties.
     let best = points.iter().copied().enumerate().max_by_key(|(i, points)| (*points, std::cmp::Reverse(*i)));
-    match best {
-        Some((i, _)) => Ok((fitting[i], (start + looked) % total)),
-        None => Err(rejections),
-    }
+    let place = best.map_or(fitting[0], |(i, _)| fitting[i]);
+    Ok((place, (start + looked) % total))
 }
 
 /// Whether a node may take the pod, as it is and with those on it that room is kept for.

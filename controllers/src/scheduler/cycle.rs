@@ -1,24 +1,17 @@
 //! What is worked out once per pod before nodes are asked: where other pods are.
 
-use std::{
-    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
-    sync::Arc,
-};
+use std::{collections::BTreeMap, sync::Arc};
 
-use k8s_openapi::api::{core::v1::TopologySpreadConstraint, node::v1::RuntimeClass};
-use wasmk_api::LabelSelector;
-
-use crate::{base::is_deleting, taint_eviction::tolerates};
+use k8s_openapi::api::node::v1::RuntimeClass;
 
 use super::{
-    filter,
-    node::NodeInfo,
-    pod::{PodInfo, Term},
-    snapshot::{Group, Snapshot},
+    groups::Said,
+    pod::PodInfo,
+    rules::{Constraint, Namespaces},
+    snapshot::Snapshot,
+    tally::{Question, Tallies, Tally},
     volumes::Place,
 };
-
-const HOSTNAME: &str = "kubernetes.io/hostname";
 
 /// What is known of a pod besides itself and the nodes.
 #[derive(Debug, Default)]
@@ -38,66 +31,121 @@ pub(super) struct Cycle {
     pub(super) class_selector: Option<BTreeMap<String, String>>,
     /// Where the pod's volumes can be reached from.
     pub(super) volume_places: Vec<Place>,
-    /// Spread constraints that must hold, and those that had better.
-    pub(super) spread: Vec<Spread>,
+    /// Spread constraints that had better hold.
     pub(super) soft_spread: Vec<Spread>,
-    /// Places where the pods are that the pod must be near.
-    pub(super) near: Near,
-    /// Places, as values of labels, that hold pods which the pod must not be near.
-    pub(super) far: Places,
-    /// Places whose pods forbid this one.
-    pub(super) shunned: Places,
-    /// Wishes about other pods: points by label and value.
-    pub(super) wishes: HashMap<String, HashMap<String, i64>>,
+    /// What other pods forbid.
+    pub(super) others: Others,
+    /// Wishes about other pods, the pod's own and theirs about it: points for each that counts.
+    pub(super) wishes: Vec<(i64, Arc<Tally>)>,
 }
 
-/// Sets of values by label.
-pub(super) type Places = HashMap<String, HashSet<String>>;
-
-/// Whether a node is in any of these places.
-pub(super) fn is_in(places: &Places, node: &NodeInfo) -> bool {
-    places.iter().any(|(key, values)| node.label(key).is_some_and(|value| values.contains(value)))
-}
-
-/// A spread constraint with its counts.
-#[derive(Debug)]
-pub(super) struct Spread {
-    pub(super) topology: String,
-    pub(super) max_skew: i64,
-    pub(super) counts: HashMap<String, i64>,
-    minimum: i64,
-    /// Whether the pod itself counts where it goes.
-    own: i64,
-}
-
-impl Spread {
-    /// The skew if the pod went to that place.
-    pub(super) fn skew_with(&self, value: &str) -> i64 {
-        self.counts.get(value).copied().unwrap_or(0) + self.own - self.minimum
-    }
-}
-
-/// Required affinity.
-#[derive(Debug, Default)]
-pub(super) struct Near {
-    terms: Vec<(String, HashSet<String>)>,
-    /// Nobody matches any term yet, and the pod matches its own: it may be the first.
+/// Where the pod may not go because of where others are, or are not.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Others {
+    /// Spread constraints that must hold.
+    pub(super) spread: Vec<Spread>,
+    /// Pods that it must be near, by term.
+    near: Vec<Arc<Tally>>,
+    /// It matches its own terms: it may be the first of those that must be near each other.
+    own: bool,
+    /// Pods that it must not be near.
+    far: Vec<Arc<Tally>>,
+    /// Pods that it must not be near because they say so.
+    shunned: Vec<Arc<Tally>>,
     first: bool,
 }
 
-impl Near {
-    pub(super) fn is_satisfied(&self, node: &NodeInfo) -> bool {
-        let labelled = self.terms.iter().all(|(topology, _)| node.label(topology).is_some());
-        let near = |(topology, places): &(String, HashSet<String>)| {
-            node.label(topology).is_some_and(|value| places.contains(value))
+/// A spread constraint with its counts.
+#[derive(Clone, Debug)]
+pub(super) struct Spread {
+    pub(super) max_skew: i64,
+    min_domains: Option<i32>,
+    /// Whether the pod itself counts where it goes.
+    own: i64,
+    tally: Arc<Tally>,
+    minimum: i64,
+}
+
+impl Spread {
+    fn new(constraint: &Constraint, tally: Arc<Tally>) -> Self {
+        let Constraint { max_skew, min_domains, .. } = *constraint;
+        let own = i64::from(constraint.counts_itself);
+        Self { max_skew, min_domains, own, minimum: 0, tally }.measured()
+    }
+
+    fn measured(mut self) -> Self {
+        let (domains, least) = self.tally.least();
+        let domains = i32::try_from(domains).unwrap_or(i32::MAX);
+        let too_few = self.min_domains.is_some_and(|min| domains < min);
+        self.minimum = if too_few { 0 } else { least };
+        self
+    }
+
+    /// The skew if the pod went to a node; `None` if it has not got the label.
+    pub(super) fn skew_at(&self, place: usize) -> Option<i64> {
+        Some(self.tally.at(place)? + self.own - self.minimum)
+    }
+
+    fn allows(&self, place: usize) -> bool {
+        self.skew_at(place).is_some_and(|skew| skew <= self.max_skew)
+    }
+}
+
+impl Others {
+    /// Whether nothing stands in the way of any node.
+    pub(super) fn is_empty(&self) -> bool {
+        self.spread.is_empty() && self.near.is_empty() && self.far.is_empty() && self.shunned.is_empty()
+    }
+
+    /// Whether the pod may go to a node, as far as others are concerned.
+    pub(super) fn allow(&self, place: usize) -> bool {
+        self.is_spread(place) && self.is_near(place) && self.is_far(place) && self.is_wanted(place)
+    }
+
+    fn is_spread(&self, place: usize) -> bool {
+        self.spread.iter().all(|s| s.allows(place))
+    }
+
+    /// Whether all are there that the pod must be near.
+    pub(super) fn is_near(&self, place: usize) -> bool {
+        self.near.iter().all(|tally| tally.at(place).is_some_and(|count| self.first || count > 0))
+    }
+
+    /// Whether none is there that the pod must not be near.
+    pub(super) fn is_far(&self, place: usize) -> bool {
+        self.far.iter().all(|tally| tally.at(place).unwrap_or(0) == 0)
+    }
+
+    /// Whether none is there that the pod must not be near because that one says so.
+    pub(super) fn is_wanted(&self, place: usize) -> bool {
+        self.shunned.iter().all(|tally| tally.at(place).unwrap_or(0) == 0)
+    }
+
+    /// The same if some pods of a node were gone.
+    pub(super) fn without(&self, place: usize, pods: &[Arc<PodInfo>], namespaces: &Namespaces) -> Self {
+        let less = |tally: &Arc<Tally>| Arc::new(tally.without(place, pods, namespaces));
+        let all = |tallies: &[Arc<Tally>]| tallies.iter().map(less).collect();
+        let spread = |s: &Spread| Spread { tally: less(&s.tally), ..s.clone() }.measured();
+        let other = Self {
+            spread: self.spread.iter().map(spread).collect(),
+            near: all(&self.near),
+            far: all(&self.far),
+            shunned: all(&self.shunned),
+            ..*self
         };
-        labelled && (self.first || self.terms.iter().all(near))
+        other.begun()
+    }
+
+    /// Nobody matches any term yet, and the pod matches its own: it may be the first.
+    fn begun(mut self) -> Self {
+        self.first = self.own && self.near.iter().all(|tally| tally.total() == 0);
+        self
     }
 }
 
 impl Cycle {
-    /// Looks at all nodes' pods as far as the pod's rules (or theirs about it) need.
-    pub(super) fn new(pod: &PodInfo, snapshot: &Snapshot, given: &Given) -> Self {
+    /// Counts other pods as far as the pod's rules (or theirs about it) need.
+    pub(super) fn new(pod: &PodInfo, snapshot: &Snapshot, given: &Given, tallies: &mut Tallies) -> Self {
         let class = given.class.as_deref();
         let mut cycle = Self {
             runtime_handler: class.map(|c| c.handler.clone()),
@@ -105,161 +153,38 @@ impl Cycle {
             volume_places: given.volumes.clone(),
             ..Self::default()
         };
-        for constraint in pod.spread() {
-            let hard = constraint.when_unsatisfiable == "DoNotSchedule";
-            let spread = spread(pod, constraint, snapshot, hard);
-            if hard { cycle.spread.push(spread) } else { cycle.soft_spread.push(spread) }
+        let mut ask = |question| tallies.ask(question, pod, snapshot);
+        let rules = &pod.rules;
+        for constraint in &rules.spread {
+            let spread = Spread::new(constraint, ask(Question::Crowd(constraint.crowd.clone())));
+            if constraint.hard { cycle.others.spread.push(spread) } else { cycle.soft_spread.push(spread) }
         }
-        if !pod.affinity.is_empty() {
-            cycle.near = near(pod, snapshot);
+        let others = &mut cycle.others;
+        others.near = rules.affinity.iter().map(|t| ask(Question::Meant(t.clone()))).collect();
+        others.own = rules.affinity.iter().all(|t| t.matches(pod, &snapshot.namespaces));
+        others.far = rules.anti_affinity.iter().map(|t| ask(Question::Meant(t.clone()))).collect();
+        cycle.wishes =
+            rules.preferred.iter().map(|(weight, t)| (*weight, ask(Question::Meant(t.clone())))).collect();
+        let sayings = snapshot.groups.sayings.keys();
+        for (said, term) in sayings.filter(|(_, term)| term.matches(pod, &snapshot.namespaces)) {
+            let tally = ask(Question::Says(*said, term.clone()));
+            match said {
+                Said::MustNot => others.shunned.push(tally),
+                Said::Must | Said::Wish => cycle.wishes.push((1, tally)),
+            }
         }
-        for term in &pod.anti_affinity {
-            cycle.far.entry(term.topology.clone()).or_default().extend(places(term, snapshot));
-        }
-        if snapshot.groups.forbidding > 0 {
-            cycle.shunned = shunned(pod, snapshot);
-        }
-        if snapshot.groups.wishing > 0 || !pod.preferred.is_empty() {
-            cycle.wishes = wishes(pod, snapshot);
-        }
+        cycle.others = std::mem::take(&mut cycle.others).begun();
         cycle
     }
-}
 
-/// The values of a term's topology label where matching pods are.
-fn places(term: &Term, snapshot: &Snapshot) -> HashSet<String> {
-    let meant = snapshot.groups.all.values().filter(|g| term.matches(&g.sample, &snapshot.namespaces));
-    let mut values: HashSet<&str> = HashSet::new();
-    for group in meant {
-        values.extend(labels(group, &term.topology, snapshot).map(|(value, _)| value));
-    }
-    values.into_iter().map(String::from).collect()
-}
-
-/// The values of a label on a group's nodes, and how many of its pods are on each.
-fn labels<'a>(
-    group: &'a Group,
-    key: &'a str,
-    snapshot: &'a Snapshot,
-) -> impl Iterator<Item = (&'a str, i64)> {
-    group
-        .nodes
-        .iter()
-        .filter_map(move |(place, count)| Some((snapshot.nodes.get(*place)?.label(key)?, *count)))
-}
-
-fn near(pod: &PodInfo, snapshot: &Snapshot) -> Near {
-    let terms: Vec<(String, HashSet<String>)> =
-        pod.affinity.iter().map(|t| (t.topology.clone(), places(t, snapshot))).collect();
-    let nobody = terms.iter().all(|(_, places)| places.is_empty());
-    let first = nobody && pod.affinity.iter().all(|t| t.matches(pod, &snapshot.namespaces));
-    Near { terms, first }
-}
-
-fn shunned(pod: &PodInfo, snapshot: &Snapshot) -> Places {
-    let mut all = Places::new();
-    for group in snapshot.groups.all.values() {
-        let terms = group.sample.anti_affinity.iter();
-        for term in terms.filter(|t| t.matches(pod, &snapshot.namespaces)) {
-            let values = labels(group, &term.topology, snapshot).map(|(value, _)| value.to_owned());
-            all.entry(term.topology.clone()).or_default().extend(values);
+    /// The same with other pods elsewhere, as far as filters ask.
+    pub(super) fn among(&self, others: Others) -> Self {
+        Self {
+            runtime_handler: self.runtime_handler.clone(),
+            class_selector: self.class_selector.clone(),
+            volume_places: self.volume_places.clone(),
+            others,
+            ..Self::default()
         }
     }
-    all
-}
-
-/// The pod's own wishes, those of others about it, and that of pods which must be near it.
-fn wishes(pod: &PodInfo, snapshot: &Snapshot) -> HashMap<String, HashMap<String, i64>> {
-    let mut points: HashMap<&str, HashMap<&str, i64>> = HashMap::new();
-    for group in snapshot.groups.all.values() {
-        let other = &group.sample;
-        let own = pod.preferred.iter().filter(|(_, t)| t.matches(other, &snapshot.namespaces));
-        let theirs = other.preferred.iter().filter(|(_, t)| t.matches(pod, &snapshot.namespaces));
-        let needed = other.affinity.iter().filter(|t| t.matches(pod, &snapshot.namespaces)).map(|t| (1, t));
-        for (weight, term) in own.chain(theirs).map(|(w, t)| (*w, t)).chain(needed) {
-            let by_value = points.entry(term.topology.as_str()).or_default();
-            for (value, count) in labels(group, &term.topology, snapshot) {
-                *by_value.entry(value).or_insert(0) += weight * count;
-            }
-        }
-    }
-    let owned =
-        |all: HashMap<&str, i64>| all.into_iter().map(|(value, sum)| (value.to_owned(), sum)).collect();
-    points.into_iter().map(|(key, all)| (key.to_owned(), owned(all))).collect()
-}
-
-fn spread(pod: &PodInfo, constraint: &TopologySpreadConstraint, snapshot: &Snapshot, hard: bool) -> Spread {
-    let mut selector = constraint.label_selector.as_ref().and_then(|s| LabelSelector::from_api(s).ok());
-    let labels = pod.pod.metadata.labels.as_ref();
-    let label = |key: &String| Some((key.clone(), labels?.get(key)?.clone()));
-    if let Some(selector) = &mut selector {
-        let same = constraint.match_label_keys.iter().flatten().filter_map(label);
-        selector.requirements.extend(LabelSelector::equals(same).requirements);
-    }
-    // Which nodes take part, and the place each counts for.
-    let keys = spread_keys(pod, hard);
-    let key = constraint.topology_key.as_str();
-    let mut sums: HashMap<&str, i64> = HashMap::new();
-    let taking: Vec<Option<&str>> = snapshot
-        .nodes
-        .iter()
-        .map(|node| counts_in(pod, constraint, node, &keys).then(|| node.label(key)).flatten())
-        .collect();
-    sums.extend(taking.iter().flatten().map(|value| (*value, 0)));
-    for group in snapshot.groups.all.values() {
-        let other = &group.sample;
-        let same = other.key.namespace == pod.key.namespace
-            && !is_deleting(&*other.pod)
-            && selector.as_ref().is_some_and(|s| s.matches(other.pod.metadata.labels.as_ref()));
-        if !same {
-            continue;
-        }
-        for (place, count) in &group.nodes {
-            if let Some(Some(value)) = taking.get(*place) {
-                *sums.entry(value).or_insert(0) += count;
-            }
-        }
-    }
-    let counts: HashMap<String, i64> = sums.into_iter().map(|(value, sum)| (value.to_owned(), sum)).collect();
-    let domains = i32::try_from(counts.len()).unwrap_or(i32::MAX);
-    let too_few = constraint.min_domains.is_some_and(|min| domains < min);
-    let minimum = if too_few { 0 } else { counts.values().copied().min().unwrap_or(0) };
-    let own = i64::from(selector.is_some_and(|s| s.matches(labels)));
-    Spread {
-        topology: constraint.topology_key.clone(),
-        max_skew: i64::from(constraint.max_skew),
-        counts,
-        minimum,
-        own,
-    }
-}
-
-/// The labels that a node must have to be in any place: those of all constraints of a kind.
-fn spread_keys(pod: &PodInfo, hard: bool) -> BTreeSet<&str> {
-    let wanted = pod.spread().iter().filter(|c| !hard || c.when_unsatisfiable == "DoNotSchedule");
-    wanted.map(|c| c.topology_key.as_str()).filter(|key| *key != HOSTNAME).collect()
-}
-
-/// Whether a node takes part in a constraint: by default one that the pod's affinity
-/// allows, tainted or not.
-fn counts_in(
-    pod: &PodInfo,
-    constraint: &TopologySpreadConstraint,
-    node: &NodeInfo,
-    keys: &BTreeSet<&str>,
-) -> bool {
-    let honours = |policy: Option<&String>, default: bool| policy.map_or(default, |p| p == "Honor");
-    if honours(constraint.node_affinity_policy.as_ref(), true) && !filter::fits_affinity(pod, node) {
-        return false;
-    }
-    if honours(constraint.node_taints_policy.as_ref(), false) {
-        let repels = node.taints().any(|t| {
-            matches!(&*t.effect, "NoSchedule" | "NoExecute")
-                && !pod.tolerations().iter().any(|o| tolerates(o, t))
-        });
-        if repels {
-            return false;
-        }
-    }
-    keys.iter().all(|key| node.label(key).is_some())
 }

@@ -27,14 +27,9 @@ impl Scheduler {
         let namespaces = self.cx.cache::<Namespace>();
         namespaces.ready().await;
         self.feed(&namespaces, |state, old: Option<&Arc<Namespace>>, new| {
-            let name = |n: &Arc<Namespace>| n.metadata.name.clone().unwrap_or_default();
-            let all = Arc::make_mut(&mut state.cluster.namespaces);
-            match (old, new) {
-                (_, Some(new)) => {
-                    drop(all.insert(name(new), new.metadata.labels.clone().unwrap_or_default()))
-                }
-                (Some(old), None) => drop(all.remove(&name(old))),
-                (None, None) => {}
+            if let Some(name) = new.or(old).and_then(|n| n.metadata.name.as_deref()) {
+                let labels = new.map(|n| n.metadata.labels.clone().unwrap_or_default());
+                state.cluster.put_namespace(name, labels);
             }
             Some(Change::NAMESPACE)
         });

@@ -10,7 +10,7 @@ use wasmk_api::{Operator, Requirement};
 use crate::taint_eviction::tolerates;
 
 use super::{
-    cycle::{Cycle, is_in},
+    cycle::Cycle,
     explain::{Plugin, Rejection},
     node::NodeInfo,
     pod::PodInfo,
@@ -207,12 +207,13 @@ fn volumes(_: &PodInfo, node: &NodeInfo, cycle: &Cycle) -> Result<(), Rejection>
 fn topology_spread(_: &PodInfo, node: &NodeInfo, cycle: &Cycle) -> Result<(), Rejection> {
     const NAME: Plugin = Plugin::PodTopologySpread;
     let base = "node(s) didn't match pod topology spread constraints";
-    for constraint in &cycle.spread {
-        let Some(value) = node.label(&constraint.topology) else {
-            return Err(Rejection::by_node(NAME, format!("{base} (missing required label)")));
-        };
-        if constraint.skew_with(value) > constraint.max_skew {
-            return Err(Rejection::by_pods(NAME, vec![base.into()]));
+    for constraint in &cycle.others.spread {
+        match constraint.skew_at(node.place) {
+            None => return Err(Rejection::by_node(NAME, format!("{base} (missing required label)"))),
+            Some(skew) if skew > constraint.max_skew => {
+                return Err(Rejection::by_pods(NAME, vec![base.into()]));
+            }
+            Some(_) => {}
         }
     }
     Ok(())
@@ -220,13 +221,14 @@ fn topology_spread(_: &PodInfo, node: &NodeInfo, cycle: &Cycle) -> Result<(), Re
 
 fn pod_affinity(_: &PodInfo, node: &NodeInfo, cycle: &Cycle) -> Result<(), Rejection> {
     const NAME: Plugin = Plugin::InterPodAffinity;
-    if !cycle.near.is_satisfied(node) {
+    let others = &cycle.others;
+    if !others.is_near(node.place) {
         return Err(Rejection::by_node(NAME, "node(s) didn't match pod affinity rules"));
     }
-    if is_in(&cycle.far, node) {
+    if !others.is_far(node.place) {
         return Err(Rejection::by_pods(NAME, vec!["node(s) didn't match pod anti-affinity rules".into()]));
     }
-    if is_in(&cycle.shunned, node) {
+    if !others.is_wanted(node.place) {
         let reason = "node(s) didn't satisfy existing pods anti-affinity rules";
         return Err(Rejection::by_pods(NAME, vec![reason.into()]));
     }

@@ -27,15 +27,18 @@ mod cycle;
 mod explain;
 mod feed;
 mod filter;
+mod groups;
 mod node;
 mod planner;
 mod pod;
 mod preempt;
 mod queue;
 mod resources;
+mod rules;
 mod score;
 mod settings;
 mod snapshot;
+mod tally;
 pub(crate) mod volumes;
 
 pub(crate) use filter::suits_daemon;
@@ -49,6 +52,7 @@ use pod::{PodInfo, is_waiting};
 use preempt::{Budget, Victims};
 use queue::{Change, Queue};
 use snapshot::{Cluster, Snapshot};
+use tally::Tallies;
 
 /// Pods tried before other tasks get their turn.
 const BATCH: usize = 32;
@@ -90,6 +94,8 @@ struct Scheduler {
     cx: Context,
     settings: Arc<Settings>,
     state: Arc<Mutex<State>>,
+    /// What has been counted of other pods; only the loop asks.
+    tallies: Mutex<Tallies>,
     wake: Arc<Notify>,
     pods: Arc<Informer<Pod>>,
     classes: Arc<Informer<RuntimeClass>>,
@@ -109,6 +115,7 @@ impl Scheduler {
     fn new(cx: Context, settings: Settings) -> Self {
         Self {
             state: Arc::default(),
+            tallies: Mutex::default(),
             wake: Arc::default(),
             pods: cx.cache(),
             classes: cx.cache(),
@@ -190,11 +197,11 @@ impl Scheduler {
             }
         };
         let given = Given { class, volumes: volumes.nodes.clone() };
-        let cycle = Cycle::new(&pod, &snapshot, &given);
+        let cycle = Cycle::new(&pod, &snapshot, &given, &mut self.tallies.lock());
         match choose(&pod, &snapshot, &cycle, profile, start) {
             Ok((index, next_start)) => {
                 let node = snapshot.nodes[index].name.clone();
-                drop(snapshot);
+                drop((snapshot, cycle));
                 let mut state = self.state.lock();
                 state.start = next_start;
                 state.cluster.place(&node, pod.clone());
@@ -202,7 +209,7 @@ impl Scheduler {
                 tasks.spawn(self.clone().bind(pod, node, volumes));
             }
             Err(rejections) => {
-                let outcome = self.make_room(&pod, &snapshot, &rejections, &given);
+                let outcome = self.make_room(&pod, &snapshot, &rejections, &cycle);
                 let all: Vec<Rejection> = rejections.into_iter().map(|(_, r)| r).collect();
                 self.give_up(tasks, &pod, snapshot.nodes.len(), &all, outcome);
             }
@@ -221,7 +228,7 @@ impl Scheduler {
         pod: &PodInfo,
         snapshot: &Snapshot,
         rejections: &[(usize, Rejection)],
-        given: &Given,
+        cycle: &Cycle,
     ) -> Outcome {
         if snapshot.nodes.is_empty() {
             return Outcome::Nothing(String::new());
@@ -230,7 +237,7 @@ impl Scheduler {
             return Outcome::Nothing(explain::no_preemption(why));
         }
         let budgets: Vec<Budget> = self.budgets.list().iter().filter_map(|b| Budget::of(b)).collect();
-        match preempt::find(pod, snapshot, rejections, given, &budgets) {
+        match preempt::find(pod, snapshot, rejections, cycle, &budgets) {
             Some(victims) => Outcome::Room(victims),
             None => {
                 let all: Vec<Rejection> = rejections.iter().map(|(_, r)| r.clone()).collect();

@@ -22,6 +22,8 @@ fn images(node: &Node) -> HashMap<String, i64> {
 #[derive(Clone, Debug)]
 pub(super) struct NodeInfo {
     pub(super) name: String,
+    /// Its place in the account.
+    pub(super) place: usize,
     pub(super) node: Arc<Node>,
     pub(super) allocatable: Resources,
     pub(super) requested: Resources,
@@ -41,6 +43,7 @@ impl NodeInfo {
         let allocatable = node.status.as_ref().and_then(|s| s.allocatable.as_ref().or(s.capacity.as_ref()));
         Self {
             name: node.metadata.name.clone().unwrap_or_default(),
+            place: 0,
             allocatable: Resources::of(allocatable),
             images: Arc::new(images(&node)),
             node,
@@ -58,6 +61,12 @@ impl NodeInfo {
 
     pub(super) fn taints(&self) -> impl Iterator<Item = &Taint> {
         self.node.spec.iter().flat_map(|s| s.taints.iter().flatten())
+    }
+
+    /// Whether another state of it is the same to rules about where pods are.
+    pub(super) fn is_where(&self, other: &Self) -> bool {
+        let taints = |info: &Self| info.node.spec.as_ref().and_then(|s| s.taints.clone()).unwrap_or_default();
+        self.node.metadata.labels == other.node.metadata.labels && taints(self) == taints(other)
     }
 
     pub(super) fn add(&mut self, pod: Arc<PodInfo>) {

@@ -8,7 +8,7 @@ use k8s_openapi::api::core::v1::{Node, Pod};
 use crate::base::uid;
 
 use super::{
-    Cluster, Cycle, Given, PodInfo, Profile, choose,
+    Cluster, Cycle, Given, PodInfo, Profile, Tallies, choose,
     explain::{self, Rejection},
 };
 
@@ -16,6 +16,7 @@ use super::{
 #[derive(Debug, Default)]
 pub struct Planner {
     cluster: Cluster,
+    tallies: Tallies,
     profile: Profile,
     start: usize,
 }
@@ -38,11 +39,11 @@ impl Planner {
     pub fn assign(&mut self, pod: Pod) -> Result<String, String> {
         let pod = Arc::new(PodInfo::new(Arc::new(pod)));
         let snapshot = self.cluster.snapshot();
-        let cycle = Cycle::new(&pod, &snapshot, &Given::default());
+        let cycle = Cycle::new(&pod, &snapshot, &Given::default(), &mut self.tallies);
         match choose(&pod, &snapshot, &cycle, &self.profile, self.start) {
             Ok((place, next)) => {
                 let node = snapshot.nodes[place].name.clone();
-                drop(snapshot);
+                drop((snapshot, cycle));
                 self.start = next;
                 self.cluster.place(&node, pod);
                 Ok(node)

@@ -1,18 +1,14 @@
 //! A pod as the scheduler sees it.
 
-use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
-    sync::Arc,
-};
+use std::{collections::BTreeSet, sync::Arc};
 
-use k8s_openapi::api::core::v1::{
-    Affinity, Container, Pod, PodAffinityTerm, PodSpec, Toleration, TopologySpreadConstraint,
-    WeightedPodAffinityTerm,
-};
+use k8s_openapi::api::core::v1::{Container, Pod, PodSpec, Toleration};
 use sha2::{Digest, Sha256};
-use wasmk_api::LabelSelector;
 
-use super::resources::{Resources, requests};
+use super::{
+    resources::{Resources, requests},
+    rules::Rules,
+};
 use crate::base::{Key, controller_of, is_deleting, uid};
 
 /// The name of the scheduler of pods that name none.
@@ -37,10 +33,8 @@ pub(super) struct PodInfo {
     /// The same for pods that look the same to others: namespace, labels, rules about others, and
     /// whether they are on their way out.
     pub(super) group: GroupId,
-    /// Pods that must be, must not be, and had better be or not be nearby.
-    pub(super) affinity: Vec<Term>,
-    pub(super) anti_affinity: Vec<Term>,
-    pub(super) preferred: Vec<(i64, Term)>,
+    /// What it says about others.
+    pub(super) rules: Rules,
 }
 
 /// Names a group of pods, by a digest of what they have in common.
@@ -58,57 +52,11 @@ fn group(pod: &Pod) -> GroupId {
 /// Protocol, address and number of a port on the node itself.
 pub(super) type HostPort = (String, String, i32);
 
-/// A term of pod affinity, with its selector read.
-#[derive(Clone, Debug)]
-pub(super) struct Term {
-    pub(super) topology: String,
-    selector: Option<LabelSelector>,
-    namespaces: BTreeSet<String>,
-    namespace_selector: Option<LabelSelector>,
-}
-
-impl Term {
-    fn of(term: &PodAffinityTerm, pod: &Pod) -> Self {
-        let mut selector = term.label_selector.as_ref().and_then(|s| LabelSelector::from_api(s).ok());
-        let label = |key: &String| Some((key.clone(), pod.metadata.labels.as_ref()?.get(key)?.clone()));
-        if let Some(selector) = &mut selector {
-            let same = term.match_label_keys.iter().flatten().filter_map(label);
-            selector.requirements.extend(LabelSelector::equals(same).requirements);
-        }
-        let mut namespaces: BTreeSet<String> = term.namespaces.iter().flatten().cloned().collect();
-        if namespaces.is_empty() && term.namespace_selector.is_none() {
-            namespaces.extend(pod.metadata.namespace.clone());
-        }
-        let by_label = term.namespace_selector.as_ref().and_then(|s| LabelSelector::from_api(s).ok());
-        Self { topology: term.topology_key.clone(), selector, namespaces, namespace_selector: by_label }
-    }
-
-    /// Whether a pod is meant. `namespace_labels` finds the labels of a namespace.
-    pub(super) fn matches(&self, pod: &PodInfo, namespaces: &Namespaces) -> bool {
-        let Some(selector) = &self.selector else { return false };
-        let here = self.namespaces.contains(&pod.key.namespace)
-            || self
-                .namespace_selector
-                .as_ref()
-                .is_some_and(|s| s.is_empty() || s.matches(namespaces.get(&pod.key.namespace)));
-        here && selector.matches(pod.pod.metadata.labels.as_ref())
-    }
-}
-
-/// Labels of namespaces.
-pub(super) type Namespaces = HashMap<String, BTreeMap<String, String>>;
-
 impl PodInfo {
     pub(super) fn new(pod: Arc<Pod>) -> Self {
         let empty = PodSpec::default();
         let spec = pod.spec.as_ref().unwrap_or(&empty);
         let requests = requests(spec);
-        let affinity = spec.affinity.as_ref();
-        let required = |a: Option<&Vec<PodAffinityTerm>>| -> Vec<Term> {
-            a.into_iter().flatten().map(|t| Term::of(t, &pod)).collect()
-        };
-        let near = affinity.and_then(|a| a.pod_affinity.as_ref());
-        let far = affinity.and_then(|a| a.pod_anti_affinity.as_ref());
         Self {
             key: Key::of(&pod.metadata),
             uid: uid(&*pod).to_owned(),
@@ -118,13 +66,7 @@ impl PodInfo {
             priority: spec.priority.unwrap_or(0),
             group: group(&pod),
             images: spec.containers.iter().filter_map(|c| c.image.clone()).collect(),
-            affinity: required(
-                near.and_then(|a| a.required_during_scheduling_ignored_during_execution.as_ref()),
-            ),
-            anti_affinity: required(
-                far.and_then(|a| a.required_during_scheduling_ignored_during_execution.as_ref()),
-            ),
-            preferred: preferred(affinity, &pod),
+            rules: Rules::of(&pod),
             requests,
             pod,
         }
@@ -132,16 +74,6 @@ impl PodInfo {
 
     pub(super) fn spec(&self) -> Option<&PodSpec> {
         self.pod.spec.as_ref()
-    }
-
-    /// Whether it says something about pods near it.
-    pub(super) fn has_rules(&self) -> bool {
-        !self.affinity.is_empty() || !self.preferred.is_empty()
-    }
-
-    /// Whether where it may go does not depend on where other pods are.
-    pub(super) fn has_no_rules(&self) -> bool {
-        self.affinity.is_empty() && self.anti_affinity.is_empty() && self.spread().is_empty()
     }
 
     /// Whether a pod takes the same place as another state of it.
@@ -161,10 +93,6 @@ impl PodInfo {
 
     pub(super) fn tolerations(&self) -> &[Toleration] {
         self.spec().and_then(|s| s.tolerations.as_deref()).unwrap_or(&[])
-    }
-
-    pub(super) fn spread(&self) -> &[TopologySpreadConstraint] {
-        self.spec().and_then(|s| s.topology_spread_constraints.as_deref()).unwrap_or(&[])
     }
 }
 
@@ -188,20 +116,6 @@ fn host_ports(spec: &PodSpec) -> BTreeSet<HostPort> {
             p.host_port.filter(|n| *n > 0).map(|n| (text(&p.protocol, "TCP"), text(&p.host_ip, "0.0.0.0"), n))
         })
         .collect()
-}
-
-fn preferred(affinity: Option<&Affinity>, pod: &Pod) -> Vec<(i64, Term)> {
-    let near = affinity.and_then(|a| a.pod_affinity.as_ref());
-    let far = affinity.and_then(|a| a.pod_anti_affinity.as_ref());
-    let near = near.and_then(|a| a.preferred_during_scheduling_ignored_during_execution.as_ref());
-    let far = far.and_then(|a| a.preferred_during_scheduling_ignored_during_execution.as_ref());
-    let read = |list: Option<&Vec<WeightedPodAffinityTerm>>, sign: i64| -> Vec<(i64, Term)> {
-        let all = list.into_iter().flatten();
-        all.map(|t| (sign * i64::from(t.weight), Term::of(&t.pod_affinity_term, pod))).collect()
-    };
-    let mut all = read(near, 1);
-    all.extend(read(far, -1));
-    all
 }
 
 /// Whether the pod still needs its resources.

@@ -7,14 +7,7 @@ use wasmk_api::LabelSelector;
 
 use crate::base::is_deleting;
 
-use super::{
-    cycle::{Cycle, Given},
-    explain::Rejection,
-    filter,
-    node::NodeInfo,
-    pod::PodInfo,
-    snapshot::Snapshot,
-};
+use super::{cycle::Cycle, explain::Rejection, filter, node::NodeInfo, pod::PodInfo, snapshot::Snapshot};
 
 /// Nodes looked at for one pod.
 const MAX_CANDIDATES: usize = 100;
@@ -90,12 +83,12 @@ pub(super) fn find(
     pod: &PodInfo,
     snapshot: &Snapshot,
     rejections: &[(usize, Rejection)],
-    given: &Given,
+    cycle: &Cycle,
     budgets: &[Budget],
 ) -> Option<Victims> {
     let weaker = |node: &NodeInfo| node.pods.values().any(|p| p.priority < pod.priority);
     let hopeful = rejections.iter().filter(|(i, r)| r.resolvable && weaker(&snapshot.nodes[*i]));
-    let search = Search { pod, snapshot, given, budgets, cycle: Cycle::new(pod, snapshot, given) };
+    let search = Search { pod, snapshot, budgets, cycle };
     hopeful
         .take(MAX_CANDIDATES)
         .filter_map(|(i, _)| search.on_node(*i))
@@ -105,10 +98,9 @@ pub(super) fn find(
 struct Search<'a> {
     pod: &'a PodInfo,
     snapshot: &'a Snapshot,
-    given: &'a Given,
     budgets: &'a [Budget],
     /// Of the snapshot as it is.
-    cycle: Cycle,
+    cycle: &'a Cycle,
 }
 
 impl Search<'_> {
@@ -160,11 +152,10 @@ impl Search<'_> {
 
     /// Whether the pod fits on a node as it would be without `gone`.
     fn fits(&self, index: usize, node: &NodeInfo, gone: &[Arc<PodInfo>]) -> bool {
-        let alone = self.pod.has_no_rules() && self.snapshot.groups.forbidding == 0;
-        if alone {
-            return filter::admit(self.pod, node, &self.cycle).is_ok();
+        if self.cycle.others.is_empty() {
+            return filter::admit(self.pod, node, self.cycle).is_ok();
         }
-        let trial = self.snapshot.without(index, gone);
-        filter::admit(self.pod, node, &Cycle::new(self.pod, &trial, self.given)).is_ok()
+        let others = self.cycle.others.without(index, gone, &self.snapshot.namespaces);
+        filter::admit(self.pod, node, &self.cycle.among(others)).is_ok()
     }
 }

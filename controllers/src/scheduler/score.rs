@@ -1,6 +1,6 @@
 //! How good a node is for a pod: a list of small functions from 0 to 100, each with a weight.
 
-use std::{borrow::Cow, collections::HashMap};
+use std::borrow::Cow;
 
 use super::{Profile, Strategy, cycle::Cycle, filter, node::NodeInfo, pod::PodInfo};
 use crate::taint_eviction::tolerates;
@@ -153,9 +153,7 @@ fn topology_spread(what: &Subject, nodes: &[&NodeInfo]) -> Option<Vec<i64>> {
         return None;
     }
     let crowd = |n: &&NodeInfo| {
-        let of = |s: &super::cycle::Spread| {
-            n.label(&s.topology).map_or(i64::from(i16::MAX), |value| s.skew_with(value))
-        };
+        let of = |s: &super::cycle::Spread| s.skew_at(n.place).unwrap_or(i64::from(i16::MAX));
         cycle.soft_spread.iter().map(of).sum()
     };
     normalize(nodes.iter().map(crowd).collect(), true)
@@ -166,18 +164,16 @@ fn pod_affinity(what: &Subject, nodes: &[&NodeInfo]) -> Option<Vec<i64>> {
     if wishes.is_empty() {
         return None;
     }
-    let points = |n: &&NodeInfo| {
-        let here = |(key, by_value): (&String, &HashMap<String, i64>)| by_value.get(n.label(key)?).copied();
-        wishes.iter().filter_map(here).sum()
-    };
+    let points =
+        |n: &&NodeInfo| wishes.iter().filter_map(|(weight, tally)| Some(weight * tally.at(n.place)?)).sum();
     normalize(nodes.iter().map(points).collect(), false)
 }
 
 /// Without wishes of its own about other pods, a pod keeps away from those of the same
 /// controller.
 fn siblings(what: &Subject, nodes: &[&NodeInfo]) -> Option<Vec<i64>> {
-    let (pod, cycle) = (what.pod, what.cycle);
-    let silent = cycle.spread.is_empty() && cycle.soft_spread.is_empty() && pod.preferred.is_empty();
+    let pod = what.pod;
+    let silent = pod.rules.spread.is_empty() && pod.rules.preferred.is_empty();
     let owner = pod.owner.as_ref().filter(|_| silent)?;
     let count = |n: &&NodeInfo| i64::from(n.owners.get(owner).copied().unwrap_or(0));
     normalize(nodes.iter().map(count).collect(), true)

@@ -7,20 +7,7 @@ use std::{
 
 use k8s_openapi::api::core::v1::Node;
 
-use super::{
-    node::NodeInfo,
-    pod::{GroupId, Namespaces, PodInfo},
-    resources::Resources,
-};
-
-/// Pods that look the same to others, and how many of them each node has.
-#[derive(Clone, Debug)]
-pub(super) struct Group {
-    /// Any of them.
-    pub(super) sample: Arc<PodInfo>,
-    /// Counts by the node's place in the snapshot.
-    pub(super) nodes: HashMap<usize, i64>,
-}
+use super::{groups::Groups, node::NodeInfo, pod::PodInfo, resources::Resources, rules::Namespaces};
 
 /// All nodes at one moment. Costs nothing to make: everything is shared until it changes.
 #[derive(Clone, Debug, Default)]
@@ -43,62 +30,9 @@ impl Snapshot {
         here.filter(|other| other.uid != pod.uid && other.priority >= pod.priority)
     }
 
-    /// The same moment without some pods of a node.
-    pub(super) fn without(&self, place: usize, pods: &[Arc<PodInfo>]) -> Self {
-        let mut other = self.clone();
-        let node = Arc::make_mut(&mut Arc::make_mut(&mut other.nodes)[place]);
-        let groups = Arc::make_mut(&mut other.groups);
-        for pod in pods {
-            if node.remove(&pod.uid).is_some() {
-                groups.remove(place, pod);
-            }
-        }
-        other
-    }
-
     /// The place of a node.
     pub(super) fn position(&self, name: &str) -> Option<usize> {
         self.nodes.iter().position(|n| n.name == name)
-    }
-}
-
-/// All groups of placed pods.
-#[derive(Clone, Debug, Default)]
-pub(super) struct Groups {
-    pub(super) all: HashMap<GroupId, Arc<Group>>,
-    /// How many groups forbid others near them, and how many have wishes about them.
-    pub(super) forbidding: usize,
-    pub(super) wishing: usize,
-}
-
-impl Groups {
-    fn add(&mut self, node: usize, pod: &Arc<PodInfo>) {
-        let fresh = !self.all.contains_key(&pod.group);
-        let group = self
-            .all
-            .entry(pod.group)
-            .or_insert_with(|| Arc::new(Group { sample: pod.clone(), nodes: HashMap::new() }));
-        *Arc::make_mut(group).nodes.entry(node).or_insert(0) += 1;
-        if fresh {
-            self.forbidding += usize::from(!pod.anti_affinity.is_empty());
-            self.wishing += usize::from(pod.has_rules());
-        }
-    }
-
-    fn remove(&mut self, node: usize, pod: &PodInfo) {
-        let Some(group) = self.all.get_mut(&pod.group) else { return };
-        let group = Arc::make_mut(group);
-        if let Some(count) = group.nodes.get_mut(&node) {
-            *count -= 1;
-            if *count <= 0 {
-                group.nodes.remove(&node);
-            }
-        }
-        if group.nodes.is_empty() {
-            self.forbidding -= usize::from(!group.sample.anti_affinity.is_empty());
-            self.wishing -= usize::from(group.sample.has_rules());
-            self.all.remove(&pod.group);
-        }
     }
 }
 
@@ -124,7 +58,7 @@ pub(super) struct Cluster {
     /// Pods on nodes that are not known (yet), by node.
     strays: HashMap<String, BTreeMap<String, Arc<PodInfo>>>,
     nominated: Arc<Nominated>,
-    pub(super) namespaces: Arc<Namespaces>,
+    namespaces: Arc<Namespaces>,
 }
 
 impl Cluster {
@@ -147,22 +81,25 @@ impl Cluster {
 
     pub(super) fn put_node(&mut self, node: Arc<Node>) {
         let mut info = NodeInfo::new(node);
-        match self.index.get(&info.name).copied() {
-            Some(place) => {
-                let old = self.nodes[place].clone();
-                old.pods.values().for_each(|pod| info.add(pod.clone()));
-                Arc::make_mut(&mut self.nodes)[place] = Arc::new(info);
+        let place = self.index.get(&info.name).copied().unwrap_or(self.nodes.len());
+        info.place = place;
+        let nodes = Arc::make_mut(&mut self.nodes);
+        if let Some(old) = nodes.get_mut(place) {
+            old.pods.values().for_each(|pod| info.add(pod.clone()));
+            if !old.is_where(&info) {
+                Arc::make_mut(&mut self.groups).turn();
             }
-            None => {
-                let place = self.nodes.len();
-                self.index.insert(info.name.clone(), place);
-                for pod in self.strays.remove(&info.name).unwrap_or_default().into_values() {
-                    Arc::make_mut(&mut self.groups).add(place, &pod);
-                    info.add(pod);
-                }
-                Arc::make_mut(&mut self.nodes).push(Arc::new(info));
-            }
+            *old = Arc::new(info);
+            return;
         }
+        self.index.insert(info.name.clone(), place);
+        let groups = Arc::make_mut(&mut self.groups);
+        for pod in self.strays.remove(&info.name).unwrap_or_default().into_values() {
+            groups.add(place, &pod);
+            info.add(pod);
+        }
+        groups.turn();
+        nodes.push(Arc::new(info));
     }
 
     /// Forgets a node; its pods become strays. The last node takes its place.
@@ -173,17 +110,32 @@ impl Cluster {
         let gone = nodes.swap_remove(place);
         gone.pods.values().for_each(|pod| groups.remove(place, pod));
         let last = nodes.len();
-        if let Some(moved) = nodes.get(place) {
+        if let Some(moved) = nodes.get_mut(place) {
+            Arc::make_mut(moved).place = place;
             for pod in moved.pods.values() {
                 groups.remove(last, pod);
                 groups.add(place, pod);
             }
             self.index.insert(moved.name.clone(), place);
         }
+        groups.turn();
         if !gone.pods.is_empty() {
             self.strays.insert(name.into(), gone.pods.clone());
         }
         Arc::make_mut(&mut self.nominated).remove(name);
+    }
+
+    /// Takes in a namespace's labels; `None` if it is gone.
+    pub(super) fn put_namespace(&mut self, name: &str, labels: Option<BTreeMap<String, String>>) {
+        if self.namespaces.get(name) == labels.as_ref() {
+            return;
+        }
+        let all = Arc::make_mut(&mut self.namespaces);
+        match labels {
+            Some(labels) => drop(all.insert(name.into(), labels)),
+            None => drop(all.remove(name)),
+        }
+        Arc::make_mut(&mut self.groups).turn();
     }
 
     /// Places a pod on a node, moving it there if it was thought to be elsewhere.

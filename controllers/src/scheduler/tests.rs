@@ -62,7 +62,7 @@ fn cluster(nodes: &[&str], placed: &[(&str, Arc<PodInfo>)]) -> Cluster {
 fn decide(cluster: &Cluster, pod: &PodInfo, class: Option<&RuntimeClass>) -> String {
     let snapshot = cluster.snapshot();
     let given = Given { class: class.map(|c| Arc::new(c.clone())), volumes: Vec::new() };
-    let cycle = Cycle::new(pod, &snapshot, &given);
+    let cycle = Cycle::new(pod, &snapshot, &given, &mut Tallies::default());
     match choose(pod, &snapshot, &cycle, &Profile::default(), 0) {
         Ok((index, _)) => snapshot.nodes[index].name.clone(),
         Err(rejections) => {
@@ -245,9 +245,9 @@ fn preemption_takes_the_least_important() {
     let find = |pod: &PodInfo| {
         let snapshot = cluster.snapshot();
         let given = Given::default();
-        let cycle = Cycle::new(pod, &snapshot, &given);
+        let cycle = Cycle::new(pod, &snapshot, &given, &mut Tallies::default());
         let rejections = choose(pod, &snapshot, &cycle, &Profile::default(), 0).unwrap_err();
-        preempt::find(pod, &snapshot, &rejections, &given, &[]).map(|v| {
+        preempt::find(pod, &snapshot, &rejections, &cycle, &[]).map(|v| {
             let names: Vec<_> = v.pods.iter().map(|p| p.uid.clone()).collect();
             format!("{} without {}", v.node, names.join(" "))
         })
@@ -284,9 +284,9 @@ fn preemption_keeps_what_budgets_want() {
     let find = |budgets: &[Budget], priority: i32| {
         let (snapshot, given, pod) =
             (cluster.snapshot(), Given::default(), with_priority("new", "1", priority));
-        let cycle = Cycle::new(&pod, &snapshot, &given);
+        let cycle = Cycle::new(&pod, &snapshot, &given, &mut Tallies::default());
         let rejections = choose(&pod, &snapshot, &cycle, &Profile::default(), 0).unwrap_err();
-        let victims = preempt::find(&pod, &snapshot, &rejections, &given, budgets).unwrap();
+        let victims = preempt::find(&pod, &snapshot, &rejections, &cycle, budgets).unwrap();
         victims.pods.iter().map(|p| p.uid.clone()).collect::<Vec<_>>().join(" ")
     };
     assert_eq!(find(&[], 9), "db", "the least important");
@@ -324,7 +324,7 @@ fn profiles_choose_in_their_own_way() {
         whole.metadata.owner_references = None;
         let pod = PodInfo::new(Arc::new(whole));
         let snapshot = cluster.snapshot();
-        let cycle = Cycle::new(&pod, &snapshot, &Given::default());
+        let cycle = Cycle::new(&pod, &snapshot, &Given::default(), &mut Tallies::default());
         let (place, _) = choose(&pod, &snapshot, &cycle, profile, 0).unwrap();
         snapshot.nodes[place].name.clone()
     };
@@ -371,13 +371,15 @@ fn what_no_removal_changes_is_not_tried() {
     let said = |nodes: &[&str], cpu: &str| {
         let cluster = cluster(nodes, &[("a", pod("old", asking("1")))]);
         let (snapshot, given, pod) = (cluster.snapshot(), Given::default(), with_priority("new", cpu, 9));
-        let cycle = Cycle::new(&pod, &snapshot, &given);
+        let cycle = Cycle::new(&pod, &snapshot, &given, &mut Tallies::default());
         let rejections = choose(&pod, &snapshot, &cycle, &Profile::default(), 0).unwrap_err();
         rejections[0].1.resolvable
     };
     assert!(said(&["a cpu=1"], "1"));
     assert!(!said(&["a cpu=1"], "2"), "the whole node has less");
 }
+
+mod counts;
 
 mod account {
     use super::*;
@@ -429,13 +431,14 @@ mod account {
                 }
             }
             for (id, group) in &snapshot.groups.all {
-                forbidding += usize::from(!group.sample.anti_affinity.is_empty());
+                forbidding += usize::from(!group.sample.rules.anti_affinity.is_empty());
                 for (place, count) in &group.nodes {
                     prop_assert_eq!(counted.remove(&(*id, *place)), Some(*count));
                 }
             }
             prop_assert!(counted.is_empty());
-            prop_assert_eq!(snapshot.groups.forbidding, forbidding);
+            let said = |(said, _): &&groups::Saying| *said == groups::Said::MustNot;
+            prop_assert_eq!(snapshot.groups.sayings.keys().filter(said).count(), forbidding.min(1));
         }
     }
 }

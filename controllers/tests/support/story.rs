@@ -111,6 +111,15 @@ pub(crate) async fn play(size: Size) -> Report {
     control.stop.cancel();
     second.stop.cancel();
     stage.report.pods = stage.watching.cache::<Pod>().len();
+    let metrics = stage
+        .cluster
+        .client
+        .request_text(http::Request::get("/metrics").body(Vec::new()).unwrap())
+        .await
+        .unwrap();
+    for line in metrics.lines().filter(|l| l.starts_with("apiserver_request_total")) {
+        println!("{line}");
+    }
     stage.report
 }
 
@@ -199,19 +208,19 @@ impl Stage {
                 .filter_map(|n| n.metadata.name.clone())
                 .collect();
             let dead: std::collections::HashSet<&str> = dead.iter().map(String::as_str).collect();
-            let mut per_app: HashMap<String, (usize, usize)> = HashMap::new();
-            let mut per_node: HashMap<String, usize> = HashMap::new();
-            for pod in pods.list() {
+            let mut per_app: HashMap<&str, (usize, usize)> = HashMap::new();
+            let mut per_node: HashMap<&str, usize> = HashMap::new();
+            let all = pods.list();
+            for pod in &all {
                 // What is on a lost node is on its way out, and nobody is there to see it out.
-                if dead.contains(PodView(&pod).node()) && is_deleting(&*pod) {
+                if dead.contains(PodView(pod).node()) && is_deleting(&**pod) {
                     continue;
                 }
-                let app =
-                    pod.metadata.labels.as_ref().and_then(|l| l.get("app")).cloned().unwrap_or_default();
-                let counts = per_app.entry(app).or_default();
+                let app = pod.metadata.labels.as_ref().and_then(|l| l.get("app"));
+                let counts = per_app.entry(app.map_or("", String::as_str)).or_default();
                 counts.0 += 1;
-                counts.1 += usize::from(is_ready(&pod) && !is_deleting(&*pod));
-                *per_node.entry(PodView(&pod).node().to_owned()).or_default() += 1;
+                counts.1 += usize::from(is_ready(pod) && !is_deleting(&**pod));
+                *per_node.entry(PodView(pod).node()).or_default() += 1;
             }
             let full = per_node.iter().find(|(node, count)| !node.is_empty() && **count > ROOM);
             assert!(full.is_none(), "a node has more than it can hold: {full:?}");

@@ -11,7 +11,7 @@ use thiserror::Error;
 pub struct SelectorError(pub String);
 
 /// How a requirement looks at a label's value.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Operator {
     /// The label is there with one of these values (`=`, `==`, `in`).
     In(Vec<String>),
@@ -28,7 +28,7 @@ pub enum Operator {
 }
 
 /// One condition on one label.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Requirement {
     /// The label's key.
     pub key: String,
@@ -53,7 +53,7 @@ impl Requirement {
 }
 
 /// Requirements that must all hold. The empty selector matches everything.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct LabelSelector {
     /// All of them must hold.
     pub requirements: Vec<Requirement>,

@@ -4,6 +4,7 @@
 //! (`package::test_name`), or `not yet`.
 
 pub mod containerd;
+pub mod etcd;
 pub mod ledger;
 pub mod node;
 pub mod place;

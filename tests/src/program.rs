@@ -80,8 +80,9 @@ impl Program {
                 "--node-name",
                 "node-a",
             ])
-            .args(["--pod-cidr", &range.cidr(), "--data-dir"])
+            .arg("--data-dir")
             .arg(dir.path().join("data"))
+            .args(unless(flags, ["--pod-cidr", &range.cidr()]))
             .args(unless(flags, ["--service-cidr", &range.services()]))
             .args(flags)
             .args(no_containers(flags))
@@ -116,6 +117,13 @@ impl Program {
     pub fn service_prefix(&self) -> String {
         let third = self.range.as_ref().map(|range| range.third).unwrap_or_default();
         format!("127.43.{third}.")
+    }
+
+    /// The ranges of its pods' and services' addresses, as flags for another server of the same cluster.
+    pub fn ranges(&self) -> [String; 4] {
+        let (pods, services) =
+            self.range.as_ref().map(|range| (range.cidr(), range.services())).unwrap_or_default();
+        ["--pod-cidr".into(), pods, "--service-cidr".into(), services]
     }
 
     /// What `wasmk up` printed.

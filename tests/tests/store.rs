@@ -3,11 +3,10 @@
 use std::{
     collections::BTreeMap,
     fs,
-    net::TcpListener,
     path::{Path, PathBuf},
-    process::{Child, Command, Output, Stdio},
+    process::{Command, Output},
     sync::{
-        Arc, Mutex,
+        Arc,
         atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     time::{Duration, Instant},
@@ -20,7 +19,10 @@ use kube::{
     config::{KubeConfigOptions, Kubeconfig},
 };
 use tempfile::TempDir;
-use wasmk_tests::program::{PATIENCE, Program, binary};
+use wasmk_tests::{
+    etcd::Etcd,
+    program::{PATIENCE, Program, binary},
+};
 
 /// `wasmk …` without a cluster, whatever it answers.
 fn wasmk(args: &[&str]) -> Output {
@@ -373,49 +375,6 @@ fn kills_under_load_lose_nothing_acknowledged() {
         assert_ne!(program.value(&format!("service/{name}"), "{.spec.clusterIP}"), address);
     }
     assert_eq!(program.value("service/first", "{.spec.clusterIP}"), address);
-}
-
-/// An etcd that ends with the test.
-struct Etcd {
-    address: String,
-    process: Mutex<Child>,
-    _dir: TempDir,
-}
-
-impl Etcd {
-    fn start() -> Self {
-        let free = || TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-        let (client, peer) = (free(), free());
-        let dir = tempfile::tempdir().unwrap();
-        let (client_url, peer_url) = (format!("http://{client}"), format!("http://{peer}"));
-        let process = Command::new("etcd")
-            .args(["--data-dir", dir.path().to_str().unwrap(), "--name", "default"])
-            .args(["--listen-client-urls", &client_url, "--advertise-client-urls", &client_url])
-            .args(["--listen-peer-urls", &peer_url, "--initial-advertise-peer-urls", &peer_url])
-            .args(["--initial-cluster", &format!("default={peer_url}")])
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()
-            .expect("etcd can be started; `make test` installs it");
-        let deadline = Instant::now() + PATIENCE;
-        while std::net::TcpStream::connect(client).is_err() {
-            assert!(Instant::now() < deadline, "etcd does not listen");
-            std::thread::sleep(Duration::from_millis(20));
-        }
-        Self { address: client.to_string(), process: Mutex::new(process), _dir: dir }
-    }
-
-    fn store(&self) -> String {
-        format!("etcd://{}", self.address)
-    }
-}
-
-impl Drop for Etcd {
-    fn drop(&mut self) {
-        if let Ok(process) = self.process.get_mut() {
-            let _ = process.kill().and_then(|()| process.wait());
-        }
-    }
 }
 
 #[test]

@@ -111,15 +111,6 @@ pub(crate) async fn play(size: Size) -> Report {
     control.stop.cancel();
     second.stop.cancel();
     stage.report.pods = stage.watching.cache::<Pod>().len();
-    let metrics = stage
-        .cluster
-        .client
-        .request_text(http::Request::get("/metrics").body(Vec::new()).unwrap())
-        .await
-        .unwrap();
-    for line in metrics.lines().filter(|l| l.starts_with("apiserver_request_total")) {
-        println!("{line}");
-    }
     stage.report
 }
 

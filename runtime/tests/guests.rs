@@ -322,6 +322,7 @@ async fn every_built_guest_is_tested_here() {
         "hostile",
         "misbehave-http",
         "sockets",
+        "state-http",
     ]
     .into();
     let dir = guest_path("hello").parent().unwrap().to_owned();

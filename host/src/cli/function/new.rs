@@ -27,6 +27,14 @@ const PYTHON: Template = &[
     (".gitignore", include_str!("../../../templates/python/gitignore")),
 ];
 
+const C: Template = &[
+    ("function.c", include_str!("../../../templates/c/function.c")),
+    ("wasmk.h", include_str!("../../../templates/c/wasmk.h")),
+    ("wasmk.c", include_str!("../../../templates/c/wasmk.c")),
+    ("requirements.txt", include_str!("../../../templates/c/requirements.txt")),
+    (".gitignore", include_str!("../../../templates/c/gitignore")),
+];
+
 #[derive(Debug, clap::Args)]
 pub(in super::super) struct Args {
     /// The function's name, also that of the directory
@@ -47,6 +55,8 @@ enum Lang {
     Js,
     /// Needs python3 with venv to build
     Python,
+    /// Needs zig to build, or python3 with venv, which fetches it
+    C,
 }
 
 pub(in super::super) fn run(args: Args, cx: &Context) -> Result<Exit> {
@@ -59,6 +69,7 @@ pub(in super::super) fn run(args: Args, cx: &Context) -> Result<Exit> {
         Lang::Rust => RUST,
         Lang::Js => JAVASCRIPT,
         Lang::Python => PYTHON,
+        Lang::C => C,
     };
     for (file, text) in template {
         write(&dir.join(file), &text.replace("{{name}}", &args.name))?;

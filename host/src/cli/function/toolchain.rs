@@ -8,6 +8,7 @@ use std::{
 
 use super::super::hint::WithHint;
 use anyhow::{Context as _, Result, anyhow, bail};
+use wasi_preview1_component_adapter_provider as adapter;
 
 /// Builds with rustup's target where it is there, else with Debian's sources of the standard library.
 const RUST: &str = include_str!("../../../../tools/guest-build");
@@ -54,6 +55,7 @@ pub(super) enum Toolchain {
     Rust,
     JavaScript,
     Python,
+    C,
 }
 
 impl Toolchain {
@@ -65,12 +67,14 @@ impl Toolchain {
         let known = [
             ("Cargo.toml", Self::Rust),
             ("package.json", Self::JavaScript),
+            // Before Python: what gets its compiler is in the same file.
+            ("function.c", Self::C),
             ("requirements.txt", Self::Python),
         ];
         let found = known.iter().find(|(file, _)| dir.join(file).exists()).map(|(_, toolchain)| *toolchain);
         let nothing = || {
             anyhow!(
-                "{} holds no function: there is no Cargo.toml, package.json or requirements.txt",
+                "{} holds no function: there is no Cargo.toml, package.json, function.c or requirements.txt",
                 dir.display()
             )
         };
@@ -87,6 +91,7 @@ impl Toolchain {
             Self::Rust => rust(dir, &output),
             Self::JavaScript => javascript(dir, &output),
             Self::Python => python(dir, &output),
+            Self::C => c(dir, &output),
         }
     }
 }
@@ -121,13 +126,7 @@ fn javascript(dir: &Path, output: &Path) -> Result<()> {
 }
 
 fn python(dir: &Path, output: &Path) -> Result<()> {
-    let own = std::path::absolute(dir.join(".venv"))?;
-    let tool = own.join("bin/componentize-py");
-    if !tool.exists() {
-        needs("python3", "install Python 3.10 or newer (`apt-get install python3-venv`)")?;
-        run(dir, Command::new("python3").args(["-m", "venv", ".venv"]))?;
-        run(dir, Command::new(own.join("bin/pip")).args(["install", "-q", "-r", "requirements.txt"]))?;
-    }
+    let tool = fetched(dir, "componentize-py")?;
     let wit = wit(WASI)?;
     let mut command = Command::new(tool);
     command
@@ -136,6 +135,57 @@ fn python(dir: &Path, output: &Path) -> Result<()> {
         .args(["-w", WORLD, "componentize", "app", "-o"])
         .arg(output);
     run(dir, &mut command)
+}
+
+/// A program that the directory's requirements name, fetched unless it is there.
+fn fetched(dir: &Path, program: &str) -> Result<PathBuf> {
+    let own = std::path::absolute(dir.join(".venv"))?;
+    let tool = own.join("bin").join(program);
+    if !tool.exists() {
+        needs("python3", "install Python 3.10 or newer (`apt-get install python3-venv`)")?;
+        run(dir, Command::new("python3").args(["-m", "venv", ".venv"]))?;
+        run(dir, Command::new(own.join("bin/pip")).args(["install", "-q", "-r", "requirements.txt"]))?;
+    }
+    Ok(tool)
+}
+
+/// Every C file of the directory, made a core module by zig and a component here.
+fn c(dir: &Path, output: &Path) -> Result<()> {
+    let mut compiler = Command::new(if is_there("zig") { "zig".into() } else { fetched(dir, "python-zig")? });
+    let work = Scratch::new()?;
+    let core = work.path().join("core.wasm");
+    let mut sources = Vec::new();
+    for entry in std::fs::read_dir(dir)? {
+        let name = entry?.file_name();
+        if Path::new(&name).extension().is_some_and(|extension| extension == "c") {
+            sources.push(name);
+        }
+    }
+    sources.sort();
+    compiler.args(["cc", "--target=wasm32-wasi", "-mexec-model=reactor", "-Os", "-s", "-o"]);
+    run(dir, compiler.arg(&core).args(sources))?;
+    let component =
+        component(&std::fs::read(&core)?).with_context(|| format!("{} makes no component", dir.display()))?;
+    std::fs::write(output, component).with_context(|| format!("cannot write {}", output.display()))
+}
+
+/// A core module of WASI 0.1 that exports what the interface of functions asks for, as a component.
+fn component(core: &[u8]) -> Result<Vec<u8>> {
+    let wit = wit(WASI)?;
+    let mut resolve = wit_parser::Resolve::default();
+    let (package, _) = resolve.push_dir(wit.path().join("wit"))?;
+    let world = resolve.select_world(&[package], Some(WORLD))?;
+    let mut core = core.to_vec();
+    let utf8 = wit_component::StringEncoding::UTF8;
+    wit_component::embed_component_metadata(&mut core, &resolve, world, utf8)?;
+    wit_component::ComponentEncoder::default()
+        .validate(true)
+        .module(&core)?
+        .adapter(
+            adapter::WASI_SNAPSHOT_PREVIEW1_ADAPTER_NAME,
+            adapter::WASI_SNAPSHOT_PREVIEW1_REACTOR_ADAPTER,
+        )?
+        .encode()
 }
 
 /// The interfaces of functions in a directory of their own, for a version of WASI.
@@ -172,10 +222,13 @@ impl Drop for Scratch {
     }
 }
 
+fn is_there(program: &str) -> bool {
+    std::env::var_os("PATH")
+        .is_some_and(|path| std::env::split_paths(&path).any(|dir: PathBuf| dir.join(program).is_file()))
+}
+
 fn needs(program: &str, how: &str) -> Result<()> {
-    let there = std::env::var_os("PATH")
-        .is_some_and(|path| std::env::split_paths(&path).any(|dir: PathBuf| dir.join(program).is_file()));
-    if there {
+    if is_there(program) {
         return Ok(());
     }
     Err(anyhow!("the build needs {program}, which is not installed")).hint(|| how.into())
@@ -205,12 +258,27 @@ mod tests {
         assert!(Toolchain::of(dir.path()).is_err());
         for (file, expected) in [
             ("requirements.txt", Toolchain::Python),
+            ("function.c", Toolchain::C),
             ("package.json", Toolchain::JavaScript),
             ("Cargo.toml", Toolchain::Rust),
         ] {
             std::fs::write(dir.path().join(file), "").unwrap();
             assert_eq!(Toolchain::of(dir.path()).unwrap(), expected);
         }
+    }
+
+    #[test]
+    fn a_core_module_becomes_a_component() {
+        let core = |name: &str| {
+            let text = format!(
+                "(module (memory (export \"memory\") 1) (func (export \"{name}\") (param i32 i32)) \
+                 (func (export \"cabi_realloc\") (param i32 i32 i32 i32) (result i32) (i32.const 16)))"
+            );
+            component(&wat::parse_str(text).unwrap())
+        };
+        let made = core("wasi:http/incoming-handler@0.2.12#handle").unwrap();
+        assert_eq!(made[..8], *b"\0asm\x0d\0\x01\0");
+        assert!(format!("{:#}", core("something").unwrap_err()).contains("wasi:http/incoming-handler"));
     }
 
     #[test]

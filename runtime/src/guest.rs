@@ -12,6 +12,7 @@ use wasmtime_wasi::sockets::SocketAddrUse;
 use wasmtime_wasi::{FsPerms, WasiCtx, WasiCtxBuilder, WasiCtxView, WasiView};
 use wasmtime_wasi_http::{WasiHttpCtx, WasiHttpCtxView, WasiHttpView};
 
+use crate::capabilities::environment::Words;
 use crate::capabilities::http::Outgoing;
 use crate::capabilities::keyvalue::KeyValue;
 use crate::capabilities::stdio::{Input, Output};
@@ -37,6 +38,7 @@ pub(crate) struct Guest {
     outgoing: Outgoing,
     table: ResourceTable,
     pub(crate) network: Arc<dyn Network>,
+    pub(crate) words: Words,
     pub(crate) keyvalue: Option<KeyValue>,
     pub(crate) limits: Limits,
 }
@@ -77,7 +79,7 @@ impl HasLimits for ModuleGuest {
 }
 
 impl Guest {
-    pub(crate) fn store(shared: &Shared, spec: &Spec) -> Result<Store<Self>, Error> {
+    pub(crate) fn store(shared: &Shared, spec: &Spec, words: &Words) -> Result<Store<Self>, Error> {
         let mut http = WasiHttpCtx::new();
         http.set_field_size_limit(spec.http.max_header_bytes);
         let mut table = ResourceTable::new();
@@ -88,6 +90,7 @@ impl Guest {
             outgoing: Outgoing::new(Arc::clone(&spec.network), &spec.http),
             table,
             network: Arc::clone(&spec.network),
+            words: words.clone(),
             keyvalue: spec.keyvalue.clone(),
             limits: limits(shared, spec).at_most(spec.http.max_memory.unwrap_or(u64::MAX)),
         };
@@ -102,7 +105,10 @@ impl Guest {
 
 impl ModuleGuest {
     pub(crate) fn store(shared: &Shared, spec: &Spec) -> Result<Store<Self>, Error> {
-        let guest = Self { wasi: context(spec)?.build_p1(), limits: limits(shared, spec) };
+        let guest = Self {
+            wasi: context(spec)?.args(&spec.args).envs(&spec.env).build_p1(),
+            limits: limits(shared, spec),
+        };
         Ok(prepared(shared, guest))
     }
 }
@@ -125,8 +131,6 @@ fn prepared<T: HasLimits>(shared: &Shared, guest: T) -> Store<T> {
 fn context(spec: &Spec) -> Result<WasiCtxBuilder, Error> {
     let mut context = WasiCtxBuilder::new();
     context
-        .args(&spec.args)
-        .envs(&spec.env)
         .stdout(Output(Arc::clone(&spec.stdout)))
         .stderr(Output(Arc::clone(&spec.stderr)))
         .max_random_size(MAX_RANDOM)

@@ -25,6 +25,7 @@ use wasmtime_wasi_http::p2::bindings::ProxyPre;
 use wasmtime_wasi_http::p2::body::HyperOutgoingBody;
 
 use crate::body::{self, Body, BodyError, Limited};
+use crate::capabilities::environment::Words;
 use crate::error::{CallError, Error};
 use crate::guest::{Guest, environment};
 use crate::live::{Answer, Fate, Idle, Live};
@@ -40,6 +41,8 @@ pub struct Handler(Arc<Inner>);
 struct Inner {
     program: Arc<Program>,
     linked: ProxyPre<Guest>,
+    words: Words,
+    /// Without its variables and arguments, which are `words`.
     spec: Spec,
     quota: Option<Arc<Quota>>,
     concurrency: Arc<Semaphore>,
@@ -60,7 +63,8 @@ impl Program {
         };
         spec.env = environment(spec.env);
         // Tells about mounts now instead of at the first request.
-        drop(Guest::store(&self.shared, &spec)?);
+        let words = Words::take(&mut spec);
+        drop(Guest::store(&self.shared, &spec, &words)?);
         // Requests that a guest sends itself, or a crowd, must leave room for its neighbours.
         let most = match spec.http.max_concurrency {
             0 => self.shared.fair_share(),
@@ -75,6 +79,7 @@ impl Program {
             in_flight: AtomicU64::new(0),
             ended: Notify::new(),
             killed: CancellationToken::new(),
+            words,
             spec,
         })))
     }
@@ -123,7 +128,7 @@ impl Handler {
         &self.0.program
     }
 
-    /// What the guest was given.
+    /// What the guest was given, but for its variables and arguments.
     pub fn spec(&self) -> &Spec {
         &self.0.spec
     }
@@ -225,7 +230,7 @@ where
     let shared = &inner.program.shared;
     let mut live = match inner.idle.take() {
         Some(live) => live,
-        None => Live::start(shared, &inner.linked, inner.program.weight, &inner.spec).await?,
+        None => Live::start(shared, &inner.linked, inner.program.weight, (&inner.spec, &inner.words)).await?,
     };
     // Declared after the instance, so that a guest cut short says so before its body's end is seen.
     let cut_short = CutShort(&fate);

@@ -3,7 +3,7 @@
 use wasmtime::Engine;
 use wasmtime::component;
 
-use crate::capabilities::{config, keyvalue, logging, sockets};
+use crate::capabilities::{config, environment, keyvalue, logging, sockets};
 use crate::guest::{Guest, ModuleGuest};
 
 /// WASI 0.2 in full, with wasi:http and the sockets that ask the guest's network; wasi:config, wasi:logging
@@ -13,6 +13,7 @@ pub(crate) fn components(engine: &Engine) -> wasmtime::Result<component::Linker<
     wasmtime_wasi::p2::add_to_linker_async(&mut linker)?;
     wasmtime_wasi_http::p2::add_only_http_to_linker_async(&mut linker)?;
     sockets::override_in(&mut linker)?;
+    environment::override_in(&mut linker)?;
     config::add_to(&mut linker)?;
     logging::add_to(&mut linker)?;
     keyvalue::add_to(&mut linker)?;

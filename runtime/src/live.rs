@@ -17,6 +17,7 @@ use wasmtime_wasi_http::p2::body::HyperOutgoingBody;
 use wasmtime_wasi_http::{Error as HttpError, WasiHttpView};
 
 use crate::body::{BodyError, Limited, TooLong};
+use crate::capabilities::environment::Words;
 use crate::error::{CallError, Error};
 use crate::guest::{Guest, TICKS};
 use crate::shared::Shared;
@@ -43,7 +44,7 @@ impl Live {
         shared: &Shared,
         linked: &ProxyPre<Guest>,
         weight: u32,
-        spec: &Spec,
+        (spec, words): (&Spec, &Words),
     ) -> Result<Self, CallError> {
         let slot = shared.slot(weight).await.map_err(|error| match error {
             Error::Busy { waited, .. } => CallError::Busy(waited),
@@ -51,7 +52,7 @@ impl Live {
         })?;
         let started = Instant::now();
         let mut store =
-            Guest::store(shared, spec).map_err(|error| CallError::Instantiate(error.to_string()))?;
+            Guest::store(shared, spec, words).map_err(|error| CallError::Instantiate(error.to_string()))?;
         match linked.instantiate_async(&mut store).await {
             Ok(proxy) => {
                 shared.phases.instantiate.record(started.elapsed());

@@ -7,6 +7,7 @@ use std::time::Duration;
 use tokio::task::JoinHandle;
 use wasmtime::Store;
 
+use crate::capabilities::environment::Words;
 use crate::error::Error;
 use crate::exit::{ABORTED, Exit, ExitReason, StopSignal};
 use crate::guest::{Guest, HasLimits, ModuleGuest, environment};
@@ -40,7 +41,8 @@ impl Program {
                 spawn(shared, Metered::new(shared, &usage, quota, module(store, linked.clone(), slot)))
             }
             Linked::Command(linked) => {
-                let store = Guest::store(shared, &spec)?;
+                let words = Words::take(&mut spec);
+                let store = Guest::store(shared, &spec, &words)?;
                 spawn(shared, Metered::new(shared, &usage, quota, command(store, linked.clone(), slot)))
             }
             Linked::Http(_) => return Err(Error::Kind { wanted: "run", found: self.kind().as_str() }),

@@ -27,7 +27,7 @@ use kube::{
     api::{Patch, PatchParams},
 };
 use serde_json::json;
-use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
@@ -45,6 +45,11 @@ const TICK: Duration = Duration::from_secs(1);
 const WRITES: usize = 16;
 /// Longest time for one of them.
 const WRITE_LIMIT: Duration = Duration::from_secs(5);
+/// Between two writes about functions that are answered in place, whose pods no request waits for: when a thousand
+/// of them wake at once, the processor belongs to the requests.
+const PACE: Duration = Duration::from_millis(20);
+/// Such writes that come at once after a rest.
+const BURST: u32 = 5;
 
 /// Scales every member of the fleet until told to stop.
 pub(crate) async fn run(client: Client, fleet: Arc<Fleet>, stop: CancellationToken) {
@@ -61,6 +66,7 @@ pub(crate) async fn run(client: Client, fleet: Arc<Fleet>, stop: CancellationTok
                 scaler.look_at(all);
             }
             Some(written) = scaler.writes.next() => scaler.written(written),
+            () = sleep_until(scaler.turn), if scaler.is_paced() => {}
         }
         scaler.write();
     }
@@ -78,6 +84,8 @@ struct Scaler {
     /// Members whose number is being written.
     writing: HashSet<Key>,
     writes: FuturesUnordered<BoxFuture<'static, Written>>,
+    /// When the next write may begin that nobody waits for.
+    turn: Instant,
 }
 
 /// A number of pods that was to be written, and what came of it.
@@ -101,6 +109,7 @@ impl Scaler {
         Self {
             client,
             begun: Instant::now(),
+            turn: Instant::now(),
             active: HashMap::new(),
             seen: HashMap::new(),
             pending: BTreeMap::new(),
@@ -148,14 +157,28 @@ impl Scaler {
     /// Begins to write what is to be written, as much as may be at a time.
     fn write(&mut self) {
         while self.writes.len() < WRITES {
-            let next = self.pending.keys().find(|(_, key)| !self.writing.contains(key)).cloned();
+            let now = Instant::now();
+            let in_turn = self.turn <= now;
+            let ready = |(key, (member, _)): &(&(bool, Key), &(Arc<Member>, i32))| {
+                !self.writing.contains(&key.1) && (in_turn || member.in_place().is_none())
+            };
+            let next = self.pending.iter().find(ready).map(|(key, _)| key.clone());
             let Some((member, pods)) = next.and_then(|next| self.pending.remove(&next)) else { return };
             if member.replicas.load(Relaxed) == pods {
                 continue;
             }
+            if member.in_place().is_some() {
+                let rested = now.checked_sub(PACE * (BURST - 1)).unwrap_or(now);
+                self.turn = self.turn.max(rested) + PACE;
+            }
             self.writing.insert(member.key.clone());
             self.writes.push(write(self.client.clone(), member, pods).boxed());
         }
+    }
+
+    /// Whether there is something to write that waits for its turn.
+    fn is_paced(&self) -> bool {
+        self.writes.len() < WRITES && self.pending.keys().any(|(_, key)| !self.writing.contains(key))
     }
 
     /// What failed is decided anew with the next look.
@@ -248,6 +271,47 @@ mod tests {
         scaler.write();
         assert_eq!((scaler.writes.len(), scaler.writing.len()), (WRITES, WRITES));
         drop(requests);
+    }
+
+    struct Nothing;
+
+    #[async_trait::async_trait]
+    impl crate::executor::Handler for Nothing {
+        async fn call(
+            &self,
+            _: http::Request<crate::executor::Body>,
+            _: Duration,
+        ) -> http::Response<crate::executor::Body> {
+            http::Response::new(crate::executor::full(""))
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn functions_that_need_no_pod_leave_the_processor_to_requests() {
+        tokio::time::advance(Duration::from_secs(10)).await;
+        let (fleet, mut scaler) = (Fleet::default(), Scaler::new(silent()));
+        tokio::time::advance(Duration::from_secs(10)).await;
+        let prepared = crate::executor::Prepared { handler: Arc::new(Nothing), image: String::new() };
+        let make = |name: String, in_place: bool| {
+            let member = fleet.member(&Key::new("default", name), Limits::default());
+            fleet.set_replicas(&member, 0);
+            member.set_in_place(in_place.then(|| prepared.clone()));
+            drop(fleet.begin(&member, Instant::now()));
+        };
+        (0..8).for_each(|n| make(format!("a{n}"), true));
+        make("z".into(), false);
+        scaler.look_at(fleet.take_noted());
+        scaler.write();
+        let begun = |scaler: &Scaler, name: &str| scaler.writing.contains(&Key::new("default", name));
+        assert_eq!(scaler.writes.len(), BURST as usize + 1);
+        assert!(begun(&scaler, "z"), "requests wait for its pod");
+        assert!(scaler.is_paced() && !begun(&scaler, "a7"));
+        tokio::time::sleep_until(scaler.turn).await;
+        scaler.write();
+        assert_eq!(scaler.writes.len(), BURST as usize + 2);
+        tokio::time::advance(PACE * BURST).await;
+        scaler.write();
+        assert_eq!((scaler.writes.len(), scaler.is_paced()), (9, false));
     }
 
     #[tokio::test(start_paused = true)]

@@ -23,7 +23,7 @@ use crate::{
 pub struct Answer {
     body: Body,
     limits: Option<Box<Clock>>,
-    _held: Held,
+    held: Held,
 }
 
 /// What a request holds until its answer has been sent.
@@ -32,6 +32,7 @@ pub(super) struct Held {
     _in_flight: Option<InFlight>,
     pub(super) turn: Option<Turn>,
     pub(super) slot: Option<super::pods::Slot>,
+    _under_way: Option<super::UnderWay>,
 }
 
 impl Held {
@@ -54,17 +55,23 @@ impl Answer {
             let idle = idle.map(|span| (span, Box::pin(sleep_until(Instant::now() + span))));
             Box::new(Clock { deadline: Box::pin(sleep_until(deadline)), idle })
         });
-        Self { body, limits, _held: held }
+        Self { body, limits, held }
+    }
+
+    /// The same body; its connection waits for no other request until it is gone.
+    pub(super) fn until_gone(mut self, under_way: super::UnderWay) -> Self {
+        self.held._under_way = Some(under_way);
+        self
     }
 
     /// A body of another's making that belongs to no revision.
     pub(super) fn whole(body: Body) -> Self {
-        Self { body, limits: None, _held: Held::default() }
+        Self { body, limits: None, held: Held::default() }
     }
 
     /// A body that belongs to no revision.
     pub(super) fn plain(bytes: impl Into<Bytes>) -> Self {
-        Self { body: full(bytes), limits: None, _held: Held::default() }
+        Self { body: full(bytes), limits: None, held: Held::default() }
     }
 }
 

@@ -9,6 +9,7 @@ mod inside;
 mod pods;
 mod table;
 mod turns;
+mod watch;
 
 use std::{
     borrow::Cow,
@@ -22,7 +23,7 @@ use std::{
 };
 
 use async_trait::async_trait;
-use http::{HeaderName, HeaderValue, Request, Response, StatusCode, header};
+use http::{HeaderName, HeaderValue, Request, Response, StatusCode, Version, header};
 use http_body_util::BodyExt;
 use hyper::{body::Incoming, service::service_fn};
 use hyper_util::{
@@ -51,6 +52,7 @@ use self::{
     inside::{Inside, is_here, is_inner},
     pods::Way,
     turns::Turns,
+    watch::Watch,
 };
 use crate::{
     config::Live,
@@ -62,7 +64,7 @@ use crate::{
 
 /// Connections at a time; further ones wait to be accepted.
 const MAX_CONNECTIONS: usize = 10_000;
-/// Longest time for a request's head.
+/// Longest time for a request's head; on a connection that had requests before, up to twice that.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
 /// Longest time for running requests when the gateway stops.
 const DRAIN: Duration = Duration::from_secs(30);
@@ -109,6 +111,29 @@ pub struct Peer {
 impl From<SocketAddr> for Peer {
     fn from(address: SocketAddr) -> Self {
         Self { address, header: address_value(address.ip()), here: is_here(address) }
+    }
+}
+
+/// What all requests of a connection share.
+struct Connection {
+    gateway: Arc<Gateway>,
+    peer: Peer,
+    watch: Watch,
+}
+
+/// A request of a connection, until its answer is gone.
+struct UnderWay(Arc<Connection>);
+
+impl UnderWay {
+    fn new(connection: &Arc<Connection>, version: Version) -> Self {
+        connection.watch.begin(version);
+        Self(connection.clone())
+    }
+}
+
+impl Drop for UnderWay {
+    fn drop(&mut self) {
+        self.0.watch.end();
     }
 }
 
@@ -161,22 +186,32 @@ impl Gateway {
                 continue;
             };
             let _ = stream.set_nodelay(true);
-            let (gateway, peer) = (self.clone(), Arc::new(Peer::from(address)));
+            let (gateway, peer) = (self.clone(), Peer::from(address));
+            let shared = Arc::new(Connection { gateway, peer, watch: Watch::default() });
+            let watched = shared.clone();
             let service = service_fn(move |request: Request<Incoming>| {
-                let (gateway, peer) = (gateway.clone(), peer.clone());
+                let under_way = UnderWay::new(&shared, request.version());
                 async move {
                     let request = request.map(|body| body.map_err(Into::into).boxed_unsync());
-                    Ok::<_, Infallible>(gateway.route(request, &peer).await)
+                    let Connection { gateway, peer, .. } = &*under_way.0;
+                    let answer = gateway.route(request, peer).await;
+                    Ok::<_, Infallible>(answer.map(|body| body.until_gone(under_way)))
                 }
             });
             let mut builder = auto::Builder::new(TokioExecutor::new());
-            builder.http1().timer(TokioTimer::new()).header_read_timeout(HEAD_TIMEOUT);
+            // The connection's own watch takes less than a timer for each request.
+            builder.http1().timer(TokioTimer::new()).header_read_timeout(None);
             builder.http2().timer(TokioTimer::new());
             let connection =
                 builder.serve_connection_with_upgrades(TokioIo::new(stream), service).into_owned();
             let connection = graceful.watch(connection);
             tokio::spawn(async move {
-                if let Err(e) = connection.await {
+                let ended = tokio::select! {
+                    biased;
+                    ended = connection => ended,
+                    () = watched.watch.quiet(HEAD_TIMEOUT) => Err("no request's head came in time".into()),
+                };
+                if let Err(e) = ended {
                     debug!(peer = %address, error = %e, "a connection ended early");
                 }
                 drop(permit);

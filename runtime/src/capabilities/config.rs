@@ -1,10 +1,10 @@
 //! wasi:config: a guest's variables by name. What is in them, the guest could read as its environment as well;
 //! a pod fills them from ConfigMaps and Secrets.
 
+use std::sync::Arc;
+
 use wasmtime::StoreContextMut;
 use wasmtime::component::{ComponentType, Lift, Linker, Lower};
-use wasmtime_wasi::cli::WasiCliView;
-use wasmtime_wasi::p2::bindings::cli::environment::Host as _;
 
 use crate::guest::Guest;
 
@@ -27,16 +27,12 @@ pub(crate) fn add_to(linker: &mut Linker<Guest>) -> wasmtime::Result<()> {
     for name in STORES {
         let mut instance = linker.instance(name)?;
         instance.func_wrap("get", |store: StoreContextMut<'_, Guest>, (key,): (String,)| {
-            let found = variables(store)?.into_iter().find(|(name, _)| *name == key);
-            Ok((Ok::<_, ConfigError>(found.map(|(_, value)| value)),))
+            let found = store.data().words.env.iter().find(|(name, _)| *name == key);
+            Ok((Ok::<_, ConfigError>(found.map(|(_, value)| value.clone())),))
         })?;
         instance.func_wrap("get-all", |store: StoreContextMut<'_, Guest>, (): ()| {
-            Ok((Ok::<_, ConfigError>(variables(store)?),))
+            Ok((Ok::<_, ConfigError>(Arc::clone(&store.data().words.env)),))
         })?;
     }
     Ok(())
-}
-
-fn variables(mut store: StoreContextMut<'_, Guest>) -> wasmtime::Result<Vec<(String, String)>> {
-    store.data_mut().cli().get_environment()
 }

@@ -2,6 +2,7 @@
 
 pub(crate) mod config;
 mod egress;
+pub(crate) mod environment;
 pub(crate) mod http;
 pub(crate) mod keyvalue;
 pub(crate) mod logging;

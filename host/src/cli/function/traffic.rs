@@ -17,7 +17,7 @@ pub(in super::super) struct Args {
     /// The function
     name: String,
     /// Send this share to a revision (`@latest` follows the newest); the shares add up to 100
-    #[arg(long, value_name = "REVISION=PERCENT", value_delimiter = ',')]
+    #[arg(long, value_name = "REVISION=PERCENT", value_delimiter = ',', alias = "traffic")]
     set: Vec<String>,
     /// Give a revision a host name of its own, TAG-NAME.…
     #[arg(long, value_name = "REVISION=TAG", value_delimiter = ',')]

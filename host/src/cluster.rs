@@ -45,8 +45,6 @@ use listen::{bind, inside_listener};
 
 /// The name the API has towards servers of aggregated APIs.
 const FRONT_PROXY: &str = "front-proxy-client";
-/// Shortest prefix of a node's range of pod addresses.
-const NODE_MASK: u8 = 20;
 /// Longest time for pods to end when everything stops.
 const STOP: Duration = Duration::from_secs(30);
 
@@ -83,6 +81,8 @@ pub struct Settings {
     pub domain: String,
     /// Where pods get their addresses from.
     pub pod_range: String,
+    /// Length of the prefix of a node's part of it.
+    pub node_mask: u8,
     /// Where services get their addresses from.
     pub service_range: ServiceRange,
     /// The first and last port that services get on nodes.
@@ -266,7 +266,7 @@ impl Cluster {
             enabled: settings.controllers.clone(),
             volume_root: settings.data.join("volumes").display().to_string(),
             cluster_cidr: settings.pod_range.clone(),
-            node_cidr_mask: node_mask(&settings.pod_range),
+            node_cidr_mask: settings.node_mask,
             load_balancer: LoadBalancer::ClusterIp,
             ..Default::default()
         };
@@ -346,27 +346,9 @@ fn logs(data: &DataDir, audit: Option<&wasmk_apiserver::audit::Settings>) -> Vec
     all
 }
 
-/// Length of the prefix of a node's part of the pods' range: room for 4,094 pods, or else a quarter.
-fn node_mask(range: &str) -> u8 {
-    let length = range.split_once('/').and_then(|(_, length)| length.parse::<u8>().ok()).unwrap_or(NODE_MASK);
-    NODE_MASK.max(length.saturating_add(2))
-}
-
 async fn start_node(api: &ApiServer, name: &str, settings: &Settings, links: &Arc<Links>) -> Result<Node> {
     let client = api.client(&format!("system:node:{name}"), &["system:nodes", "system:authenticated"]);
     let node = agent::node(name, &settings.data, client, &settings.node_options).await?;
     links.add_local(name, node.router());
     Ok(node)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_node_has_room_for_its_pods() {
-        for (range, expect) in [("127.42.0.0/16", 20), ("127.42.64.0/18", 20), ("127.42.4.0/22", 24)] {
-            assert_eq!(node_mask(range), expect, "{range}");
-        }
-    }
 }

@@ -156,5 +156,5 @@ fn bad_input_is_named() {
         assert!(said.contains(expected), "{args:?}: {said}");
     }
     let out = Command::new(binary()).arg("nonsense").output().unwrap();
-    assert_eq!(out.status.code(), Some(2));
+    assert_eq!(out.status.code(), Some(1));
 }

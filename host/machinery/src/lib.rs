@@ -14,3 +14,4 @@ pub mod prune;
 pub mod resources;
 pub mod schema;
 pub mod validate;
+pub mod yaml;

@@ -7,8 +7,14 @@ use wasmk_api::{Quantity, Timestamp};
 use wasmk_net::{AddressPool, View};
 
 use crate::{
-    containers::Containers, engine::Engine, events::Events, functions::Functions, logs::Logs,
-    pod::env::Sources, running::Registry, starts::Starts,
+    containers::Containers,
+    engine::Engine,
+    events::Events,
+    functions::Functions,
+    logs::Logs,
+    pod::{Records, env::Sources},
+    running::Registry,
+    starts::Starts,
 };
 
 /// Images prepared (fetched, compiled) at the same time.
@@ -46,8 +52,8 @@ pub(crate) struct Context {
     pub events: Events,
     /// Functions answered without a pod.
     pub functions: Functions,
-    /// Where pods are on record.
-    pub pods_dir: PathBuf,
+    /// What is on record of the node's pods.
+    pub records: Records,
     /// Pod addresses, once the node has a range.
     pub addresses: watch::Receiver<Option<Arc<AddressPool>>>,
     /// What pods may use altogether.

@@ -17,8 +17,8 @@ use crate::{
     functions::Functions,
     http,
     logs::Logs,
-    machine, memory, pod,
-    pod::env::Place,
+    machine, memory,
+    pod::{Records, env::Place},
     pods::Pods,
     pressure,
     register::{Registrar, amounts, known_range},
@@ -65,11 +65,12 @@ impl Node {
         engine: Arc<dyn Engine>,
     ) -> Result<Self, NodeError> {
         let pods_dir = settings.data_dir.join("pods");
-        fs::DirBuilder::new()
+        let records = fs::DirBuilder::new()
             .recursive(true)
             .mode(0o700)
             .create(&pods_dir)
-            .map_err(|source| NodeError::Directory { path: pods_dir.clone(), source })?;
+            .and_then(|()| Records::open(pods_dir.clone()))
+            .map_err(|source| NodeError::Directory { path: pods_dir, source })?;
         let range = settings.pod_cidr.clone().or_else(|| known_range(&settings.data_dir));
         let pool = range.as_deref().map(AddressPool::new).transpose()?.map(Arc::new);
         let (addresses, addresses_out) = watch::channel(pool);
@@ -111,7 +112,7 @@ impl Node {
             running: Registry::default(),
             memory_dir,
             events,
-            pods_dir: pods_dir.clone(),
+            records,
             addresses: addresses_out,
             allocatable,
             started: Starts::default(),
@@ -123,7 +124,7 @@ impl Node {
         if let Some(containers) = &containers {
             containers.ask().await;
         }
-        let pods = Pods::new(cx.clone(), pod::load(&pods_dir));
+        let pods = Pods::new(cx.clone());
         let until_stopped = |work: futures::future::BoxFuture<'static, ()>| {
             let stop = stop.clone();
             async move {

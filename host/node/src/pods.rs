@@ -29,9 +29,9 @@ struct Entry {
 }
 
 impl Pods {
-    /// Takes up the pods found on disk; none runs before this returns.
-    pub(crate) fn new(cx: Arc<Context>, known: Vec<Known>) -> Arc<Self> {
-        let entries = known.into_iter().filter_map(|Known { pod, state }| {
+    /// Takes up the pods on record; none runs before this returns.
+    pub(crate) fn new(cx: Arc<Context>) -> Arc<Self> {
+        let entries = cx.records.known().into_iter().filter_map(|Known { pod, state }| {
             let uid = pod.metadata.uid.clone()?;
             let handle = pod::spawn(cx.clone(), pod.clone(), Some(state));
             Some((uid, Entry { pod, handle }))

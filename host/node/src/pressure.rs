@@ -79,7 +79,7 @@ async fn over_volume_limit(cx: &Context, pod: &Pod) -> Option<String> {
             continue;
         };
         let uid = pod.metadata.uid.as_deref().unwrap_or_default();
-        let dir = cx.pods_dir.join(uid).join("volumes").join(&volume.name);
+        let dir = cx.records.dir().join(uid).join("volumes").join(&volume.name);
         let used = tokio::task::spawn_blocking(move || size(&dir)).await.unwrap_or_default();
         if most > 0 && used > most {
             let name = &volume.name;
@@ -113,7 +113,7 @@ fn size(dir: &Path) -> u64 {
 /// Bytes that each pod's own directory holds, by uid.
 async fn sizes(cx: &Context, pods: &[Arc<Pod>]) -> HashMap<String, u64> {
     let uids: Vec<String> = pods.iter().filter_map(|p| p.metadata.uid.clone()).collect();
-    let dir = cx.pods_dir.clone();
+    let dir = cx.records.dir().to_path_buf();
     let measure = move || uids.into_iter().map(|uid| (uid.clone(), size(&dir.join(uid)))).collect();
     tokio::task::spawn_blocking(measure).await.unwrap_or_default()
 }

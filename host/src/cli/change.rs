@@ -5,7 +5,10 @@ use std::process::Command;
 use anyhow::{Context as _, Result, anyhow, bail};
 use http::Method;
 use serde_json::{Map, Value, json};
-use wasmk_machinery::decode::{self, Format as Encoding};
+use wasmk_machinery::{
+    decode::{self, Format as Encoding},
+    yaml,
+};
 
 use super::{
     Context, Exit,
@@ -266,7 +269,7 @@ pub(super) async fn edit(args: Edit, cx: &Context) -> Result<Exit> {
 /// Shows the object in an editor until the server takes it, or nothing is changed any more.
 async fn edit_one(api: &Api, path: &str, object: &Value) -> Result<bool> {
     let file = std::env::temp_dir().join(format!("wasmk-edit-{}.yaml", std::process::id()));
-    let original = serde_yaml::to_string(object)?;
+    let original = yaml::write(object);
     let mut text = original.clone();
     let mut complaint: Option<String> = None;
     let result = async {

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, Result, anyhow, bail};
 use base64::{Engine, engine::general_purpose::STANDARD};
 use serde_json::{Value, json};
+use wasmk_machinery::yaml;
 
 use super::{Context, Exit};
 use crate::{files, kubeconfig};
@@ -278,7 +279,7 @@ fn view(cx: &Context, mut config: Value, args: &View) -> Result<Exit> {
     }
     match args.output.as_str() {
         "json" => cx.out.line(serde_json::to_string_pretty(&config)?),
-        "yaml" => cx.out.text(&serde_yaml::to_string(&config)?),
+        "yaml" => cx.out.text(&yaml::write(&config)),
         other => bail!("--output must be yaml or json, not {other:?}"),
     }
     Ok(Exit::Done)

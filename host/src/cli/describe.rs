@@ -1,6 +1,6 @@
 //! `wasmk describe`: an object for people, with its events.
 
-use anyhow::{Result, bail};
+use anyhow::Result;
 use base64::{Engine, engine::general_purpose::STANDARD};
 use serde_json::Value;
 
@@ -60,7 +60,7 @@ pub(super) async fn run(args: Args, cx: &Context) -> Result<Exit> {
         }
     }
     if shown == 0 {
-        bail!("No resources found in {} namespace.", api.default_namespace());
+        cx.out.note(format!("No resources found in {} namespace.", api.default_namespace()));
     }
     Ok(Exit::Done)
 }

@@ -3,6 +3,7 @@
 use anyhow::{Context as _, Result, bail};
 use serde::Serialize;
 use serde_json::Value;
+use wasmk_machinery::yaml;
 
 use super::{jsonpath::Template, output::aligned};
 
@@ -64,7 +65,7 @@ impl Format {
         let each = || -> Vec<&Value> { items.map_or_else(|| vec![value], |items| items.iter().collect()) };
         Ok(match self {
             Self::Json => json_text(&sorted(value))?,
-            Self::Yaml => serde_yaml::to_string(&sorted(value))?,
+            Self::Yaml => yaml::write(value),
             Self::Name => each().into_iter().map(|o| format!("{}\n", named(o))).collect(),
             Self::Template(template) => template.render(value)?,
             Self::Columns(columns) => {

@@ -190,13 +190,14 @@ enum Command {
     Version(version::Args),
 }
 
-/// Runs the command line and returns the process's exit code: 0 done, 1 failed or "no", 2 wrong usage.
+/// Runs the command line and returns the process's exit code: 0 done, 1 failed, "no" or wrong usage, as
+/// kubectl has it.
 pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     let cli = match Cli::try_parse_from(args) {
         Ok(cli) => cli,
         Err(e) => {
             let _ = e.print();
-            return ExitCode::from(if e.use_stderr() { 2 } else { 0 });
+            return ExitCode::from(u8::from(e.use_stderr()));
         }
     };
     // Guests and the API share the process; both want the same provider.

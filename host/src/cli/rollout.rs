@@ -4,6 +4,7 @@ use anyhow::{Context as _, Result, anyhow, bail};
 use http::Method;
 use serde_json::{Value, json};
 use tokio::time::{Duration, Instant, sleep};
+use wasmk_machinery::yaml;
 
 use super::{
     Context, Exit,
@@ -257,7 +258,7 @@ async fn history(cx: &Context, api: &Api, target: &Target<'_>, wanted: Option<i6
 
 fn template_text(template: &Value) -> Result<String> {
     let mut text = String::new();
-    for line in serde_yaml::to_string(template)?.lines() {
+    for line in yaml::write(template).lines() {
         text.push_str(&format!("  {line}\n"));
     }
     Ok(text)

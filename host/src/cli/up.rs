@@ -89,6 +89,10 @@ pub(super) struct Args {
     /// Where pods get their addresses from; two clusters on one machine need parts of the default
     #[arg(long, value_name = "CIDR", default_value = "127.42.0.0/16", value_parser = pod_range)]
     pod_cidr: String,
+    /// Length of the prefix of each node's part of the pods' range, at most 30; without it 20, for 4,094 pods, or
+    /// else so long that the range has four parts
+    #[arg(long, alias = "node-cidr-mask-size-ipv4", value_name = "BITS", value_parser = clap::value_parser!(u8).range(8..=30))]
+    node_cidr_mask_size: Option<u8>,
     /// Where services get their addresses from; two clusters on one machine need parts of the default
     #[arg(long, alias = "service-cluster-ip-range", value_name = "CIDR", default_value = "127.43.0.0/16", value_parser = service_range)]
     service_cidr: ServiceRange,
@@ -162,6 +166,7 @@ fn settings(args: Args) -> Result<Settings> {
         },
         event_ttl: args.event_ttl,
         domain: args.domain,
+        node_mask: node_mask(&args.pod_cidr, args.node_cidr_mask_size)?,
         pod_range: args.pod_cidr,
         service_range: args.service_cidr,
         node_ports: args.service_node_port_range,
@@ -178,6 +183,17 @@ fn pod_range(text: &str) -> Result<String, String> {
         );
     }
     Ok(text.to_owned())
+}
+
+/// Length of the prefix of a node's part of the pods' range: that asked for, or room for 4,094 pods, or else a quarter.
+fn node_mask(range: &str, asked: Option<u8>) -> Result<u8> {
+    let length = ServiceRange::parse(range).context("the pods' range is none")?.prefix;
+    if let Some(asked) = asked.filter(|asked| *asked < length) {
+        bail!(
+            "--node-cidr-mask-size {asked} is larger than the whole of --pod-cidr {range}: {length} or more was expected"
+        );
+    }
+    Ok(asked.unwrap_or(20.max(length.saturating_add(2))))
 }
 
 fn service_range(text: &str) -> Result<ServiceRange, String> {
@@ -268,6 +284,19 @@ fn announce(cx: &Context, data: &DataDir, running: &Running, merge: Option<Optio
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_node_has_room_for_its_pods() {
+        let check = |range: &str, asked: Option<u8>, expect: u8| {
+            assert_eq!(node_mask(range, asked).unwrap(), expect, "{range} {asked:?}");
+        };
+        check("127.42.0.0/16", None, 20);
+        check("127.42.64.0/18", None, 20);
+        check("127.42.4.0/22", None, 24);
+        check("127.42.0.0/16", Some(17), 17);
+        let error = node_mask("127.42.4.0/22", Some(21)).unwrap_err().to_string();
+        assert!(error.starts_with("--node-cidr-mask-size 21 is larger than"), "{error}");
+    }
 
     #[test]
     fn the_api_has_its_usual_port() {

@@ -2,6 +2,7 @@
 
 use anyhow::Result;
 use serde_json::{Value, json};
+use wasmk_machinery::yaml;
 
 use super::{Context, Exit, api::Api};
 
@@ -42,7 +43,7 @@ pub(super) async fn run(args: Args, cx: &Context) -> Result<Exit> {
             }
             cx.out.text(&match format {
                 Format::Json => format!("{}\n", serde_json::to_string_pretty(&all)?),
-                Format::Yaml => serde_yaml::to_string(&all)?,
+                Format::Yaml => yaml::write(&all),
             });
         }
     }

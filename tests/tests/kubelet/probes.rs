@@ -122,9 +122,10 @@ fn probes_keep_their_times(p: &Program) {
         let out = p.kubectl_output(&["exec", "timed", "--", "cat", "/tmp/times"], None);
         String::from_utf8_lossy(&out.stdout).lines().filter_map(|t| t.parse().ok()).collect()
     };
-    let times = p.until("four probes", times, |times| times.len() >= 5);
+    let times = p.until("seven probes", times, |times| times.len() >= 8);
     assert!(times[1] - times[0] >= 2.5, "not before its delay: {times:?}");
-    assert!(times[4] - times[1] >= 5.0, "not more often than its period: {times:?}");
+    // Each may begin late, on a busy machine by a period.
+    assert!(times[7] - times[1] >= 10.0, "not more often than its period: {times:?}");
     let count = |p: &Program| p.within("wavering", "cat /tmp/n").trim().parse::<u32>().unwrap_or(0);
     p.until_row("wavering", "1/1 Running 0");
     let since = "{.status.conditions[?(@.type=='Ready')].status} {.status.conditions[?(@.type=='Ready')].lastTransitionTime}";

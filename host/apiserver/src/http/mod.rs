@@ -4,7 +4,6 @@ pub(crate) mod negotiate;
 pub(crate) mod query;
 pub(crate) mod request;
 pub(crate) mod respond;
-mod yaml;
 
 pub(crate) use negotiate::{Form, Format, Wanted};
 pub(crate) use query::{ListOptions, Match, Query};

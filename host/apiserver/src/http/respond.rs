@@ -55,7 +55,7 @@ pub(crate) fn value_as(code: StatusCode, wanted: Wanted, value: &impl Serialize)
         (Format::Json, false) => serde_json::to_vec(value).map_err(|e| e.to_string()),
         (Format::Json, true) => serde_json::to_vec_pretty(value).map_err(|e| e.to_string()),
         (Format::Yaml, _) => serde_json::to_value(value)
-            .map(|value| super::yaml::write(&value).into_bytes())
+            .map(|value| wasmk_machinery::yaml::write(&value).into_bytes())
             .map_err(|e| e.to_string()),
         (Format::Protobuf, _) => match serde_json::to_value(value) {
             Ok(value) => match protobuf::value(&value) {

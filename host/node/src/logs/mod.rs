@@ -147,7 +147,10 @@ impl Logs {
 
     fn enter(&self, path: PathBuf, version: &Arc<watch::Sender<u64>>) {
         let mut live = self.live.lock();
-        live.retain(|_, w| w.strong_count() > 0);
+        // Looked through only when it would grow: there may be many.
+        if live.len() == live.capacity() {
+            live.retain(|_, w| w.strong_count() > 0);
+        }
         live.insert(path, Arc::downgrade(version));
     }
 

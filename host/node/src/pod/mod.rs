@@ -21,5 +21,5 @@ pub(crate) mod worker;
 
 pub(crate) use container::{cpu_limit, memory_limit, per_request};
 pub(crate) use images::logins;
-pub(crate) use store::{Known, load};
+pub(crate) use store::{Known, Records};
 pub(crate) use worker::{Handle, spawn};

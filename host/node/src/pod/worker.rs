@@ -21,7 +21,6 @@ use super::{
     plan::{Action, is_over, plan},
     setup::{self, Placed, SetUp},
     state::{PodState, Setup, Verdict},
-    store::Record,
     volumes,
 };
 use crate::{context::Context, engine::Failure, events::Level, static_pods};
@@ -36,6 +35,9 @@ const WRITE_LIMIT: Duration = Duration::from_secs(15);
 const SETUP_RETRY: Duration = Duration::from_secs(5);
 /// How often volumes that follow the API are brought up to date.
 const REFRESH: Duration = Duration::from_secs(45);
+/// How long a new pod may take to run before the API is told that it is about to: most run sooner, and need one
+/// write less.
+const BEGINNING: Duration = Duration::from_secs(1);
 /// Plans in a row without waiting for news; more would mean plans that do not settle.
 const MAX_STEPS: usize = 16;
 
@@ -95,9 +97,7 @@ pub(crate) fn spawn(cx: Arc<Context>, pod: Arc<Pod>, state: Option<PodState>) ->
         None => PodState::adopt(&pod, now),
     };
     let (news_in, news) = mpsc::channel(NEWS);
-    let uid = pod.metadata.uid.clone().unwrap_or_default();
     let worker = Worker {
-        record: Record::new(&cx.pods_dir, &uid),
         written: pod.status.clone().unwrap_or_default(),
         synced: false,
         stale: false,
@@ -121,7 +121,6 @@ struct Worker {
     cx: Arc<Context>,
     pod: Arc<Pod>,
     state: PodState,
-    record: Record,
     /// The status last known to be in the API.
     written: PodStatus,
     /// This agent wrote `written` itself.
@@ -223,10 +222,12 @@ impl Worker {
     fn sooner(&self, wake: Option<Timestamp>) -> Option<tokio::time::Instant> {
         let now = Timestamp::now();
         let planned = wake.map(|w| tokio::time::Instant::now() + w.since(now) + Duration::from_millis(1));
-        match (planned, self.retry_at) {
-            (Some(a), Some(b)) => Some(a.min(b)),
-            (a, b) => a.or(b),
-        }
+        [planned, self.retry_at, self.begins_until()].into_iter().flatten().min()
+    }
+
+    /// Until when the API need not know that the pod is about to run.
+    fn begins_until(&self) -> Option<tokio::time::Instant> {
+        self.arrived.map(|at| at + BEGINNING).filter(|until| *until > tokio::time::Instant::now())
     }
 
     /// Plans and does until there is nothing to do now; when to look again.
@@ -249,7 +250,7 @@ impl Worker {
         }
         self.free_address_when_over();
         if !self.released
-            && let Err(error) = self.record.save(&self.pod, &self.state)
+            && let Err(error) = self.cx.records.save(self.uid(), &self.pod, &self.state)
         {
             tracing::warn!(pod = %self.name(), %error, "cannot keep the record of a pod");
         }
@@ -282,7 +283,7 @@ impl Worker {
         let work = SetUp {
             cx: self.cx.clone(),
             pod: self.pod.clone(),
-            dir: self.record.dir().to_path_buf(),
+            dir: self.cx.records.pod_dir(self.uid()),
             ip: self.state.ip,
             sandbox: self.state.sandbox.clone(),
         };
@@ -345,7 +346,8 @@ impl Worker {
     }
 
     fn volumes_job(&self) -> impl Future<Output = Result<(), Failure>> + Send + 'static {
-        let (cx, pod, dir) = (self.cx.clone(), self.pod.clone(), self.record.dir().join("volumes"));
+        let (cx, pod, dir) =
+            (self.cx.clone(), self.pod.clone(), self.cx.records.pod_dir(self.uid()).join("volumes"));
         let place = setup::place(&cx, &pod, self.state.ip);
         async move { volumes::prepare(&pod, &dir, &place, &*cx.sources).await }
     }

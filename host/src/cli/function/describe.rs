@@ -3,6 +3,7 @@
 use anyhow::Result;
 use serde_json::{Value, json};
 use wasmk_api::{Timestamp, human_duration};
+use wasmk_machinery::yaml;
 
 use super::{
     super::{Context, Exit, api::Api, selection::with_query},
@@ -64,7 +65,7 @@ pub(in super::super) async fn export(args: Export, cx: &Context) -> Result<Exit>
 fn print(value: &Value, format: Format, cx: &Context) -> Result<Exit> {
     match format {
         Format::Json => cx.out.line(serde_json::to_string_pretty(value)?),
-        Format::Yaml => cx.out.text(&serde_yaml::to_string(value)?),
+        Format::Yaml => cx.out.text(&yaml::write(value)),
     }
     Ok(Exit::Done)
 }

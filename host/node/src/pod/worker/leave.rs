@@ -33,6 +33,10 @@ impl Worker {
         if self.synced && wanted == self.written {
             return;
         }
+        let ends = self.pod.metadata.deletion_timestamp.is_some();
+        if !ends && self.begins_until().is_some() && is_beginning(&wanted) {
+            return;
+        }
         self.busy.writing = true;
         let (api, name) = (self.api(), self.pod.metadata.name.clone().unwrap_or_default());
         // A pod of the node's own has another uid in the API than here.
@@ -123,7 +127,11 @@ impl Worker {
         }
         self.cx.running.set_namespace(self.uid(), None);
         self.cx.running.set_ports(self.uid(), Default::default());
-        Some(Left { cx: self.cx.clone(), pod: self.pod.clone(), aside: self.record.set_aside() })
+        Some(Left {
+            cx: self.cx.clone(),
+            pod: self.pod.clone(),
+            aside: self.cx.records.set_aside(self.uid()),
+        })
     }
 
     pub(super) fn gone(mut self) {
@@ -187,6 +195,14 @@ impl Left {
             tracing::error!(%error, "the removal of a pod's directories broke");
         }
     }
+}
+
+/// Whether a status says nothing but that containers are being made.
+fn is_beginning(status: &PodStatus) -> bool {
+    let containers = status.init_container_statuses.iter().chain(&status.container_statuses).flatten();
+    let mut reasons = containers.map(|c| c.state.as_ref()?.waiting.as_ref()?.reason.as_deref());
+    status.phase.as_deref() == Some("Pending")
+        && reasons.all(|reason| matches!(reason, Some("ContainerCreating" | "PodInitializing")))
 }
 
 fn is_gone(error: &kube::Error) -> bool {

@@ -48,7 +48,7 @@ impl Worker {
             number: self.next_run,
             attempt: self.state.container(name).restarts,
             place: setup::place(&self.cx, &self.pod, self.state.ip),
-            dir: self.record.dir().to_path_buf(),
+            dir: self.cx.records.pod_dir(self.uid()),
             sandbox: self.state.sandbox.clone(),
             found,
             stop: stop.clone(),

@@ -7,7 +7,7 @@ use serde_json::{Map, Value};
 const WORDS: [&str; 12] = ["", "~", "null", "true", "false", "yes", "no", "on", "off", "y", "n", "<<"];
 
 /// Writes a value as a document.
-pub(super) fn write(value: &Value) -> String {
+pub fn write(value: &Value) -> String {
     let mut out = String::new();
     match value {
         Value::Object(map) if !map.is_empty() => write_map(&mut out, map, 0),
@@ -223,9 +223,7 @@ mod tests {
             "{written}"
         );
         assert!(written.contains("text: |\n  one\n  two\n"), "{written}");
-        let (read, _) =
-            wasmk_machinery::decode::plain(written.as_bytes(), wasmk_machinery::decode::Format::Yaml)
-                .unwrap();
+        let (read, _) = crate::decode::plain(written.as_bytes(), crate::decode::Format::Yaml).unwrap();
         assert_eq!(read, value, "{written}");
     }
 }

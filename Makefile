@@ -43,4 +43,4 @@ ledger: ## how many features are proven by a test, per area
 bench: ## the figures, beside what was promised
 	@tools/build-test-guests >/dev/null
 	cargo bench --locked --workspace --bench program --bench store --bench objects --bench scheduler --bench fleet \
-	  --bench engine --bench gateway --bench functions --bench api --bench node
+	  --bench engine --bench gateway --bench functions --bench api --bench access --bench node

@@ -58,6 +58,11 @@ impl Authorizers {
         Ok(Self(all))
     }
 
+    /// Whether somebody is asked whose answer takes its time.
+    pub(crate) fn may_wait(&self) -> bool {
+        self.0.iter().any(|authorizer| matches!(authorizer, Asked::Webhook(_)))
+    }
+
     /// Decides. Administrators may do everything, whoever else is asked.
     pub(crate) async fn decide(&self, user: &User, asked: &Attributes<'_>) -> Decision {
         if user.is_in(MASTERS) {

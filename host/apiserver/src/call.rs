@@ -1,14 +1,16 @@
 //! One request on its way through the server.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use http::{HeaderMap, Method};
 use parking_lot::Mutex;
 use wasmk_api::Status;
 
 use crate::{
+    admission::Asker,
     auth::User,
     http::{Query, RequestInfo, Wanted},
+    server::Core,
 };
 
 /// What handlers know of a request.
@@ -27,6 +29,7 @@ pub(crate) struct Call {
     pub(crate) wanted: Wanted,
     warnings: Mutex<Vec<String>>,
     annotations: Mutex<Vec<(String, String)>>,
+    asker: OnceLock<Arc<Asker>>,
 }
 
 /// Most warnings one answer carries.
@@ -53,7 +56,13 @@ impl Call {
             wanted,
             warnings: Mutex::default(),
             annotations: Mutex::default(),
+            asker: OnceLock::new(),
         }
+    }
+
+    /// Who answers what expressions ask of the authorizers.
+    pub(crate) fn asker(&self, core: &Arc<Core>) -> &Arc<Asker> {
+        self.asker.get_or_init(|| Asker::new(core, &self.user))
     }
 
     /// Adds a `Warning` header to the answer, once.

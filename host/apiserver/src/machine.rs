@@ -302,10 +302,9 @@ pub(crate) fn field_manager<T>(
 /// # Errors
 /// When the kind has no schema.
 pub(crate) fn manage_create(work: &Work<'_>, object: &mut Object) -> Result<(), Status> {
-    if work.owned {
-        return Ok(());
-    }
-    manage(work, &work.resource.gvk, object, None, "")
+    let managed = if work.owned { Ok(()) } else { manage(work, &work.resource.gvk, object, None, "") };
+    wasmk_kinds::forget_empty(object);
+    managed
 }
 
 /// Records who changed the fields of an object.
@@ -315,14 +314,23 @@ pub(crate) fn manage_create(work: &Work<'_>, object: &mut Object) -> Result<(), 
 pub(crate) fn manage_update(
     work: &Work<'_>,
     new: &mut Object,
-    old: &Object,
+    old: &mut Object,
     mode: Mode,
 ) -> Result<(), Status> {
     // Other subresources keep account of owners themselves, before they leave out what they do not change.
-    if work.owned || !matches!(mode, Mode::Main | Mode::Status) {
-        return Ok(());
-    }
-    manage(work, &work.resource.gvk, new, Some(old), mode.subresource())
+    let managed = match !work.owned && matches!(mode, Mode::Main | Mode::Status) {
+        true => {
+            let live = Value::Object(std::mem::take(&mut old.0));
+            let managed = manage(work, &work.resource.gvk, new, Some(&live), mode.subresource());
+            if let Value::Object(map) = live {
+                old.0 = map;
+            }
+            managed
+        }
+        false => Ok(()),
+    };
+    wasmk_kinds::forget_empty(new);
+    managed
 }
 
 /// Records who changed an object through a subresource, or made one of another kind than the resource's.
@@ -336,21 +344,21 @@ pub(crate) fn manage_as(
     old: Option<&Object>,
     subresource: &str,
 ) -> Result<(), Status> {
-    manage(work, gvk, object, old, subresource)
+    let live = old.map(|old| Value::Object(old.0.clone()));
+    manage(work, gvk, object, live.as_ref(), subresource)
 }
 
 fn manage(
     work: &Work<'_>,
     gvk: &Gvk,
     object: &mut Object,
-    old: Option<&Object>,
+    live: Option<&Value>,
     subresource: &str,
 ) -> Result<(), Status> {
     let schema = schema(work.resource, gvk)?;
     let mut value = Value::Object(std::mem::take(&mut object.0));
-    let live = old.map(|o| Value::Object(o.0.clone()));
     // Of an object that does not fit its schema any more, nobody knows who set what.
-    if live.as_ref().is_some_and(|live| wasmk_machinery::apply::misfits(&schema, live)) {
+    if live.is_some_and(|live| wasmk_machinery::apply::misfits(&schema, live)) {
         if let Value::Object(map) = value {
             object.0 = map;
         }
@@ -358,7 +366,7 @@ fn manage(
         return Ok(());
     }
     field_manager(work, gvk, &schema, subresource, |fields| {
-        fields.update(live.as_ref(), &mut value, &work.manager);
+        fields.update(live, &mut value, &work.manager);
     });
     if let Value::Object(map) = value {
         object.0 = map;
@@ -381,19 +389,41 @@ impl Versions for Others<'_> {
 
 /// Whether a change changes nothing but times in the managed fields.
 pub(crate) fn same(new: &Object, old: &Object) -> bool {
-    if new == old {
-        return true;
-    }
-    let strip = |object: &Object| -> Map<String, Value> {
-        let mut map = object.0.clone();
-        let fields =
-            map.get_mut("metadata").and_then(|m| m.get_mut("managedFields")).and_then(Value::as_array_mut);
-        for field in fields.into_iter().flatten().filter_map(Value::as_object_mut) {
-            field.shift_remove("time");
+    equal_with(&new.0, &old.0, |key, new, old| match (key, new, old) {
+        ("metadata", Value::Object(new), Value::Object(old)) => {
+            equal_with(
+                new,
+                old,
+                |key, new, old| {
+                    if key == "managedFields" { same_owners(new, old) } else { new == old }
+                },
+            )
         }
-        map
+        _ => new == old,
+    })
+}
+
+/// Whether maps have the same keys, with values that are equal by that word.
+fn equal_with(
+    new: &Map<String, Value>,
+    old: &Map<String, Value>,
+    equal: impl Fn(&str, &Value, &Value) -> bool,
+) -> bool {
+    new.len() == old.len()
+        && new.iter().all(|(key, new)| old.get(key).is_some_and(|old| equal(key, new, old)))
+}
+
+fn same_owners(new: &Value, old: &Value) -> bool {
+    let (Some(new), Some(old)) = (new.as_array(), old.as_array()) else { return new == old };
+    let timeless = |entry: &'_ Value| -> usize {
+        entry.as_object().map_or(0, |map| map.len() - usize::from(map.contains_key("time")))
     };
-    strip(new) == strip(old)
+    let same = |(new, old): (&Value, &Value)| {
+        let (Some(fields), Some(others)) = (new.as_object(), old.as_object()) else { return new == old };
+        let mut rest = fields.iter().filter(|(key, _)| *key != "time");
+        timeless(new) == timeless(old) && rest.all(|(key, value)| others.get(key) == Some(value))
+    };
+    new.len() == old.len() && new.iter().zip(old).all(same)
 }
 
 /// Fills in the defaults of a custom resource.

@@ -6,11 +6,11 @@ use wasmk_machinery::names;
 
 use crate::errors::{At, Errors};
 use crate::fields::{in_spec, spec, status, top};
-use crate::resource_names::read;
+use crate::resource_names::{self, read};
 use crate::table::age;
 use crate::value::{get, int, list, map_mut, or_null, set_default, some_map, text, text_at};
 use crate::workloads::not_negative;
-use crate::{Column, Kind, NameRule, columns, normalize, selector};
+use crate::{Column, Kind, NameRule, columns, normalize};
 
 /// How many metrics a table shows.
 const SHOWN: usize = 2;
@@ -195,38 +195,74 @@ fn reference(reference: &Value, at: &At<'_>, errors: &mut Errors) {
     }
 }
 
+/// The types of metrics as errors list them.
+const METRICS: [&str; 5] = ["ContainerResource", "External", "Object", "Pods", "Resource"];
+/// Where metrics are described, in the order in which the first of them is looked at.
+const SOURCES: [&str; 5] = ["object", "external", "pods", "resource", "containerResource"];
+
 fn check_metric(metric: &Value, at: &At<'_>, errors: &mut Errors) {
-    let kinds = ["ContainerResource", "External", "Object", "Pods", "Resource"];
     let kind = text(metric, "type");
+    let place = at.field("type");
     if kind.is_empty() {
-        errors.required(&at.field("type"), "must specify a metric source type");
-        return;
+        errors.required(&place, "must specify a metric source type");
     }
-    if !kinds.contains(&kind) {
-        errors.unsupported(&at.field("type"), kind, &kinds);
-        return;
+    let known = METRICS.contains(&kind);
+    if !known {
+        errors.unsupported(&place, kind, &METRICS);
     }
-    let field = part(kind);
-    let at = at.field(field);
-    let Some(source) = get(metric, field) else {
-        errors.required(&at, "must populate information for the given metric source");
-        return;
-    };
-    let target = or_null(source, "target");
-    let place = at.field("target");
-    match kind {
-        "Resource" | "ContainerResource" => {
-            if text(source, "name").is_empty() {
+    let present: Vec<&str> = SOURCES.into_iter().filter(|field| get(metric, field).is_some()).collect();
+    if let Some(field) = present.first() {
+        check_source(or_null(metric, field), field, &at.field(field), errors);
+    }
+    let expected = if known { part(kind) } else { "" };
+    if !known {
+        // It is said once for the type and once for the source that does not follow from it.
+        errors.unsupported(&place, kind, &METRICS);
+    } else if !present.contains(&expected) {
+        errors.required(&at.field(expected), "must populate information for the given metric source");
+    }
+    if present.len() > 1 {
+        for field in present.into_iter().filter(|field| *field != expected) {
+            errors.forbidden(&at.field(field), "must populate the given metric source only");
+        }
+    }
+}
+
+fn check_source(source: &Value, field: &str, at: &At<'_>, errors: &mut Errors) {
+    let (target, place) = (or_null(source, "target"), at.field("target"));
+    match field {
+        "resource" | "containerResource" => {
+            let name = text(source, "name");
+            if name.is_empty() {
                 errors.required(&at.field("name"), "must specify a resource name");
+            } else if field == "containerResource" {
+                resource_names::of_container(name, &at.field("name"), errors);
             }
-            if kind == "ContainerResource" && text(source, "container").is_empty() {
-                errors.required(&at.field("container"), "must specify a container");
+            if field == "containerResource" {
+                container(text(source, "container"), &at.field("container"), errors);
             }
+            check_target(target, &place, errors);
             resource_target(target, &place, errors);
         }
-        _ => named_target(source, kind, target, &at, errors),
+        _ => {
+            if field == "object" {
+                reference(or_null(source, "describedObject"), &at.field("describedObject"), errors);
+            }
+            metric_name(text(or_null(source, "metric"), "name"), &at.field("metric"), errors);
+            check_target(target, &place, errors);
+            named_target(target, field, &place, errors);
+        }
     }
-    check_target(target, &place, errors);
+}
+
+fn container(name: &str, at: &At<'_>, errors: &mut Errors) {
+    if name.is_empty() {
+        errors.required(at, "must specify a container");
+        return;
+    }
+    for why in names::dns1123_label(name) {
+        errors.invalid_text(at, name, &why);
+    }
 }
 
 fn resource_target(target: &Value, at: &At<'_>, errors: &mut Errors) {
@@ -244,48 +280,42 @@ fn resource_target(target: &Value, at: &At<'_>, errors: &mut Errors) {
     }
 }
 
-fn named_target(source: &Value, kind: &str, target: &Value, at: &At<'_>, errors: &mut Errors) {
-    let metric = or_null(source, "metric");
-    let place = at.field("metric");
-    match text(metric, "name") {
-        "" => errors.required(&place.field("name"), "must specify a metric name"),
-        name => {
-            for why in names::path_segment(name) {
-                errors.invalid_text(&place.field("name"), name, &why);
-            }
-        }
+fn metric_name(name: &str, at: &At<'_>, errors: &mut Errors) {
+    if name.is_empty() {
+        errors.required(&at.field("name"), "must specify a metric name");
     }
-    selector::check(or_null(metric, "selector"), &place.field("selector"), errors);
-    if kind == "Object" {
-        reference(or_null(source, "describedObject"), &at.field("describedObject"), errors);
+    for why in names::path_segment(name) {
+        errors.invalid_text(&at.field("name"), name, &why);
     }
-    let place = at.field("target");
+}
+
+fn named_target(target: &Value, field: &str, at: &At<'_>, errors: &mut Errors) {
     let (value, average) = (get(target, "value").is_some(), get(target, "averageValue").is_some());
-    match kind {
-        "Pods" if !average => {
-            let why = "must specify a positive target averageValue";
-            errors.required(&place.field("averageValue"), why);
+    let place = at.field("averageValue");
+    match field {
+        "pods" if !average => errors.required(&place, "must specify a positive target averageValue"),
+        "object" if !value && !average => {
+            errors.required(&place, "must set either a target value or averageValue");
         }
-        "Object" | "External" if !value && !average => {
-            let why = "must set either a target value or averageValue";
-            errors.required(&place.field("averageValue"), why);
+        "external" if !value && !average => {
+            errors.required(&place, "must set either a target value for metric or a per-pod target");
         }
-        "External" if value && average => {
+        "external" if value && average => {
             let why = "may not set both a target value for metric and a per-pod target";
-            errors.forbidden(&place.field("value"), why);
+            errors.forbidden(&at.field("value"), why);
         }
         _ => {}
     }
 }
 
 fn check_target(target: &Value, at: &At<'_>, errors: &mut Errors) {
-    match text(target, "type") {
-        "" => errors.required(&at.field("type"), "must specify a metric target type"),
-        "Utilization" | "Value" | "AverageValue" => {}
-        other => {
-            let why = "must be either Utilization, Value, or AverageValue";
-            errors.invalid_text(&at.field("type"), other, why);
-        }
+    let kind = text(target, "type");
+    if kind.is_empty() {
+        errors.required(&at.field("type"), "must specify a metric target type");
+    }
+    if !matches!(kind, "Utilization" | "Value" | "AverageValue") {
+        let why = "must be either Utilization, Value, or AverageValue";
+        errors.invalid_text(&at.field("type"), kind, why);
     }
     for key in ["value", "averageValue"] {
         let amount = or_null(target, key);

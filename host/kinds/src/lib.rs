@@ -53,6 +53,7 @@ pub use meta::{
     NameRule, check as check_metadata, check_update as check_metadata_update, finalizer_warnings,
 };
 pub use net::is_own;
+pub use normalize::forget_empty;
 pub use registry::kind;
 
 pub use wasmk_api::Object;

@@ -37,11 +37,7 @@ fn normalize_struct(map: &mut Map<String, Value>, index: usize, depth: usize) {
     map.retain(|key, value| match shape.field(key) {
         Some(field) => {
             normalize_value(value, &field.kind, depth + 1);
-            if is_empty_slice(value, field) {
-                *value = Value::Null;
-                return true;
-            }
-            !is_left_out(value, field)
+            is_empty_slice(value, field) || !is_left_out(value, field)
         }
         None => true,
     });
@@ -89,6 +85,40 @@ fn normalize_scalar(value: &mut Value, scalar: Scalar) {
         && value.as_str() != Some(&*written)
     {
         *value = written.into();
+    }
+}
+
+/// Makes the empty lists and maps null that are always written: storage does not tell them from none. Whoever sent
+/// them owns them, so this comes after the owners were settled.
+pub fn forget_empty(obj: &mut Object) {
+    if let Some(root) = types().of(obj.api_version(), obj.kind()) {
+        forget(&mut obj.0, root, 0);
+    }
+}
+
+fn forget(map: &mut Map<String, Value>, index: usize, depth: usize) {
+    let shape = &types().structs[index];
+    for (key, value) in map.iter_mut().filter(|_| depth <= MAX_DEPTH) {
+        let Some(field) = shape.field(key) else { continue };
+        if is_empty_slice(value, field) {
+            *value = Value::Null;
+        } else {
+            forget_in(value, &field.kind, depth + 1);
+        }
+    }
+}
+
+fn forget_in(value: &mut Value, kind: &Type, depth: usize) {
+    match (kind, value) {
+        (Type::Optional(inner), value) => forget_in(value, inner, depth),
+        (Type::Struct(index), Value::Object(map)) => forget(map, *index, depth),
+        (Type::List(inner), Value::Array(items)) if !is_plain(inner) => {
+            items.iter_mut().for_each(|item| forget_in(item, inner, depth));
+        }
+        (Type::Map(inner), Value::Object(map)) if !is_plain(inner) => {
+            map.values_mut().for_each(|item| forget_in(item, inner, depth));
+        }
+        _ => {}
     }
 }
 

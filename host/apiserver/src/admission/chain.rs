@@ -38,7 +38,7 @@ impl Step {
     ) -> Result<bool, Status> {
         match (self, object) {
             (Self::Hook(hook), object) => hook.mutate(work, subresource, object, old, turn).await,
-            (Self::Policy(bound), Some(object)) => bound.mutate(work, subresource, object, old),
+            (Self::Policy(bound), Some(object)) => bound.mutate(work, subresource, object, old).await,
             // Nothing is left to change of what is deleted.
             (Self::Policy(_), None) => Ok(false),
         }

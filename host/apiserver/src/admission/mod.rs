@@ -4,6 +4,7 @@
 //! resources it looks at; one file per concern. What they need to know they read from the caches.
 
 mod amounts;
+mod asker;
 mod certificates;
 mod chain;
 mod defaults;
@@ -28,6 +29,7 @@ use std::sync::Arc;
 
 use wasmk_api::{Object, Status};
 
+pub(crate) use asker::Asker;
 pub(crate) use kept::Kept;
 pub(crate) use mutations::Mutation;
 pub(crate) use plugins::Plugin;
@@ -217,7 +219,7 @@ pub(crate) async fn validate(
     let new_seen = scales[0].as_ref().unwrap_or(new);
     let old_seen = scales[1].as_ref().or(old);
     if work.core.config.admission.has(Plugin::ValidatingAdmissionPolicy) {
-        policies::check(work, Some(new_seen), old_seen, mode)?;
+        policies::check(work, Some(new_seen), old_seen, mode).await?;
     }
     if webhooks::are_asked(work) {
         webhooks::validate(&Question::new(work, mode.subresource(), Some(new_seen), old_seen)).await?;
@@ -249,7 +251,7 @@ pub(crate) async fn validate_delete(work: &Work<'_>, old: &Object) -> Result<(),
     }
     chain::mutate(work, None, Some(old), Mode::Main).await?;
     if on(Plugin::ValidatingAdmissionPolicy) {
-        policies::check(work, None, Some(old), Mode::Main)?;
+        policies::check(work, None, Some(old), Mode::Main).await?;
     }
     if webhooks::are_asked(work) {
         webhooks::validate(&Question::new(work, "", None, Some(old))).await?;

@@ -85,7 +85,7 @@ impl Bound {
     ///
     /// # Errors
     /// When a mutation fails and the policy does not pass that over.
-    pub(super) fn mutate(
+    pub(super) async fn mutate(
         &self,
         work: &Work<'_>,
         subresource: &str,
@@ -100,8 +100,13 @@ impl Bound {
         if question.matches(binding, "resourceRules", true).is_none() {
             return Ok(false);
         }
-        let outcome = policies::params(&question, self.policy.spec.get("paramKind"), &self.spec)
-            .and_then(|all| self.all(work, subresource, &about, &present, old, &all));
+        let outcome = loop {
+            let outcome = policies::params(&question, self.policy.spec.get("paramKind"), &self.spec)
+                .and_then(|all| self.all(work, subresource, &about, &present, old, &all));
+            if !question.find_out().await {
+                break outcome;
+            }
+        };
         match outcome {
             Ok(new) => *object = new,
             Err(why) if text(&self.policy.spec, "failurePolicy") == "Ignore" => {

@@ -73,19 +73,27 @@ impl Policy {
 ///
 /// # Errors
 /// With the first refusal of a binding that denies.
-pub(crate) fn check(
+pub(crate) async fn check(
     work: &Work<'_>,
     new: Option<&Object>,
     old: Option<&Object>,
     mode: Mode,
 ) -> Result<(), Status> {
-    let bindings = work.core.caches.of(BINDINGS);
-    if bindings.len() == 0 || super::is_exempt(work.resource) {
+    if work.core.caches.of(BINDINGS).len() == 0 || super::is_exempt(work.resource) {
         return Ok(());
     }
     let question = Question::new(work, mode.subresource(), new, old);
+    loop {
+        let outcome = once(work, &question);
+        if !question.find_out().await {
+            return outcome;
+        }
+    }
+}
+
+fn once(work: &Work<'_>, question: &Question<'_>) -> Result<(), Status> {
     let policies = work.core.caches.of(POLICIES);
-    for entry in bindings.list(&Filter::default()) {
+    for entry in work.core.caches.of(BINDINGS).list(&Filter::default()) {
         let binding = entry.object();
         let spec = binding.0.get("spec").cloned().unwrap_or_default();
         let Some(found) = policies.get(text(&spec, "policyName")) else { continue };
@@ -97,7 +105,7 @@ pub(crate) fn check(
             continue;
         };
         if question.matches(&spec["matchResources"], "resourceRules", true).is_some() {
-            judge(&question, &about, &policy, (&found.name, &entry.name), &spec)?;
+            judge(question, &about, &policy, (&found.name, &entry.name), &spec)?;
         }
     }
     Ok(())
@@ -136,12 +144,14 @@ fn evaluate(
     match scope.conditions(&policy.conditions) {
         Conditions::Hold => {}
         Conditions::Fail => return Vec::new(),
+        Conditions::Broken(_) if question.waits() => return Vec::new(),
         Conditions::Broken(why) => return broken(why),
     }
     scope.compute(&policy.variables);
     for (key, program) in &policy.annotations {
         // One that fails or is null is left out, as an empty one is.
-        if let Some(value) = scope.say(program) {
+        let value = scope.say(program);
+        if let Some(value) = value.filter(|_| !question.waits()) {
             question.work.call.annotate(format!("{name}/{key}"), value);
         }
     }
@@ -163,7 +173,8 @@ fn evaluate(
             }
         }
     }
-    failed
+    // What must be waited for is no failure yet.
+    if question.waits() { Vec::new() } else { failed }
 }
 
 /// The parameters a binding refers to: one evaluation each, or a single one without.

@@ -8,6 +8,7 @@ use wasmk_api::{Gvk, LabelSelector, Object};
 pub(super) use wasmk_kinds::value::text;
 use wasmk_machinery::cel::{self, Expression};
 
+use super::Asker;
 use crate::{table::Resource, write::Work};
 
 /// Most turns the loops of one expression may take.
@@ -40,6 +41,7 @@ pub(super) struct Question<'a> {
     /// The object as it is.
     pub(super) old: Option<&'a Object>,
     namespace: Option<Object>,
+    asker: Arc<Asker>,
 }
 
 impl<'a> Question<'a> {
@@ -60,7 +62,30 @@ impl<'a> Question<'a> {
             false => None,
         };
         let kind = new.or(old).and_then(Object::gvk).unwrap_or_else(|| work.resource.gvk.clone());
-        Self { work, operation, subresource, kind, new, old, namespace }
+        let asker = work.call.asker(work.core).clone();
+        Self { work, operation, subresource, kind, new, old, namespace, asker }
+    }
+
+    /// Whether an expression failed only because the authorizers' answer must be waited for.
+    pub(super) fn waits(&self) -> bool {
+        self.asker.waits()
+    }
+
+    /// Waits for such answers; whether there were any, and the expressions are to run again.
+    pub(super) async fn find_out(&self) -> bool {
+        self.asker.find_out().await
+    }
+
+    /// The request itself, as what may be done or not.
+    fn own_check(&self, resource: &Resource) -> cel::Check {
+        cel::Check {
+            group: resource.gvk.group.clone(),
+            resource: resource.plural.clone(),
+            subresource: self.subresource.to_owned(),
+            namespace: self.work.namespace().to_owned(),
+            name: self.name().to_owned(),
+            ..cel::Check::default()
+        }
     }
 
     /// About a connection to an object: `options` says what is asked of it.
@@ -225,8 +250,11 @@ impl<'a> Question<'a> {
             ("params", value(params)),
             ("namespaceObject", value(self.namespace.as_ref())),
         ];
-        let values = variables.iter().map(|(name, v)| (*name, cel::plain(v), cel::parts(v))).collect();
-        Scope { values, computed: HashMap::new() }
+        let decider: Arc<dyn cel::Decider> = self.asker.clone();
+        let asked = cel::authorizer(&decider, self.own_check(resource));
+        let values = variables.iter().map(|(name, v)| (*name, cel::plain(v), cel::parts(v)));
+        let values = values.chain(asked.map(|(name, value)| (name, value, 1))).collect();
+        Scope { values, computed: HashMap::new(), asker: self.asker.clone() }
     }
 }
 
@@ -235,6 +263,7 @@ pub(super) struct Scope {
     /// Each with its number of parts.
     values: Vec<(&'static str, cel::Value, u64)>,
     computed: HashMap<String, cel::Value>,
+    asker: Arc<Asker>,
 }
 
 /// What a list of conditions comes to.
@@ -257,6 +286,7 @@ impl Scope {
         if program.turns(self.size(program)) > MAX_TURNS {
             return Err("operation cancelled: actual cost limit exceeded".into());
         }
+        self.asker.begin();
         let computed = cel::Value::from(self.computed.clone());
         let names = self.values.iter().map(|(name, value, _)| (*name, value.clone()));
         program.run(names.chain([("variables", computed)]))

@@ -102,12 +102,18 @@ impl Hook {
     }
 
     /// The resource as which it is asked about a request; `None` when it is not.
-    fn about(&self, question: &Question<'_>) -> Result<Option<Arc<Resource>>, Status> {
+    async fn about(&self, question: &Question<'_>) -> Result<Option<Arc<Resource>>, Status> {
         let Some(resource) = question.matches(&self.spec, "rules", false) else { return Ok(None) };
         if self.conditions.is_empty() {
             return Ok(Some(resource));
         }
-        match question.scope(&resource, None).conditions(&self.conditions) {
+        let conditions = loop {
+            let conditions = question.scope(&resource, None).conditions(&self.conditions);
+            if !question.find_out().await {
+                break conditions;
+            }
+        };
+        match conditions {
             Conditions::Hold => Ok(Some(resource)),
             Conditions::Fail => Ok(None),
             Conditions::Broken(why) if self.fails_open() => {
@@ -258,7 +264,7 @@ impl Hook {
         let asked = Asked { mutating: true, round, index };
         let present = object.as_deref().cloned();
         let question = Question::new(work, subresource, present.as_ref(), old);
-        let Some(resource) = self.about(&question)? else { return Ok(false) };
+        let Some(resource) = self.about(&question).await? else { return Ok(false) };
         let new = match &present {
             Some(new) => Some(converted(work, &question, new, &resource).await?),
             None => None,
@@ -348,7 +354,7 @@ pub(super) async fn validate(question: &Question<'_>) -> Result<(), Status> {
     }
     let mut asked = Vec::new();
     for hook in hooks {
-        if let Some(resource) = hook.about(question)? {
+        if let Some(resource) = hook.about(question).await? {
             asked.push((hook, resource));
         }
     }

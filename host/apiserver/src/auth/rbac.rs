@@ -48,8 +48,6 @@ struct Subject {
 /// A binding of one subject, as decisions see it.
 #[derive(Debug)]
 struct Grant {
-    /// Empty for cluster role bindings.
-    namespace: Box<str>,
     role: RoleRef,
     rules: Option<Arc<Vec<Rule>>>,
     /// What is said of a request that it allows.
@@ -62,8 +60,22 @@ type Roles = HashMap<(Box<str>, Box<str>), Arc<Vec<Rule>>>;
 #[derive(Default)]
 struct Index {
     counts: [u64; 4],
-    users: HashMap<Box<str>, Vec<Arc<Grant>>>,
-    groups: HashMap<Box<str>, Vec<Arc<Grant>>>,
+    users: HashMap<Box<str>, Grants>,
+    groups: HashMap<Box<str>, Grants>,
+}
+
+/// What one subject was granted.
+#[derive(Default)]
+struct Grants {
+    everywhere: Vec<Arc<Grant>>,
+    within: HashMap<Box<str>, Vec<Arc<Grant>>>,
+}
+
+impl Grants {
+    /// Those that count in a namespace (empty: in the whole cluster).
+    fn of(&self, namespace: &str) -> impl Iterator<Item = &Arc<Grant>> {
+        self.everywhere.iter().chain(self.within.get(namespace).into_iter().flatten())
+    }
 }
 
 /// A decision with its reason.
@@ -240,16 +252,16 @@ impl Index {
             _ => return,
         };
         let reason = format!("RBAC: allowed by {binding} of {} {:?} to {via}", role.kind, role.name);
-        let grant =
-            Grant { namespace: entry.namespace.clone(), role: role.clone(), rules, reason: reason.into() };
-        map.entry(name.into_boxed_str()).or_default().push(Arc::new(grant));
+        let grant = Arc::new(Grant { role: role.clone(), rules, reason: reason.into() });
+        let grants = map.entry(name.into_boxed_str()).or_default();
+        match entry.namespace.is_empty() {
+            true => grants.everywhere.push(grant),
+            false => grants.within.entry(entry.namespace.clone()).or_default().push(grant),
+        }
     }
 
     fn grants<'a>(&'a self, user: &'a User, namespace: &'a str) -> impl Iterator<Item = &'a Arc<Grant>> {
-        let by_name = self.users.get(&*user.name).into_iter().flatten();
-        let by_group = user.groups.iter().filter_map(|g| self.groups.get(&**g)).flatten();
-        by_name
-            .chain(by_group)
-            .filter(move |g| g.namespace.is_empty() || (!namespace.is_empty() && *g.namespace == *namespace))
+        let by_group = user.groups.iter().filter_map(|g| self.groups.get(&**g));
+        self.users.get(&*user.name).into_iter().chain(by_group).flat_map(move |g| g.of(namespace))
     }
 }

@@ -153,11 +153,11 @@ fn change_ignores_version(new: &Object, old: &Object) -> bool {
 async fn finish(
     work: &Work<'_>,
     mut new: Object,
-    old: Object,
+    mut old: Object,
     mode: Mode,
     revision: u64,
 ) -> Result<Option<Done>, Status> {
-    admit(work, &mut new, &old, mode).await?;
+    admit(work, &mut new, &mut old, mode).await?;
     meta::order(&mut new);
     if is_released(&new) && mode != Mode::Status {
         let claims = alloc::releases(work, &old);
@@ -177,7 +177,7 @@ async fn finish(
 }
 
 /// Brings a changed object to what may be stored, or refuses it.
-async fn admit(work: &Work<'_>, new: &mut Object, old: &Object, mode: Mode) -> Result<(), Status> {
+async fn admit(work: &Work<'_>, new: &mut Object, old: &mut Object, mode: Mode) -> Result<(), Status> {
     let resource = work.resource;
     if new.namespace().is_empty() && !old.namespace().is_empty() {
         new.set_meta("namespace", old.namespace());
@@ -213,7 +213,8 @@ pub(crate) fn is_released(object: &Object) -> bool {
 }
 
 fn prepare(work: &Work<'_>, new: &mut Object, old: &Object, mode: Mode) {
-    let owners = new.metadata().and_then(|m| m.get("managedFields")).cloned();
+    let metadata = new.0.get_mut("metadata").and_then(Value::as_object_mut);
+    let owners = metadata.and_then(|metadata| metadata.shift_remove("managedFields"));
     prepare_fields(work, new, old, mode);
     new.set_meta("managedFields", owners.unwrap_or(Value::Null));
 }

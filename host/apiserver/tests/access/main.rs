@@ -7,6 +7,7 @@ mod admission;
 mod audit;
 mod certificates;
 mod decisions;
+mod expressions;
 mod nodes;
 mod recorded;
 mod remote;

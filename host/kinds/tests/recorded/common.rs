@@ -37,6 +37,7 @@ pub(crate) fn arrived(body: &Value) -> Object {
     obj.set_meta("uid", UID);
     obj.set_meta("namespace", NAMESPACE);
     behaviour(&obj).default(&mut obj);
+    wasmk_kinds::forget_empty(&mut obj);
     obj
 }
 

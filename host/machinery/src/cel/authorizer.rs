@@ -5,11 +5,7 @@
 
 use std::{fmt, sync::Arc};
 
-use kube_cel::cel::{
-    Context, ExecutionError, ResolveResult, Value,
-    extractors::This,
-    objects::Opaque,
-};
+use kube_cel::cel::{Context, ExecutionError, ResolveResult, Value, extractors::This, objects::Opaque};
 
 /// The variable of the request's own resource, as it is called within.
 pub(super) const REQUEST_RESOURCE: &str = "authorizer.requestResource";
@@ -177,12 +173,15 @@ fn refined(this: &Value, set: impl FnOnce(&mut Check)) -> ResolveResult {
 }
 
 fn service_account(This(this): This<Value>, namespace: Arc<String>, name: Arc<String>) -> ResolveResult {
-    if let Some(why) = crate::names::dns_label(&namespace).first() {
+    if let Some(why) = crate::names::dns1123_label(&namespace).first() {
         let what = format!("Invalid service account namespace: {why}");
         return Err(ExecutionError::function_error("serviceAccount", what));
     }
-    if let Some(why) = crate::names::dns_subdomain(&name).first() {
-        return Err(ExecutionError::function_error("serviceAccount", format!("Invalid service account name: {why}")));
+    if let Some(why) = crate::names::dns1123_subdomain(&name).first() {
+        return Err(ExecutionError::function_error(
+            "serviceAccount",
+            format!("Invalid service account name: {why}"),
+        ));
     }
     next(&this, Stage::Authorizer, Stage::Authorizer, |check| {
         check.account = Some((namespace.to_string(), name.to_string()));
@@ -213,7 +212,13 @@ mod tests {
             }
             let shown = format!(
                 "{} {}/{}/{} {}/{} {} {:?}",
-                check.verb, check.group, check.resource, check.subresource, check.namespace, check.name, check.path,
+                check.verb,
+                check.group,
+                check.resource,
+                check.subresource,
+                check.namespace,
+                check.name,
+                check.path,
                 check.account
             );
             let error = if check.verb == "break" { "broken".to_owned() } else { String::new() };
@@ -223,7 +228,8 @@ mod tests {
 
     fn run(source: &str) -> Result<Value, String> {
         let decider: Arc<dyn Decider> = Arc::new(Table);
-        let own = Check { group: "apps".into(), resource: "own".into(), name: "a".into(), ..Check::default() };
+        let own =
+            Check { group: "apps".into(), resource: "own".into(), name: "a".into(), ..Check::default() };
         compile(source)?.run(variables(&decider, own))
     }
 
@@ -237,16 +243,25 @@ mod tests {
             ),
             ("authorizer.path('/healthz').check('get').reason()".into(), "get // / /healthz None"),
             (
-                "authorizer.serviceAccount('n', 's').group('').resource('pods').check('list').reason()".into(),
+                "authorizer.serviceAccount('n', 's').group('').resource('pods').check('list').reason()"
+                    .into(),
                 "list /pods/ /  Some((\"n\", \"s\"))",
             ),
             ("authorizer.requestResource.check('v').reason()".into(), "v apps/own/ /a  None"),
-            (format!("string({deployments}.check('break').errored()) + {deployments}.check('break').error()"), "truebroken"),
+            (
+                format!(
+                    "string({deployments}.check('break').errored()) + {deployments}.check('break').error()"
+                ),
+                "truebroken",
+            ),
         ] {
             assert_eq!(run(&source), Ok(Value::String(Arc::new(shown.into()))), "{source}");
         }
         assert_eq!(run("authorizer.requestResource.check('get').allowed()"), Ok(Value::Bool(true)));
-        assert_eq!(run("authorizer.requestResource.name('b').check('get').allowed()"), Ok(Value::Bool(false)));
+        assert_eq!(
+            run("authorizer.requestResource.name('b').check('get').allowed()"),
+            Ok(Value::Bool(false))
+        );
     }
 
     #[test]

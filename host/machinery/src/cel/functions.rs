@@ -40,6 +40,7 @@ fn context() -> Context<'static> {
     context.add_function("type", type_of);
     context.add_function("@pairs", pairs);
     context.add_function("escapeKey", escape_key);
+    super::authorizer::register(&mut context);
     for (name, stands_for) in TYPES {
         context.add_variable_from_value(name, Value::String(Arc::new(format!("type:{stands_for}"))));
     }

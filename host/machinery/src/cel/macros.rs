@@ -1,6 +1,7 @@
 //! What the evaluator lacks, put in terms of what it has. Objects of named types become maps. Loops with two
 //! variables, which the parser leaves as calls: `m.all(k, v, …)` becomes a loop over the
-//! pairs of `m`, with `k` and `v` standing for the parts of the pair.
+//! pairs of `m`, with `k` and `v` standing for the parts of the pair. `authorizer.requestResource`, which is a
+//! variable of its own and no field.
 
 use kube_cel::cel::{
     IdedExpr,
@@ -8,6 +9,8 @@ use kube_cel::cel::{
         CallExpr, ComprehensionExpr, EntryExpr, Expr, IdedEntryExpr, LiteralValue, MapEntryExpr, MapExpr,
     },
 };
+
+use super::authorizer::REQUEST_RESOURCE;
 
 const RESULT: &str = "@result";
 /// `m.?k` and `m[?'k']`: the evaluator lets the first fail where there is no such key.
@@ -19,6 +22,13 @@ pub(super) fn expand(expression: &mut IdedExpr) {
     for_children(expression, &mut expand);
     if let Expr::Struct(of) = &mut expression.expr {
         expression.expr = Expr::Map(MapExpr { entries: of.entries.drain(..).map(named_entry).collect() });
+        return;
+    }
+    if let Expr::Select(select) = &expression.expr
+        && matches!(&select.operand.expr, Expr::Ident(name) if name == "authorizer")
+        && select.field == "requestResource"
+    {
+        expression.expr = Expr::Ident(REQUEST_RESOURCE.into());
         return;
     }
     let Expr::Call(call) = &mut expression.expr else { return };

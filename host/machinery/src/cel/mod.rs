@@ -3,6 +3,7 @@
 //! What an expression may cost is bounded before it runs: its length and nesting when it is parsed; callers
 //! bound the times its loops may turn ([`Expression::loops`]) over the values they give it.
 
+mod authorizer;
 mod functions;
 mod macros;
 
@@ -11,6 +12,7 @@ use std::{
     panic::{AssertUnwindSafe, catch_unwind},
 };
 
+pub use authorizer::{Check, Decider, Verdict, variables as authorizer};
 pub use kube_cel::cel::Value;
 use kube_cel::cel::{
     ExecutionError, IdedExpr,

@@ -34,7 +34,7 @@ use crate::{
     controllers::Control,
     data_dir::{Claim, DataDir, Running},
     executor::{Elsewhere, InPlace},
-    hook::Knative,
+    hook::{Knative, Unenforced},
     links::Links,
     metrics,
     pki::{Leaf, Pki},
@@ -139,6 +139,10 @@ impl Cluster {
         let mut config = Config::new(store, pki.token_key()?, pki.ca_cert().into());
         let live = Live::new(&settings.domain);
         config.hooks.push(Arc::new(Knative(Admission::new(live.clone()))));
+        // Without a node of its own it is an API, and whoever runs its nodes may enforce them.
+        if settings.node.is_some() {
+            config.hooks.push(Arc::new(Unenforced));
+        }
         config.dialer = links.clone();
         // An authority of its own: no certificate of a user can pass for the server's.
         let proxies = Pki::open(&settings.data.join("pki").join("front-proxy"))?;

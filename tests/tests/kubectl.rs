@@ -506,3 +506,65 @@ fn compares(kubectl: &Kubectl, ns: &str) {
     let gone = |_: &Program| kubectl.output(&["get", "-n", ns, "deployment/web"], None).status.success();
     CLUSTER.until("the deployment's end", gone, |there| !there);
 }
+
+/// Made by one tool and changed by the other, in both directions, with the real kubectl.
+#[test]
+fn objects_are_applied_by_kubectl_and_by_wasmk_in_turn() {
+    let ns = "turns";
+    CLUSTER.kubectl(&["create", "namespace", ns]);
+    let manifest = |name: &str, labels: &str, env: &str| {
+        format!(
+            "apiVersion: apps/v1\nkind: Deployment\nmetadata: {{name: {name}, namespace: {ns}, labels: {{{labels}}}}}\nspec:\n  replicas: 0\n  \
+             selector: {{matchLabels: {{app: {name}}}}}\n  template:\n    metadata: {{labels: {{app: {name}}}}}\n    spec:\n      \
+             containers:\n      - {{name: c, image: i, ports: [{{containerPort: 80}}], env: [{env}]}}\n"
+        )
+    };
+    let kubectl = |text: &str| {
+        let out = CLUSTER.kubectl_output(&["apply", "-f", "-"], Some(text));
+        assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
+    };
+    let wasmk = |text: &str| {
+        let out = CLUSTER.client(&binary(), &["apply", "-f", "-"], Some(text));
+        assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
+    };
+    let shown = |name: &str| {
+        let text = CLUSTER.kubectl(&["get", "deployment", name, "-n", ns, "-o", "json"]);
+        let object: Value = serde_json::from_str(&text).unwrap();
+        let container = &object["spec"]["template"]["spec"]["containers"];
+        assert_eq!(
+            (container.as_array().unwrap().len(), container[0]["ports"].as_array().unwrap().len()),
+            (1, 1)
+        );
+        let pair =
+            |one: &Value| format!("{}={}", one["name"].as_str().unwrap(), one["value"].as_str().unwrap());
+        let mut env: Vec<String> = container[0]["env"].as_array().unwrap().iter().map(pair).collect();
+        env.sort();
+        format!("{} {}", object["metadata"]["labels"], env.join(" "))
+    };
+    // What kubectl applied is known to it; what wasmk leaves out stays, for it is not its own.
+    kubectl(&manifest("one", "a: '1', b: '1'", "{name: A, value: '1'}, {name: B, value: '1'}"));
+    wasmk(&manifest("one", "a: '2', c: '1'", "{name: A, value: '2'}, {name: C, value: '1'}"));
+    assert_eq!(shown("one"), r#"{"a":"2","b":"1","c":"1"} A=2 B=1 C=1"#);
+    // kubectl takes away what it applied and no longer applies, and nothing of wasmk's.
+    kubectl(&manifest("one", "a: '3'", "{name: A, value: '3'}"));
+    assert_eq!(shown("one"), r#"{"a":"3","c":"1"} A=3 C=1"#);
+    wasmk(&manifest("one", "a: '4'", "{name: A, value: '4'}"));
+    assert_eq!(shown("one"), r#"{"a":"4"} A=4"#);
+    // The other way round.
+    wasmk(&manifest("two", "a: '1', b: '1'", "{name: A, value: '1'}, {name: B, value: '1'}"));
+    kubectl(&manifest("two", "a: '2', c: '1'", "{name: A, value: '2'}, {name: C, value: '1'}"));
+    assert_eq!(shown("two"), r#"{"a":"2","b":"1","c":"1"} A=2 B=1 C=1"#);
+    wasmk(&manifest("two", "a: '3'", "{name: A, value: '3'}"));
+    assert_eq!(shown("two"), r#"{"a":"3","c":"1"} A=3 C=1"#);
+}
+
+#[test]
+fn whoever_makes_a_network_policy_is_told_that_nobody_enforces_it() {
+    let policy = "apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {name: none}\nspec: {podSelector: {}}\n";
+    let out = CLUSTER.kubectl_output(&["create", "-f", "-"], Some(policy));
+    let said = String::from_utf8_lossy(&out.stderr);
+    assert!(
+        out.status.success() && said.contains("Warning: network policies are kept, but nothing"),
+        "{said}"
+    );
+}

@@ -60,6 +60,11 @@ pub trait KindHook: Send + Sync {
     /// # Errors
     /// With the refusal.
     fn validate(&self, object: &Object, old: Option<&Object>) -> Result<(), Status>;
+
+    /// What whoever makes an object is warned of.
+    fn warnings(&self, _object: &Object) -> Vec<String> {
+        Vec::new()
+    }
 }
 
 /// What `/version` says.

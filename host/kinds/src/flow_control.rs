@@ -2,12 +2,13 @@
 
 use serde_json::Value;
 use wasmk_api::{Object, Timestamp};
+use wasmk_machinery::names;
 
 use crate::errors::{At, Errors};
 use crate::fields::{spec, status};
 use crate::table::age;
-use crate::value::{get, int, list, map_mut, or_null, set_default, some_map, text};
-use crate::{Column, Kind, columns};
+use crate::value::{flag, get, int, list, map_mut, or_null, set_default, some_map, text, texts};
+use crate::{Column, Kind, columns, internal};
 
 const HIGHEST_PRECEDENCE: i64 = 10_000;
 
@@ -40,14 +41,15 @@ impl Kind for FlowSchema {
             let kind = text(method, "type");
             if !matches!(kind, "ByNamespace" | "ByUser") {
                 let place = at.field("distinguisherMethod");
-                errors.unsupported(&place.field("type"), kind, &["ByNamespace", "ByUser"]);
+                let shown = internal::form(method, "flowcontrol.apiserver.k8s.io/v1.FlowDistinguisherMethod");
+                errors.unsupported_value(&place.field("type"), &shown, &["ByNamespace", "ByUser"]);
             }
         }
         let place = at.field("priorityLevelConfiguration");
         match text(or_null(spec, "priorityLevelConfiguration"), "name") {
             "" => errors.required(&place.field("name"), "must reference a priority level"),
             name => {
-                for why in wasmk_machinery::names::dns1123_subdomain(name) {
+                for why in names::dns1123_subdomain(name) {
                     errors.invalid_text(&place.field("name"), name, &why);
                 }
             }
@@ -81,31 +83,150 @@ impl Kind for FlowSchema {
     }
 }
 
+/// The kinds of subjects, with the field each is described in.
+const SUBJECTS: [(&str, &str); 3] =
+    [("ServiceAccount", "serviceAccount"), ("User", "user"), ("Group", "group")];
+const VERBS: [&str; 9] =
+    ["create", "delete", "deletecollection", "get", "list", "patch", "proxy", "update", "watch"];
+
 fn schema_rule(rule: &Value, at: &At<'_>, errors: &mut Errors) {
-    if list(rule, "subjects").is_empty() {
-        errors.required(&at.field("subjects"), "subjects must contain at least one value");
+    let place = at.field("subjects");
+    let subjects = list(rule, "subjects");
+    for (i, one) in subjects.iter().enumerate() {
+        subject(one, &place.index(i), errors);
     }
-    for (i, subject) in list(rule, "subjects").iter().enumerate() {
-        let kind = text(subject, "kind");
-        let at = at.field("subjects");
-        let at = at.index(i);
-        let part = match kind {
-            "Group" => "group",
-            "ServiceAccount" => "serviceAccount",
-            "User" => "user",
-            other => {
-                errors.unsupported(&at.field("kind"), other, &["Group", "ServiceAccount", "User"]);
-                continue;
-            }
-        };
-        if get(subject, part).is_none() {
-            let why = format!("{part} is required when subject kind is '{kind}'");
-            errors.required(&at.field(part), &why);
-        }
+    if subjects.is_empty() {
+        errors.required(&place, "subjects must contain at least one value");
     }
-    if list(rule, "resourceRules").is_empty() && list(rule, "nonResourceRules").is_empty() {
+    let (resources, paths) = (list(rule, "resourceRules"), list(rule, "nonResourceRules"));
+    if resources.is_empty() && paths.is_empty() {
         let why = "at least one of resourceRules and nonResourceRules has to be non-empty";
         errors.required(at, why);
+    }
+    let place = at.field("resourceRules");
+    for (i, one) in resources.iter().enumerate() {
+        resource_rule(one, &place.index(i), errors);
+    }
+    let place = at.field("nonResourceRules");
+    for (i, one) in paths.iter().enumerate() {
+        path_rule(one, &place.index(i), errors);
+    }
+}
+
+fn subject(subject: &Value, at: &At<'_>, errors: &mut Errors) {
+    let kind = text(subject, "kind");
+    let Some((_, part)) = SUBJECTS.iter().find(|(known, _)| *known == kind) else {
+        errors.unsupported(&at.field("kind"), kind, &["Group", "ServiceAccount", "User"]);
+        return;
+    };
+    let place = at.field(part);
+    match get(subject, part) {
+        None => errors.required(&place, &format!("{part} is required when subject kind is '{kind}'")),
+        Some(named) => subject_name(named, kind == "ServiceAccount", &place, errors),
+    }
+    for (other, field) in SUBJECTS.iter().filter(|(other, _)| *other != kind) {
+        if get(subject, field).is_some() {
+            let why = format!("{field} is forbidden when subject kind is not '{other}'");
+            errors.forbidden(&at.field(field), &why);
+        }
+    }
+}
+
+fn subject_name(named: &Value, account: bool, at: &At<'_>, errors: &mut Errors) {
+    let name = text(named, "name");
+    if name.is_empty() {
+        errors.required(&at.field("name"), "");
+    } else if account && name != "*" {
+        for why in names::dns1123_subdomain(name) {
+            errors.invalid_text(&at.field("name"), name, &why);
+        }
+    }
+    if !account {
+        return;
+    }
+    let namespace = text(named, "namespace");
+    if namespace.is_empty() {
+        errors.required(&at.field("namespace"), "must specify namespace for service account");
+        return;
+    }
+    for why in names::dns1123_label(namespace) {
+        errors.invalid_text(&at.field("namespace"), namespace, &why);
+    }
+}
+
+/// Checks a list in which `*` stands for everything and then stands alone; whether it holds single names.
+fn starred(rule: &Value, key: &str, others: &str, at: &At<'_>, errors: &mut Errors) -> bool {
+    let star = texts(rule, key).any(|name| name == "*");
+    if star && list(rule, key).len() > 1 {
+        let why = format!("if '*' is present, must not specify other {others}");
+        errors.invalid(&at.field(key), or_null(rule, key), &why);
+    }
+    !star
+}
+
+fn verbs(rule: &Value, at: &At<'_>, errors: &mut Errors) {
+    let place = at.field("verbs");
+    if list(rule, "verbs").is_empty() {
+        errors.required(&place, "verbs must contain at least one value");
+    } else if starred(rule, "verbs", "verbs", at, errors)
+        && !texts(rule, "verbs").all(|verb| VERBS.contains(&verb))
+    {
+        errors.unsupported_value(&place, or_null(rule, "verbs"), &VERBS);
+    }
+}
+
+fn resource_rule(rule: &Value, at: &At<'_>, errors: &mut Errors) {
+    verbs(rule, at, errors);
+    for (key, others, why) in [
+        ("apiGroups", "api groups", "resource rules must supply at least one api group"),
+        ("resources", "resources", "resource rules must supply at least one resource"),
+    ] {
+        if list(rule, key).is_empty() {
+            errors.required(&at.field(key), why);
+        } else {
+            starred(rule, key, others, at, errors);
+        }
+    }
+    let place = at.field("namespaces");
+    if list(rule, "namespaces").is_empty() {
+        if !flag(rule, "clusterScope") {
+            let why = "resource rules that are not cluster scoped must supply at least one namespace";
+            errors.required(&place, why);
+        }
+    } else if starred(rule, "namespaces", "namespaces", at, errors) {
+        for (i, namespace) in texts(rule, "namespaces").enumerate() {
+            for why in names::dns1123_label(namespace) {
+                let why = format!("each member of this list must be '*' or a DNS-1123 label; {why}");
+                errors.invalid_text(&place.index(i), namespace, &why);
+            }
+        }
+    }
+}
+
+fn path_rule(rule: &Value, at: &At<'_>, errors: &mut Errors) {
+    verbs(rule, at, errors);
+    let place = at.field("nonResourceURLs");
+    if list(rule, "nonResourceURLs").is_empty() {
+        errors.required(&place, "nonResourceURLs must contain at least one value");
+    } else if starred(rule, "nonResourceURLs", "non-resource URLs", at, errors) {
+        for (i, path) in texts(rule, "nonResourceURLs").enumerate() {
+            if let Some(why) = wrong_path(path) {
+                errors.invalid_text(&place.index(i), path, why);
+            }
+        }
+    }
+}
+
+fn wrong_path(path: &str) -> Option<&'static str> {
+    let stars = path.matches('*').count();
+    match path {
+        "" => Some("must not be empty"),
+        "/" => None,
+        _ if !path.starts_with('/') => Some("must start with slash"),
+        _ if path.contains(' ') => Some("must not contain white-space"),
+        _ if path.contains("//") => Some("must not contain double slash"),
+        _ if stars > 1 || stars == 1 && !path.ends_with("/*") => Some("wildcard can only do suffix matching"),
+        _ => None,
     }
 }
 
@@ -135,8 +256,17 @@ impl Kind for PriorityLevel {
 
     fn check(&self, obj: &Object, errors: &mut Errors) {
         let (spec, at) = (spec(obj), At::new("spec"));
-        match text(spec, "type") {
+        let kind = text(spec, "type");
+        if (obj.name() == "exempt") != (kind == "Exempt") {
+            let why = "type must be 'Exempt' if and only if name is 'exempt'";
+            errors.invalid_text(&at.field("type"), kind, why);
+        }
+        match kind {
             "Exempt" => {
+                if let Some(exempt) = get(spec, "exempt") {
+                    shares(exempt, &at.field("exempt"), errors);
+                    lendable(exempt, &at.field("exempt"), errors);
+                }
                 if get(spec, "limited").is_some() {
                     errors.forbidden(&at.field("limited"), "must be nil if the type is not Limited");
                 }
@@ -179,13 +309,29 @@ impl Kind for PriorityLevel {
     }
 }
 
-fn check_limited(limited: &Value, at: &At<'_>, errors: &mut Errors) {
-    let shares = int(limited, "nominalConcurrencyShares").unwrap_or(0);
-    if shares < 0 {
+fn shares(holder: &Value, at: &At<'_>, errors: &mut Errors) {
+    if let Some(shares) = int(holder, "nominalConcurrencyShares").filter(|shares| *shares < 0) {
         errors.invalid_int(&at.field("nominalConcurrencyShares"), shares, "must be a non-negative integer");
     }
-    let response = or_null(limited, "limitResponse");
-    let at = at.field("limitResponse");
+}
+
+fn lendable(holder: &Value, at: &At<'_>, errors: &mut Errors) {
+    if let Some(percent) = int(holder, "lendablePercent").filter(|percent| !(0..=100).contains(percent)) {
+        errors.invalid_int(&at.field("lendablePercent"), percent, "must be between 0 and 100, inclusive");
+    }
+}
+
+fn check_limited(limited: &Value, at: &At<'_>, errors: &mut Errors) {
+    shares(limited, at, errors);
+    limit_response(or_null(limited, "limitResponse"), &at.field("limitResponse"), errors);
+    lendable(limited, at, errors);
+    if let Some(percent) = int(limited, "borrowingLimitPercent").filter(|percent| *percent < 0) {
+        let why = "if specified, must be a non-negative integer";
+        errors.invalid_int(&at.field("borrowingLimitPercent"), percent, why);
+    }
+}
+
+fn limit_response(response: &Value, at: &At<'_>, errors: &mut Errors) {
     let queuing = get(response, "queuing");
     let place = at.field("queuing");
     match text(response, "type") {
@@ -203,15 +349,41 @@ fn check_limited(limited: &Value, at: &At<'_>, errors: &mut Errors) {
 }
 
 fn check_queuing(queuing: &Value, at: &At<'_>, errors: &mut Errors) {
-    for key in ["queueLengthLimit", "queues", "handSize"] {
-        let number = int(queuing, key).unwrap_or(0);
-        if number <= 0 {
-            errors.invalid_int(&at.field(key), number, "must be positive");
-        }
+    let number = |key: &str| int(queuing, key).unwrap_or(0);
+    let (limit, queues, hand) = (number("queueLengthLimit"), number("queues"), number("handSize"));
+    if limit <= 0 {
+        errors.invalid_int(&at.field("queueLengthLimit"), limit, POSITIVE);
     }
-    let (hand, queues) = (int(queuing, "handSize").unwrap_or(0), int(queuing, "queues").unwrap_or(0));
-    if queues > 0 && hand > queues {
-        let why = format!("should not be greater than queues ({queues})");
-        errors.invalid_int(&at.field("handSize"), hand, &why);
+    if queues <= 0 {
+        errors.invalid_int(&at.field("queues"), queues, POSITIVE);
+    } else if queues > MAX_QUEUES {
+        errors.invalid_int(&at.field("queues"), queues, &format!("must not be greater than {MAX_QUEUES}"));
     }
+    let place = at.field("handSize");
+    if hand <= 0 {
+        errors.invalid_int(&place, hand, POSITIVE);
+    } else if hand > queues {
+        errors.invalid_int(&place, hand, &format!("should not be greater than queues ({queues})"));
+    } else if entropy(queues, hand) > MAX_ENTROPY {
+        let why = format!(
+            "required entropy bits of deckSize {queues} and handSize {hand} should not be greater than {MAX_ENTROPY}"
+        );
+        errors.invalid_int(&place, hand, &why);
+    }
+}
+
+const POSITIVE: &str = "must be positive";
+const MAX_QUEUES: i64 = 10_000_000;
+/// Most bits that dealing a hand of queues may use of a hash.
+const MAX_ENTROPY: u32 = 60;
+
+/// The bits it takes to deal a hand of queues.
+fn entropy(queues: i64, hand: i64) -> u32 {
+    // More than sixty queues in a hand are too many in any case.
+    let dealt = queues - hand + 1..=queues;
+    if dealt.clone().count() > MAX_ENTROPY as usize + 1 && queues > hand {
+        return MAX_ENTROPY + 1;
+    }
+    let bits: f64 = dealt.map(|left| (left as f64).log2()).sum();
+    bits.ceil() as u32
 }

@@ -210,6 +210,9 @@ pub(crate) async fn validate(
     subjects::validate(work, new, old, mode).await?;
     if mode == Mode::Main {
         kind_hooks(work).try_for_each(|hook| hook.validate(new, old))?;
+        if old.is_none() {
+            kind_hooks(work).flat_map(|hook| hook.warnings(new)).for_each(|text| work.call.warn(text));
+        }
     }
     // A change of scale is looked at as one of the scale.
     let scales = match mode {

@@ -48,7 +48,9 @@ fn checks_are_built_part_by_part() {
         ),
         ("authorizer.requestResource.check('v').reason()".into(), "v apps/own/ /a  None"),
         (
-            format!("string({deployments}.check('break').errored()) + {deployments}.check('break').error()"),
+            format!(
+                "({deployments}.check('break').errored() ? 'true' : '') + {deployments}.check('break').error()"
+            ),
             "truebroken",
         ),
     ] {

@@ -36,7 +36,7 @@ async fn create(server: &Server, token: &str, name: &str) -> support::Answer {
 }
 
 fn validation(expression: &str) -> Value {
-    let said = "string(authorizer.requestResource.check('create').allowed())";
+    let said = "authorizer.requestResource.check('create').allowed() ? 'may create' : 'may not'";
     json!({"validations": [{"expression": expression, "messageExpression": said}]})
 }
 
@@ -104,7 +104,8 @@ async fn policies_ask_what_callers_may_do() {
         assert_eq!((mine.code, other.code), expect, "{expression}: {mine:?} {other:?}");
         if expect.1 == 422 {
             let said = other.body["message"].as_str().unwrap();
-            let end = if ann == "too much" { "actual cost limit exceeded" } else { "denied request: true" };
+            let end =
+                if ann == "too much" { "actual cost limit exceeded" } else { "denied request: may create" };
             assert!(said.ends_with(end), "{said}");
         }
     }
@@ -144,7 +145,7 @@ async fn answers_that_take_time_are_waited_for() {
     policy(&server, "p", validation(expression)).await;
     let other = create(&server, "ann", "other").await;
     assert_eq!(other.code, 422);
-    assert!(other.body["message"].as_str().unwrap().ends_with("denied request: true"), "{other:?}");
+    assert!(other.body["message"].as_str().unwrap().ends_with("denied request: may create"), "{other:?}");
     let mine = create(&server, "ann", "mine").await;
     assert_eq!(mine.code, 201, "{mine:?}");
 }

@@ -47,7 +47,7 @@ pub use error::{CallError, Error, PrepareError, PullError};
 pub use exit::{ABORTED, Exit, ExitReason, KILLED, StopSignal};
 pub use handler::Handler;
 pub use histogram::Histogram;
-pub use images::{Auth, Image, ImageConfig, Images, PullPolicy, Reference};
+pub use images::{Auth, Image, ImageConfig, Images, PullPolicy, Reference, Tree};
 pub use metrics::{Metrics, Phases};
 pub use network::{
     Deny, HttpService, HttpTarget, Network, NetworkError, Open, Protocol, host_and_port, lookup,

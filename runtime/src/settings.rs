@@ -18,6 +18,9 @@ pub struct Settings {
     pub max_program_bytes: u64,
     /// Largest image layer accepted, in bytes.
     pub max_layer_bytes: u64,
+    /// Largest content of an image that is unpacked into a directory, in bytes; never more than half of what
+    /// the disk has left.
+    pub max_tree_bytes: u64,
     /// Bytes of compiled code kept on disk; the least recently used goes first.
     pub max_compiled_bytes: u64,
     /// Programs kept loaded (mapped) while nobody uses them.
@@ -42,6 +45,7 @@ impl Settings {
             compile_threads: 2,
             max_program_bytes: 256 << 20,
             max_layer_bytes: 512 << 20,
+            max_tree_bytes: 16 << 30,
             max_compiled_bytes: 4 << 30,
             max_idle_programs: 64,
             memory_budget: None,

@@ -276,3 +276,73 @@ async fn a_registry_that_is_not_there_is_named() {
         "{error}"
     );
 }
+
+async fn tree(
+    fixture: &Fixture,
+    registry: &Registry,
+    name: &str,
+    policy: PullPolicy,
+) -> Result<std::sync::Arc<wasmk_runtime::Tree>, PullError> {
+    soon(fixture.runtime.images().pull_tree(&registry.reference(name), policy, None)).await
+}
+
+#[tokio::test]
+async fn files_of_images_and_artifacts_are_unpacked() {
+    let (fixture, registry) = (fixture(), Registry::start().await);
+    let base = registry.blob(TAR_GZIP, gzip(&tar(&[("etc/a", b"1"), ("etc/b", b"1")])));
+    let upper = registry.blob(TAR, tar(&[("etc/.wh.a", b""), ("etc/b", b"2")]));
+    let config = registry.blob(OCI_CONFIG, r#"{"os": "linux", "architecture": "amd64"}"#);
+    let first = registry.image("team/data:1", &config, &[base.clone(), upper]);
+    let one = tree(&fixture, &registry, "team/data:1", PullPolicy::IfNotPresent).await.unwrap();
+    assert_eq!(one.digest(), first);
+    assert_eq!(std::fs::read(one.path().join("etc/b")).unwrap(), b"2");
+    assert!(!one.path().join("etc/a").exists());
+
+    let mut model = registry.blob("application/x-model", "weights");
+    model["annotations"] = json!({"org.opencontainers.image.title": "models/a.bin"});
+    registry.image("team/model:1", &registry.blob("application/vnd.oci.empty.v1+json", "{}"), &[model]);
+    let model = tree(&fixture, &registry, "team/model:1", PullPolicy::Always).await.unwrap();
+    assert_eq!(std::fs::read(model.path().join("models/a.bin")).unwrap(), b"weights");
+
+    // A tag that comes to mean something else leaves what is in use as it is.
+    let second = registry.image("team/data:1", &config, &[base]);
+    let sent = registry.state.lock().blobs_sent;
+    let kept = tree(&fixture, &registry, "team/data:1", PullPolicy::IfNotPresent).await.unwrap();
+    assert_eq!((kept.digest(), registry.state.lock().blobs_sent), (&*first, sent));
+    let (a, b) = tokio::join!(
+        tree(&fixture, &registry, "team/data:1", PullPolicy::Always),
+        tree(&fixture, &registry, "team/data:1", PullPolicy::Always)
+    );
+    assert_eq!((a.unwrap().digest(), b.unwrap().digest()), (&*second, &*second));
+    assert_eq!(registry.state.lock().blobs_sent, sent + 1, "two pulls of the same are one");
+    assert!(one.path().join("etc/b").exists());
+
+    let images = fixture.runtime.images();
+    images.remove_tree(&second).await.unwrap();
+    let left: Vec<_> = images.list_trees().await.unwrap().iter().map(|t| t.digest().to_owned()).collect();
+    assert_eq!(left, [first, model.digest().to_owned()], "one without a name is still listed");
+    let never = tree(&fixture, &registry, "team/data:1", PullPolicy::Never).await.unwrap_err();
+    assert!(matches!(never, PullError::NotPresent { .. }), "{never}");
+}
+
+#[tokio::test]
+async fn files_that_harm_are_refused() {
+    let fixture = fixture_with(|settings| settings.max_tree_bytes = 100_000);
+    let registry = Registry::start().await;
+    let config = registry.blob(OCI_CONFIG, "{}");
+    let check = async |name: &str, layers: &[Value], expect: &str| {
+        registry.image(name, &config, layers);
+        let error = tree(&fixture, &registry, name, PullPolicy::Always).await.unwrap_err().to_string();
+        assert!(error.contains(expect), "{name}: {error}");
+    };
+    let bomb = registry.blob(TAR_GZIP, gzip(&tar(&[("zeros", &[0; 1 << 20])])));
+    check("bad/bomb:1", &[bomb], "more than the 100000 bytes there is room for").await;
+    let zstd = registry.blob("application/vnd.oci.image.layer.v1.tar+zstd", "x");
+    check("bad/zstd:1", &[zstd], "layers of media type application/vnd.oci.image.layer.v1.tar+zstd").await;
+    let good = registry.blob(TAR, tar(&[("a", b"1")]));
+    check("bad/many:1", &vec![good.clone(); 257], "more than 256 layers").await;
+    registry.corrupt(&good, tar(&[("a", b"2")]));
+    check("bad/content:1", &[good], "manifest says").await;
+    // Nothing of them stays.
+    assert_eq!(fixture.runtime.images().list_trees().await.unwrap(), []);
+}

@@ -31,6 +31,7 @@ fn images_come_from_registries_and_go_when_unused() {
     names_tell_the_registry(&node);
     policies_decide_when_to_pull(&node);
     another_oci_runtime_can_be_chosen(&node);
+    images_are_volumes(&node);
     unused_images_go(node);
 }
 
@@ -174,6 +175,16 @@ fn another_oci_runtime_can_be_chosen(node: &Node) {
     p.kubectl(&["delete", "pod", "by-runc", "by-other", "by-none", "--now", "--ignore-not-found"]);
 }
 
+fn images_are_volumes(node: &Node) {
+    let p = &node.program;
+    let image = format!("{}/made/entry:1", registry(p));
+    let mounts = ", volumeMounts: [{name: v, mountPath: /v}, {name: v, mountPath: /one, subPath: changed}]";
+    let line = "cat /v/changed /one; ls /v/removed 2>&1 | wc -l; touch /v/x 2>&1 | grep -o Read-only";
+    let spec = format!("restartPolicy: Never, volumes: [{{name: v, image: {{reference: '{image}'}}}}], ");
+    p.apply(&pod("with-files", &spec, &[container("main", line, mounts)]));
+    assert_eq!(ended(p, "with-files"), "upper\nupper\n1\nRead-only\n");
+}
+
 fn unused_images_go(node: Node) {
     let Node { program, containerd } = node;
     let registry = registry(&program);
@@ -183,6 +194,9 @@ fn unused_images_go(node: Node) {
         "apiVersion: v1\nkind: Pod\nmetadata: {{name: guest}}\nspec: {{containers: [{{name: main, image: '{hello}', ports: [{{containerPort: 8000}}]}}]}}\n"
     ));
     program.until_row("guest", "1/1 Running");
+    let trees = format!("{}/node/runtime/images/trees/sha256", program.data_dir());
+    let trees = |_: &Program| std::fs::read_dir(&trees).map_or(0, Iterator::count);
+    assert_eq!(trees(&program), 1, "the one that is a volume");
     program.kubectl(&["delete", "pod", "as-docker", "guest", "--now"]);
     // It is in use by a pod that has ended but is still there.
     assert!(containerd.images().contains(&image));
@@ -206,5 +220,8 @@ fn unused_images_go(node: Node) {
     let store = format!("{}/node/runtime/images/refs", program.data_dir());
     let guests = |_: &Program| std::fs::read_dir(&store).map_or(0, Iterator::count);
     program.until("those of guests, too", guests, |n| *n == 0);
+    assert_eq!(trees(&program), 1, "its pod has ended but is still there");
+    program.kubectl(&["delete", "pod", "with-files"]);
+    program.until("files of images, too", trees, |n| *n == 0);
     drop(program);
 }

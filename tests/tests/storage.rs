@@ -189,3 +189,76 @@ fn what_no_driver_serves_is_taken_and_waits() {
         assert!(row.contains("ContainerCreating") || row.contains("CreateContainer"), "{row}");
     }
 }
+
+/// Pushes an artifact whose layers are a file with a name and an archive.
+fn push_artifact(place: &Place, tag: &str, greeting: &str) {
+    place.sh(&format!(
+        r#"set -e; url=http://{registry}/v2/default/data; mkdir -p art/deep; printf '{greeting}' >art/greeting; printf more >art/deep/more
+        tar -C art -czf art.tgz deep; printf '{{}}' >empty
+        blob() {{ digest=sha256:$(sha256sum $2 | cut -d' ' -f1); at=$(curl -sSfi -X POST $url/blobs/uploads/ | tr -d '\r' | sed -n 's/^[Ll]ocation: //p');
+          case $at in /*) at=http://{registry}$at;; esac; case $at in *\?*) at="$at&";; *) at="$at?";; esac
+          curl -sSf -X PUT --data-binary @$2 -H 'Content-Type: application/octet-stream' "${{at}}digest=$digest" >&2;
+          printf '{{"mediaType": "%s", "digest": "%s", "size": %s, "annotations": %s}}' $1 $digest $(stat -c %s $2) "$3"; }}
+        none='{{}}'; title='{{"org.opencontainers.image.title": "greeting"}}'
+        printf '{{"schemaVersion": 2, "mediaType": "application/vnd.oci.image.manifest.v1+json", "config": %s, "layers": [%s, %s]}}'           "$(blob application/vnd.oci.empty.v1+json empty "$none")" "$(blob text/plain art/greeting "$title")"           "$(blob application/vnd.oci.image.layer.v1.tar+gzip art.tgz "$none")" >manifest
+        curl -sSf -X PUT --data-binary @manifest -H 'Content-Type: application/vnd.oci.image.manifest.v1+json' $url/manifests/{tag}"#,
+        registry = CLUSTER.address("registry"),
+    ));
+}
+
+#[test]
+fn an_image_is_a_volume() {
+    let place = Place::new(&CLUSTER, "image-volumes");
+    push_artifact(&place, "1", "hello");
+    let image = |tag: &str, policy: &str| {
+        format!(", image: {{reference: '{}/default/data:{tag}'{policy}}}", CLUSTER.address("registry"))
+    };
+    place.apply(&pair("read", "[read, /www/greeting]", "[read, /usr/share/html/deep/more]", &image("1", "")));
+    place.until_value("pod/read", "{.status.phase}", "Succeeded");
+    assert_eq!(place.value("pod/read", "{.spec.volumes[0].image.pullPolicy}"), "IfNotPresent");
+    assert_eq!(
+        (place.sh("kubectl logs read -c writer"), place.sh("kubectl logs read -c reader")),
+        ("hello".into(), "more".into())
+    );
+    place.until_that("kubectl get events -o jsonpath='{.items[*].message}'", |t| {
+        t.contains("Successfully pulled image") && t.contains("default/data:1")
+    });
+
+    // Nobody writes to it, and a part of it is as good.
+    let text =
+        pair("write", "[write, /www/greeting, changed]", "[read, /usr/share/html/more]", &image("1", ""))
+            .replace("mountPath: /usr/share/html}", "mountPath: /usr/share/html, subPath: deep}")
+            .replace("OnFailure", "Never");
+    place.apply(&text);
+    place.until_value("pod/write", "{.status.phase}", "Failed");
+    assert!(place.sh("kubectl logs write -c writer").contains("error:"));
+    assert_eq!(place.sh("kubectl logs write -c reader"), "more");
+
+    // A tag that was moved is looked at again only by who asks for it.
+    push_artifact(&place, "1", "again");
+    for (name, policy, expect) in [("stays", "", "hello"), ("asks", ", pullPolicy: Always", "again")] {
+        place.apply(&pair(
+            name,
+            "[read, /www/greeting]",
+            "[read, /usr/share/html/greeting]",
+            &image("1", policy),
+        ));
+        place.until_value(&format!("pod/{name}"), "{.status.phase}", "Succeeded");
+        assert_eq!(place.sh(&format!("kubectl logs {name} -c writer")), expect, "{name}");
+    }
+    for (name, tag, policy, reason) in [
+        ("absent", "none", "", "ErrImagePull"),
+        ("never", "none", ", pullPolicy: Never", "ErrImageNeverPull"),
+    ] {
+        place.apply(&pair(
+            name,
+            "[read, /www/greeting]",
+            "[read, /usr/share/html/greeting]",
+            &image(tag, policy),
+        ));
+        place.until_that(
+            &format!("kubectl get pod {name} -o jsonpath='{{.status.containerStatuses[*].state.waiting}}'"),
+            |t| t.contains(reason) || t.contains("ImagePullBackOff") && t.contains("default/data:none"),
+        );
+    }
+}

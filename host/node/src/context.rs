@@ -8,6 +8,7 @@ use wasmk_net::{AddressPool, View};
 
 use crate::{
     containers::Containers,
+    csi::Csi,
     engine::Engine,
     events::Events,
     functions::Functions,
@@ -32,6 +33,8 @@ pub(crate) struct Context {
     pub client: kube::Client,
     /// Runs containers.
     pub engine: Arc<dyn Engine>,
+    /// Volumes of storage drivers.
+    pub csi: Arc<Csi>,
     /// The container runtime beside it, if one is named.
     pub containers: Option<Arc<Containers>>,
     /// What runs now.

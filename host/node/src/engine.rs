@@ -72,6 +72,19 @@ pub struct Prepared {
     pub program: Arc<dyn Program>,
 }
 
+/// The files of an image, here for reading.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Files {
+    /// Reference by digest.
+    pub image_id: String,
+    /// The directory they are in.
+    pub path: PathBuf,
+    /// They had to be fetched just now.
+    pub fetched: bool,
+    /// Their size in bytes.
+    pub size: u64,
+}
+
 /// A host directory a container sees.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Mount {
@@ -216,6 +229,31 @@ pub trait Engine: Send + Sync + 'static {
     fn usage(&self, name: &str) -> Option<Usage> {
         let _ = name;
         None
+    }
+
+    /// Fetches (by policy) an image for its files, which may be of any kind.
+    ///
+    /// # Errors
+    /// With the reason a container waits for.
+    async fn files(&self, wanted: &Wanted) -> Result<Files, Failure> {
+        let text = format!("image {}: this engine gives programs only", wanted.image);
+        Err(Failure::new("ErrImagePull", text))
+    }
+
+    /// Digests of images whose files are here, that none of these names stands for, and that are in none of
+    /// these directories.
+    async fn unused_files(&self, used: &[String], directories: &[PathBuf]) -> Vec<String> {
+        let _ = (used, directories);
+        Vec::new()
+    }
+
+    /// Removes an image's files, by its digest.
+    ///
+    /// # Errors
+    /// In words.
+    async fn remove_files(&self, digest: &str) -> Result<(), String> {
+        let _ = digest;
+        Ok(())
     }
 
     /// Images that are here and that none of these names stands for.

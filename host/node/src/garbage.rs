@@ -2,14 +2,14 @@
 
 use std::{
     collections::{BTreeSet, HashMap},
-    path::Path,
+    path::{Path, PathBuf},
     sync::Arc,
     time::{Duration, Instant},
 };
 
 use wasmk_api::k8s_openapi::api::core::v1::{Pod, PodSpec};
 
-use crate::{context::Context, machine, pods::Pods};
+use crate::{context::Context, machine, pod::image_volumes, pods::Pods};
 
 /// When images are removed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -31,6 +31,8 @@ impl Default for ImageCollection {
 enum Unused {
     Wasm(String),
     Container(String),
+    /// The files of one, by its digest.
+    Files(String),
 }
 
 /// What is known of images nobody uses.
@@ -77,19 +79,32 @@ fn is_full(data: &Path, percent: u8) -> bool {
 /// Images that pods and functions of this node name.
 fn used(cx: &Context, pods: &[Arc<Pod>]) -> Vec<String> {
     let mut all: BTreeSet<String> = cx.functions.images().into_iter().collect();
-    all.extend(pods.iter().filter_map(|p| p.spec.as_ref()).flat_map(images).cloned());
+    all.extend(pods.iter().filter_map(|p| p.spec.as_ref()).flat_map(images).map(String::from));
     all.into_iter().collect()
 }
 
-/// Images that the containers of a pod name, of every kind.
-fn images(spec: &PodSpec) -> impl Iterator<Item = &String> {
+/// Images that the containers and volumes of a pod name, of every kind.
+fn images(spec: &PodSpec) -> impl Iterator<Item = &str> {
     let containers = spec.containers.iter().chain(spec.init_containers.iter().flatten());
     let debuggers = spec.ephemeral_containers.iter().flatten();
-    containers.map(|c| &c.image).chain(debuggers.map(|c| &c.image)).flatten()
+    let named = containers.map(|c| &c.image).chain(debuggers.map(|c| &c.image)).flatten();
+    named.map(String::as_str).chain(image_volumes::references(spec))
+}
+
+/// Directories that volumes of pods are links to: an image in use may have lost its name to another.
+fn linked(pods: &Path) -> Vec<PathBuf> {
+    let list = |dir: PathBuf| std::fs::read_dir(dir).into_iter().flatten().flatten().map(|e| e.path());
+    let volumes = list(pods.to_path_buf()).flat_map(|pod| list(pod.join("volumes")));
+    volumes.filter_map(|volume| std::fs::read_link(volume).ok()).collect()
 }
 
 async fn look(cx: &Context, used: &[String]) -> Vec<Unused> {
     let mut all: Vec<Unused> = cx.engine.unused_images(used).await.into_iter().map(Unused::Wasm).collect();
+    let pods = cx.records.dir().to_path_buf();
+    // Without this list nothing is known to be unused.
+    if let Ok(linked) = tokio::task::spawn_blocking(move || linked(&pods)).await {
+        all.extend(cx.engine.unused_files(used, &linked).await.into_iter().map(Unused::Files));
+    }
     if let Some(containers) = &cx.containers {
         all.extend(containers.unused_images(used).await.into_iter().map(Unused::Container));
     }
@@ -99,6 +114,7 @@ async fn look(cx: &Context, used: &[String]) -> Vec<Unused> {
 async fn remove(cx: &Context, image: &Unused) {
     let removed = match (image, &cx.containers) {
         (Unused::Wasm(name), _) => cx.engine.remove_image(name).await,
+        (Unused::Files(digest), _) => cx.engine.remove_files(digest).await,
         (Unused::Container(id), Some(containers)) => containers.remove_image(id).await,
         (Unused::Container(_), None) => return,
     };

@@ -11,6 +11,7 @@
 
 mod containers;
 mod context;
+mod csi;
 pub mod engine;
 mod events;
 mod exec;

@@ -12,6 +12,7 @@ use wasmk_net::{AddressPool, View, proxy};
 use crate::{
     containers::Containers,
     context::{Context, STARTS},
+    csi::Csi,
     engine::Engine,
     events::Events,
     functions::Functions,
@@ -96,7 +97,14 @@ impl Node {
             allocatable: allocatable.clone(),
             memory: memory_dir.clone(),
         };
+        let known = records.known().into_iter();
+        let uids = known.filter_map(|k| k.pod.metadata.uid.clone()).collect();
+        let data = &settings.data_dir;
+        let csi = Csi::open(&settings.name, client.clone(), data, &uids)
+            .map_err(|source| NodeError::Directory { path: data.join("plugins"), source })?;
+        let in_use = csi.in_use();
         let cx = Arc::new(Context {
+            csi: csi.clone(),
             node: settings.name.clone(),
             began: Timestamp::now(),
             host_ip: settings.address,
@@ -133,6 +141,7 @@ impl Node {
         };
         tasks.spawn(until_stopped(Box::pin(write_events)));
         tasks.spawn(until_stopped(Box::pin(keep_view)));
+        tasks.spawn(until_stopped(Box::pin(csi.keep())));
         tasks.spawn(pods.clone().follow(stop.clone()));
         tasks.spawn(pressure::run(
             cx.clone(),
@@ -156,7 +165,7 @@ impl Node {
             let connections = cx.connections.clone();
             tasks.spawn(proxy::run(view, settings.name.clone(), connections, stop.clone()));
         }
-        let registrar = Registrar::new(settings, capacity, engine.version(), client, addresses, info);
+        let registrar = Registrar::new(settings, capacity, engine.version(), client, addresses, info, in_use);
         tasks.spawn(registrar.run(stop.clone()));
         tasks.close();
         Ok(Self { cx, pods, stop, tasks })

@@ -84,6 +84,8 @@ pub(crate) struct Registrar {
     addresses: watch::Sender<Option<Arc<AddressPool>>>,
     /// How the container runtime is, if one is named.
     containers: watch::Receiver<Option<Info>>,
+    /// Volumes that may not be detached from this node.
+    volumes: watch::Receiver<Vec<String>>,
     /// The Lease was renewed after a lapse, so that the Node may say what is no longer true.
     lapsed: Notify,
 }
@@ -97,8 +99,9 @@ impl Registrar {
         client: kube::Client,
         addresses: watch::Sender<Option<Arc<AddressPool>>>,
         containers: watch::Receiver<Option<Info>>,
+        volumes: watch::Receiver<Vec<String>>,
     ) -> Self {
-        Self { settings, capacity, runtime, client, addresses, containers, lapsed: Notify::new() }
+        Self { settings, capacity, runtime, client, addresses, containers, volumes, lapsed: Notify::new() }
     }
 
     /// Registers, then renews and updates until told to stop.
@@ -214,16 +217,19 @@ impl Registrar {
         // The registration may have told of a node that had no range at the time.
         news.mark_changed();
         let mut containers = self.containers.clone();
+        let mut volumes = self.volumes.clone();
         loop {
             tokio::select! {
                 changed = news.changed() => if changed.is_err() { return },
                 // Without a container runtime there is no news of one.
                 Ok(()) = containers.changed() => {}
+                Ok(()) = volumes.changed() => {}
                 () = self.shortness_changed() => {}
                 () = self.lapsed.notified() => {}
                 () = tokio::time::sleep(STATUS_PERIOD) => {}
             }
             containers.mark_unchanged();
+            volumes.mark_unchanged();
             self.until_done("write the node's status", || Box::pin(self.write_all())).await;
         }
     }
@@ -241,6 +247,7 @@ impl Registrar {
         let addresses = self.addresses.borrow().as_ref().map(|pool| pool.size());
         let most = addresses.and_then(|n| u32::try_from(n).ok()).unwrap_or(u32::MAX);
         let amounts = amounts(&self.capacity, self.settings.max_pods.min(most));
+        let in_use = self.volumes.borrow().clone();
         let address = |kind: &str, value: String| NodeAddress { type_: kind.into(), address: value };
         NodeStatus {
             addresses: Some(vec![
@@ -260,6 +267,8 @@ impl Registrar {
             }),
             node_info: Some(machine::system_info(&self.runtime_version())),
             runtime_handlers: Some(self.handlers()),
+            // An empty list takes back what was said before.
+            volumes_in_use: Some(in_use).filter(|now| !now.is_empty() || previous.volumes_in_use.is_some()),
             ..NodeStatus::default()
         }
     }

@@ -19,6 +19,7 @@ use wasmk_api::k8s_openapi::api::{
         ConfigMap, Namespace, PersistentVolume, PersistentVolumeClaim, Pod, Secret, Service, ServiceAccount,
     },
     node::v1::RuntimeClass,
+    storage::v1::CSIDriver,
 };
 use wasmk_net::View;
 
@@ -222,6 +223,10 @@ impl Sources for ApiSources {
 
     async fn namespace(&self, name: &str) -> Result<Option<Namespace>, Failure> {
         self.read_cluster("namespace", name).await
+    }
+
+    async fn csi_driver(&self, name: &str) -> Result<Option<CSIDriver>, Failure> {
+        self.read_cluster("csidriver", name).await
     }
 
     async fn runtime_class(&self, name: &str) -> Result<Option<RuntimeClass>, Failure> {

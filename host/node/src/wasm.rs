@@ -1,8 +1,9 @@
 //! The Wasm runtime as this agent's [`Engine`].
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeSet, HashMap},
     fmt::Write,
+    path::PathBuf,
     sync::{Arc, Weak},
     time::Duration,
 };
@@ -17,7 +18,8 @@ use wasmk_runtime::{
 
 use crate::{
     engine::{
-        Body, End, Engine, Failure, Handler, Kind, Launch, Prepared, Program, PullPolicy, Usage, Wanted,
+        Body, End, Engine, Failure, Files, Handler, Kind, Launch, Prepared, Program, PullPolicy, Usage,
+        Wanted,
     },
     logs::{LogSink, Stream},
 };
@@ -79,15 +81,7 @@ impl Engine for WasmEngine {
     }
 
     async fn prepare(&self, wanted: &Wanted) -> Result<Prepared, Failure> {
-        let bad = |e| {
-            Failure::new("InvalidImageName", format!("couldn't parse image name \"{}\": {e}", wanted.image))
-        };
-        let reference: Reference = wanted.image.parse().map_err(bad)?;
-        let policy = match wanted.policy {
-            PullPolicy::Always => wasmk_runtime::PullPolicy::Always,
-            PullPolicy::IfNotPresent => wasmk_runtime::PullPolicy::IfNotPresent,
-            PullPolicy::Never => wasmk_runtime::PullPolicy::Never,
-        };
+        let (reference, policy) = named(wanted)?;
         let images = self.runtime.images();
         let present = images.get(&reference).await.is_some();
         let image = images.pull(&reference, policy, login(wanted, &reference)).await.map_err(pull_failure)?;
@@ -98,12 +92,41 @@ impl Engine for WasmEngine {
             ProgramKind::Http => Kind::Http,
             ProgramKind::Module | ProgramKind::Command => Kind::Command,
         };
-        let image_id = format!("{}/{}@{}", reference.registry(), reference.repository(), image.digest());
+        let image_id = image_id(&reference, image.digest());
         let size = image.size();
         let fetched = !present || policy == wasmk_runtime::PullPolicy::Always;
         let (runtime, live) = (self.runtime.clone(), self.live.clone());
         let program = Arc::new(WasmProgram { runtime, program, image: Some(image), live });
         Ok(Prepared { image_id, kind, fetched, size, program })
+    }
+
+    async fn files(&self, wanted: &Wanted) -> Result<Files, Failure> {
+        let (reference, policy) = named(wanted)?;
+        let images = self.runtime.images();
+        let before = images.get_tree(&reference).await;
+        let pulled = images.pull_tree(&reference, policy, login(wanted, &reference)).await;
+        let tree = pulled.map_err(pull_failure)?;
+        Ok(Files {
+            image_id: image_id(&reference, tree.digest()),
+            path: tree.path().to_path_buf(),
+            fetched: before.is_none_or(|before| before.digest() != tree.digest()),
+            size: tree.size(),
+        })
+    }
+
+    async fn unused_files(&self, used: &[String], directories: &[PathBuf]) -> Vec<String> {
+        let used: Vec<Reference> = used.iter().filter_map(|name| name.parse().ok()).collect();
+        let trees = self.runtime.images().list_trees().await.unwrap_or_default();
+        let is_used = |tree: &wasmk_runtime::Tree| {
+            directories.iter().any(|d| d == tree.path()) || used.iter().any(|u| u.whole() == tree.reference())
+        };
+        let kept: BTreeSet<&str> = trees.iter().filter(|t| is_used(t)).map(|t| t.digest()).collect();
+        let unused: BTreeSet<&str> = trees.iter().map(|t| t.digest()).filter(|d| !kept.contains(d)).collect();
+        unused.into_iter().map(String::from).collect()
+    }
+
+    async fn remove_files(&self, digest: &str) -> Result<(), String> {
+        self.runtime.images().remove_tree(digest).await.map_err(|e| e.to_string())
     }
 
     fn version(&self) -> String {
@@ -169,6 +192,23 @@ impl Engine for WasmEngine {
         }
         out
     }
+}
+
+/// What is wanted, in the words of the runtime.
+fn named(wanted: &Wanted) -> Result<(Reference, wasmk_runtime::PullPolicy), Failure> {
+    let bad =
+        |e| Failure::new("InvalidImageName", format!("couldn't parse image name \"{}\": {e}", wanted.image));
+    let policy = match wanted.policy {
+        PullPolicy::Always => wasmk_runtime::PullPolicy::Always,
+        PullPolicy::IfNotPresent => wasmk_runtime::PullPolicy::IfNotPresent,
+        PullPolicy::Never => wasmk_runtime::PullPolicy::Never,
+    };
+    Ok((wanted.image.parse().map_err(bad)?, policy))
+}
+
+/// An image's reference by digest.
+fn image_id(reference: &Reference, digest: &str) -> String {
+    format!("{}/{}@{digest}", reference.registry(), reference.repository())
 }
 
 /// The login for the image's registry.

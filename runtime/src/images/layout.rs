@@ -24,6 +24,10 @@ const ARCHIVES: &[&str] = &[
     "application/vnd.docker.image.rootfs.diff.tar",
     "application/vnd.docker.image.rootfs.diff.tar.gzip",
 ];
+/// The name of a layer that is a file.
+const TITLE: &str = "org.opencontainers.image.title";
+/// Says that a layer is a directory that was packed.
+const UNPACK: &str = "io.deis.oras.content.unpack";
 /// Configs that say for which platform an archive is.
 const IMAGE_CONFIGS: &[&str] =
     &["application/vnd.oci.image.config.v1+json", "application/vnd.docker.container.image.v1+json"];
@@ -58,6 +62,61 @@ pub(super) fn find(manifest: &OciImageManifest) -> Layout<'_> {
     }
     let layers = manifest.layers.iter().map(|layer| layer.media_type.clone());
     Layout::NotWasm(std::iter::once(manifest.config.media_type.clone()).chain(layers).collect())
+}
+
+/// What a layer adds to the files of an image.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Content {
+    /// The files of an archive.
+    Archive,
+    /// Itself, by this name.
+    File(String),
+    /// Something that is not understood.
+    Unknown,
+}
+
+/// What a layer is when the image is wanted for its files. The layers of an image for containers are
+/// archives; those of an artifact are files with names of their own, or archives without.
+pub(super) fn content(manifest: &OciImageManifest, layer: &OciDescriptor) -> Content {
+    let note = |key: &str| layer.annotations.as_ref().and_then(|a| a.get(key));
+    let kind = layer.media_type.as_str();
+    let archive = ARCHIVES.contains(&kind);
+    let image = IMAGE_CONFIGS.contains(&manifest.config.media_type.as_str());
+    let title = note(TITLE).filter(|title| !title.is_empty());
+    let packed = note(UNPACK).is_some_and(|value| value == "true");
+    if archive && (image || packed || title.is_none()) {
+        return Content::Archive;
+    }
+    if (image && !WASM_LAYERS.contains(&kind)) || (kind.contains(".tar+") && !archive) {
+        return Content::Unknown;
+    }
+    Content::File(title.cloned().unwrap_or_else(|| {
+        let name = layer.digest.replace(':', "-");
+        if WASM_LAYERS.contains(&kind) { format!("{name}.wasm") } else { name }
+    }))
+}
+
+/// The entry of an index whose files are for this machine, or the platforms there are.
+pub(super) fn choose_files(entries: &[ImageIndexEntry]) -> Result<&ImageIndexEntry, Vec<String>> {
+    let machine = match std::env::consts::ARCH {
+        "x86_64" => "amd64",
+        "aarch64" => "arm64",
+        other => other,
+    };
+    let fits = |entry: &&ImageIndexEntry| match &entry.platform {
+        Some(platform) => {
+            let (os, arch) = (platform.os.to_string(), platform.architecture.to_string());
+            os == "linux" && arch == machine
+        }
+        None => false,
+    };
+    if let Some(entry) = entries.iter().find(fits) {
+        return Ok(entry);
+    }
+    match entries {
+        [one] => Ok(one),
+        _ => entries.iter().find(|entry| entry.platform.is_none()).map_or_else(|| choose(entries), Ok),
+    }
 }
 
 /// The entry of an index that is for Wasm, or the platforms there are.
@@ -165,6 +224,54 @@ mod tests {
         check(CONFIG, &[LAYER, LAYER], "it has 2 Wasm layers, expected one");
         check("application/vnd.cncf.helm.config.v1+json", &["application/tar"], "not Wasm: 2");
         check(OCI_CONFIG, &[], "not Wasm: 1");
+    }
+
+    #[test]
+    fn layers_are_archives_or_files() {
+        let targz = "application/vnd.oci.image.layer.v1.tar+gzip";
+        let empty = "application/vnd.oci.empty.v1+json";
+        let check = |config: &str, kind: &str, notes: serde_json::Value, expect: Content| {
+            let mut manifest = manifest(config, &[kind]);
+            manifest.layers[0].annotations = serde_json::from_value(notes.clone()).unwrap();
+            assert_eq!(content(&manifest, &manifest.layers[0]), expect, "{config} {kind} {notes}");
+        };
+        let file = |name: &str| Content::File(name.into());
+        let title = || json!({TITLE: "model.bin"});
+        check(OCI_CONFIG, targz, json!({}), Content::Archive);
+        check(OCI_CONFIG, targz, title(), Content::Archive);
+        check(OCI_CONFIG, "application/vnd.oci.image.layer.v1.tar+zstd", json!({}), Content::Unknown);
+        check(OCI_CONFIG, "text/plain", json!({}), Content::Unknown);
+        check(empty, targz, title(), file("model.bin"));
+        check(empty, targz, json!({TITLE: "dir", UNPACK: "true"}), Content::Archive);
+        check(empty, targz, json!({}), Content::Archive);
+        check(empty, "text/plain", title(), file("model.bin"));
+        check(empty, "text/plain", json!({}), file("sha256-00"));
+        check(CONFIG, LAYER, json!({}), file("sha256-00.wasm"));
+    }
+
+    #[test]
+    fn index_is_searched_for_this_machine() {
+        let entry = |digest: &str, platform: serde_json::Value| {
+            serde_json::from_value::<ImageIndexEntry>(
+                json!({"mediaType": "m", "digest": digest, "size": 1, "platform": platform}),
+            )
+            .unwrap()
+        };
+        let machine = if cfg!(target_arch = "aarch64") { "arm64" } else { "amd64" };
+        let own = entry("own", json!({"os": "linux", "architecture": machine}));
+        let other = entry("other", json!({"os": "linux", "architecture": "s390x"}));
+        let wasm = entry("wasm", json!({"os": "wasip1", "architecture": "wasm"}));
+        let plain = entry("plain", json!(null));
+        let check = |entries: &[&ImageIndexEntry], expect: Option<&str>| {
+            let entries: Vec<_> = entries.iter().map(|e| (*e).clone()).collect();
+            let found = choose_files(&entries).ok().map(|e| e.digest.clone());
+            assert_eq!(found.as_deref(), expect);
+        };
+        check(&[&wasm, &other, &own], Some("own"));
+        check(&[&other, &wasm], Some("wasm"));
+        check(&[&other], Some("other"));
+        check(&[&other, &plain], Some("plain"));
+        check(&[&other, &other], None);
     }
 
     #[test]

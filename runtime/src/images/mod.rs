@@ -5,6 +5,8 @@ mod inspect;
 mod layout;
 mod registry;
 mod store;
+mod trees;
+mod unpack;
 
 use std::collections::{BTreeMap, HashMap};
 use std::io;
@@ -23,6 +25,8 @@ use crate::metrics::Phases;
 use crate::settings::Settings;
 use registry::Registry;
 use store::Store;
+pub use trees::Tree;
+use trees::Trees;
 
 /// When to ask the registry.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -129,13 +133,48 @@ pub struct Images(Arc<Inner>);
 
 struct Inner {
     store: Store,
+    trees: Trees,
     registry: Registry,
-    pulls: Mutex<HashMap<PullKey, Weak<Pull>>>,
+    pulls: Pulls<Image>,
+    tree_pulls: Pulls<Tree>,
     phases: Arc<Phases>,
 }
 
 type PullKey = (String, Option<Auth>);
-type Pull = OnceCell<Result<Arc<Image>, PullError>>;
+type Pull<T> = OnceCell<Result<Arc<T>, PullError>>;
+
+/// Pulls under way; those of the same image with the same credentials are one.
+struct Pulls<T>(Mutex<HashMap<PullKey, Weak<Pull<T>>>>);
+
+impl<T> Default for Pulls<T> {
+    fn default() -> Self {
+        Self(Mutex::default())
+    }
+}
+
+impl<T> Pulls<T> {
+    async fn once(
+        &self,
+        key: PullKey,
+        work: impl Future<Output = Result<Arc<T>, PullError>>,
+    ) -> Result<Arc<T>, PullError> {
+        let pull = self.under_way(key);
+        let result = pull.get_or_init(|| work).await.clone();
+        drop(pull);
+        self.0.lock().retain(|_, pull| pull.strong_count() > 0);
+        result
+    }
+
+    fn under_way(&self, key: PullKey) -> Arc<Pull<T>> {
+        let mut pulls = self.0.lock();
+        if let Some(pull) = pulls.get(&key).and_then(Weak::upgrade).filter(|pull| !pull.initialized()) {
+            return pull;
+        }
+        let pull = Arc::new(Pull::new());
+        pulls.insert(key, Arc::downgrade(&pull));
+        pull
+    }
+}
 
 /// Pushes like [`Images::push`], for a program that has no runtime. Of the settings only the limits, the
 /// plain-HTTP registries and the timeout are used; nothing is written to disk.
@@ -155,7 +194,10 @@ pub async fn push(
 impl Images {
     pub(crate) fn open(settings: &Settings, phases: Arc<Phases>) -> io::Result<Self> {
         let store = Store::open(settings.data_dir.join("images"))?;
-        let inner = Inner { store, registry: Registry::new(settings), pulls: Mutex::default(), phases };
+        let trees = Trees::open(settings.data_dir.join("images/trees"))?;
+        let registry = Registry::new(settings);
+        let (pulls, tree_pulls) = (Pulls::default(), Pulls::default());
+        let inner = Inner { store, trees, registry, pulls, tree_pulls, phases };
         Ok(Self(Arc::new(inner)))
     }
 
@@ -179,7 +221,7 @@ impl Images {
         if policy == PullPolicy::Never {
             return Err(PullError::NotPresent { reference: reference.whole() });
         }
-        let pull = self.pull_in_progress((reference.whole(), credentials.clone()));
+        let key = (reference.whole(), credentials.clone());
         let inner = &self.0;
         let fetch = async {
             let started = std::time::Instant::now();
@@ -189,20 +231,60 @@ impl Images {
             }
             result
         };
-        let result = pull.get_or_init(|| fetch).await.clone();
-        drop(pull);
-        inner.pulls.lock().retain(|_, pull| pull.strong_count() > 0);
-        result
+        inner.pulls.once(key, fetch).await
     }
 
-    fn pull_in_progress(&self, key: PullKey) -> Arc<Pull> {
-        let mut pulls = self.0.pulls.lock();
-        if let Some(pull) = pulls.get(&key).and_then(Weak::upgrade).filter(|pull| !pull.initialized()) {
-            return pull;
+    /// The files of the image or artifact `reference` names, fetched and unpacked if `policy` says so.
+    /// Unlike [`pull`](Self::pull) it may hold anything.
+    ///
+    /// # Errors
+    /// See [`PullError`]; also when the content leads out of its directory or is larger than allowed.
+    pub async fn pull_tree(
+        &self,
+        reference: &Reference,
+        policy: PullPolicy,
+        credentials: Option<Auth>,
+    ) -> Result<Arc<Tree>, PullError> {
+        if (policy != PullPolicy::Always || reference.digest().is_some())
+            && let Some(tree) = self.get_tree(reference).await
+        {
+            return Ok(tree);
         }
-        let pull = Arc::new(Pull::new());
-        pulls.insert(key, Arc::downgrade(&pull));
-        pull
+        if policy == PullPolicy::Never {
+            return Err(PullError::NotPresent { reference: reference.whole() });
+        }
+        let key = (reference.whole(), credentials.clone());
+        let inner = &self.0;
+        let fetch = inner.registry.pull_tree(&inner.store, &inner.trees, reference, credentials);
+        inner.tree_pulls.once(key, fetch).await
+    }
+
+    /// The image's files if they are here.
+    pub async fn get_tree(&self, reference: &Reference) -> Option<Arc<Tree>> {
+        let inner = Arc::clone(&self.0);
+        let whole = reference.whole();
+        let found = tokio::task::spawn_blocking(move || inner.trees.find(&whole)).await;
+        found.ok().flatten().map(Arc::new)
+    }
+
+    /// All unpacked images by all their references; one whose references have come to mean others is under
+    /// none.
+    ///
+    /// # Errors
+    /// If the store cannot be read.
+    pub async fn list_trees(&self) -> io::Result<Vec<Tree>> {
+        let inner = Arc::clone(&self.0);
+        blocking(move || inner.trees.list()).await
+    }
+
+    /// Removes an unpacked image, by its digest. Nothing may use its files any longer.
+    ///
+    /// # Errors
+    /// If the store cannot be changed.
+    pub async fn remove_tree(&self, digest: &str) -> io::Result<()> {
+        let inner = Arc::clone(&self.0);
+        let digest = digest.to_owned();
+        blocking(move || inner.trees.remove(&digest)).await
     }
 
     /// Pushes `wasm` as an image of one layer, the layout of the CNCF's Wasm working group; the digest of

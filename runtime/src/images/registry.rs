@@ -20,8 +20,10 @@ use oci_client::secrets::RegistryAuth;
 use tokio::io::AsyncWrite;
 
 use super::inspect::{Outline, outline};
-use super::layout::{self, Layout, PlatformConfig};
+use super::layout::{self, Content, Layout, PlatformConfig};
 use super::store::{Incoming, Store};
+use super::trees::{Tree, Trees};
+use super::unpack::Unpacker;
 use super::{Auth, Image, ImageConfig, archive};
 use crate::error::PullError;
 use crate::prepare::digest_of;
@@ -40,10 +42,21 @@ const READ_TIMEOUT: Duration = Duration::from_secs(30);
 /// Most bytes of a manifest or config.
 const MAX_DOCUMENT: u64 = 4 << 20;
 
+/// Most layers of an image whose files are wanted.
+const MAX_LAYERS: usize = 256;
+
+/// What an image is wanted for: it decides which platform's.
+#[derive(Clone, Copy)]
+enum Purpose {
+    Program,
+    Files,
+}
+
 pub(super) struct Registry {
     plain_http: Vec<String>,
     max_layer: u64,
     max_program: u64,
+    max_tree: u64,
     timeout: Duration,
 }
 
@@ -55,6 +68,7 @@ impl Registry {
             plain_http: settings.plain_http_registries.clone(),
             max_layer: settings.max_layer_bytes,
             max_program: settings.max_program_bytes,
+            max_tree: settings.max_tree_bytes,
             timeout: settings.pull_timeout,
         }
     }
@@ -67,6 +81,20 @@ impl Registry {
     ) -> Result<Arc<Image>, PullError> {
         let session = self.session(reference, credentials);
         match tokio::time::timeout(self.timeout, session.pull(store)).await {
+            Ok(result) => result.map(Arc::new),
+            Err(_) => Err(PullError::TimedOut { reference: reference.whole(), limit: self.timeout }),
+        }
+    }
+
+    pub(super) async fn pull_tree(
+        &self,
+        store: &Store,
+        trees: &Trees,
+        reference: &Reference,
+        credentials: Option<Auth>,
+    ) -> Result<Arc<Tree>, PullError> {
+        let session = self.session(reference, credentials);
+        match tokio::time::timeout(self.timeout, session.pull_tree(store, trees)).await {
             Ok(result) => result.map(Arc::new),
             Err(_) => Err(PullError::TimedOut { reference: reference.whole(), limit: self.timeout }),
         }
@@ -127,7 +155,7 @@ struct Session<'a> {
 
 impl Session<'_> {
     async fn pull(&self, store: &Store) -> Result<Image, PullError> {
-        let (manifest, digest) = self.manifest().await?;
+        let (manifest, digest) = self.manifest(Purpose::Program).await?;
         let (layer, config) = match layout::find(&manifest) {
             Layout::Layer(layer) => (layer, ImageConfig::default()),
             Layout::Archives(layers) => return self.pull_archives(store, &manifest, digest, &layers).await,
@@ -144,14 +172,65 @@ impl Session<'_> {
         Ok(store.keep(content, image)?)
     }
 
-    /// The image's manifest and its digest; of an index, that of the Wasm platform.
-    async fn manifest(&self) -> Result<(OciImageManifest, String), PullError> {
+    async fn pull_tree(&self, store: &Store, trees: &Trees) -> Result<Tree, PullError> {
+        let whole = self.reference.whole();
+        let (manifest, digest) = self.manifest(Purpose::Files).await?;
+        if let Some(tree) = trees.name(&whole, &digest)? {
+            return Ok(tree);
+        }
+        if manifest.layers.len() > MAX_LAYERS {
+            return Err(self.malformed(format!("it has more than {MAX_LAYERS} layers")));
+        }
+        let (fresh, room) = trees.fresh(self.registry.max_tree)?;
+        let mut unpacker = Unpacker::new(fresh.root(), room);
+        for layer in &manifest.layers {
+            let content = layout::content(&manifest, layer);
+            if content == Content::Unknown {
+                let message = format!("layers of media type {} cannot be unpacked", layer.media_type);
+                return Err(self.malformed(message));
+            }
+            let size = self.size(layer, self.registry.max_layer.min(room))?;
+            let blob = self.download(store, layer, size).await?;
+            unpacker = self.unpack(unpacker, blob, content, &layer.digest).await?;
+        }
+        let size = unpacker.size();
+        Ok(trees.keep(fresh, &whole, &digest, size)?)
+    }
+
+    async fn unpack(
+        &self,
+        mut unpacker: Unpacker,
+        blob: Incoming,
+        content: Content,
+        digest: &str,
+    ) -> Result<Unpacker, PullError> {
+        let work = tokio::task::spawn_blocking(move || {
+            match content {
+                Content::File(name) => unpacker.file(&name, &blob.path)?,
+                _ => unpacker.layer(std::fs::File::open(&blob.path)?)?,
+            }
+            Ok::<_, std::io::Error>(unpacker)
+        });
+        match work.await {
+            Ok(Ok(unpacker)) => Ok(unpacker),
+            Ok(Err(error)) => Err(self.malformed(format!("layer {digest}: {error}"))),
+            Err(error) => Err(self.malformed(error.to_string())),
+        }
+    }
+
+    /// The image's manifest and its digest; of an index, that of the platform it is wanted for.
+    async fn manifest(&self, purpose: Purpose) -> Result<(OciImageManifest, String), PullError> {
         let (manifest, digest) = self.document(self.reference).await?;
         let entries = match manifest {
             OciManifest::Image(manifest) => return Ok((manifest, digest)),
             OciManifest::ImageIndex(index) => index.manifests,
         };
-        let entry = layout::choose(&entries).map_err(|platforms| self.not_wasm(platforms))?;
+        let entry = match purpose {
+            Purpose::Program => layout::choose(&entries).map_err(|platforms| self.not_wasm(platforms))?,
+            Purpose::Files => layout::choose_files(&entries).map_err(|platforms| {
+                self.malformed(format!("it is for other platforms only: {}", platforms.join(", ")))
+            })?,
+        };
         let reference = self.reference.clone_with_digest(entry.digest.clone());
         match self.document(&reference).await? {
             (OciManifest::Image(manifest), digest) => Ok((manifest, digest)),

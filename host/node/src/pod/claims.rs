@@ -21,6 +21,28 @@ pub(super) async fn attach(
     target: &Path,
     sources: &dyn Sources,
 ) -> Result<(), Failure> {
+    let failed = |text: String| Failure::new(VOLUME_ERROR, text);
+    let volume = volume(pod, claim, sources).await?;
+    if volume.spec.as_ref().is_some_and(|s| s.csi.is_some()) {
+        // Its driver mounts it.
+        return Ok(());
+    }
+    let name = volume.metadata.name.as_deref().unwrap_or_default();
+    let directory = directory(&volume).map_err(|e| failed(format!("persistentvolume \"{name}\": {e}")))?;
+    own::link(target, &directory).map_err(|e| failed(e.to_string()))?;
+    let Some(group) = own::group(pod) else { return Ok(()) };
+    own::scratch(&directory, Some(group)).map_err(|e| failed(e.to_string()))
+}
+
+/// The volume that is bound to a claim of a pod.
+///
+/// # Errors
+/// When the claim is not there or not bound, or its volume is not there.
+pub(crate) async fn volume(
+    pod: &Pod,
+    claim: &str,
+    sources: &dyn Sources,
+) -> Result<PersistentVolume, Failure> {
     let namespace = pod.metadata.namespace.as_deref().unwrap_or("default");
     let failed = |text: String| Failure::new(VOLUME_ERROR, text);
     let found = sources.claim(namespace, claim).await?;
@@ -28,11 +50,7 @@ pub(super) async fn attach(
     let name =
         bound(&found).ok_or_else(|| failed(format!("persistentvolumeclaim \"{claim}\" is not bound")))?;
     let volume = sources.volume(name).await?;
-    let volume = volume.ok_or_else(|| failed(format!("persistentvolume \"{name}\" not found")))?;
-    let directory = directory(&volume).map_err(|e| failed(format!("persistentvolume \"{name}\": {e}")))?;
-    own::link(target, &directory).map_err(|e| failed(e.to_string()))?;
-    let Some(group) = own::group(pod) else { return Ok(()) };
-    own::scratch(&directory, Some(group)).map_err(|e| failed(e.to_string()))
+    volume.ok_or_else(|| failed(format!("persistentvolume \"{name}\" not found")))
 }
 
 fn bound(claim: &PersistentVolumeClaim) -> Option<&str> {
@@ -54,7 +72,7 @@ fn directory(volume: &PersistentVolume) -> io::Result<PathBuf> {
         }
         return Err(io::Error::other(format!("path \"{}\" does not exist", local.path)));
     }
-    Err(io::Error::other("this node mounts volumes of kind hostPath and local only"))
+    Err(io::Error::other("this node mounts volumes of kind csi, hostPath and local only"))
 }
 
 #[cfg(test)]
@@ -78,7 +96,7 @@ mod tests {
         check(json!({"local": {"path": path}}), Ok(&path));
         check(
             json!({"nfs": {"server": "a", "path": "/"}}),
-            Err("this node mounts volumes of kind hostPath and local only"),
+            Err("this node mounts volumes of kind csi, hostPath and local only"),
         );
     }
 

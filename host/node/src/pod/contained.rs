@@ -38,6 +38,7 @@ impl Run {
         };
         self.pulled(wanted, image.fetched, image.size, began);
         let env = env::environment(&self.pod, &self.container, &self.place, &*self.cx.sources).await?;
+        self.image_volumes().await?;
         let mut mounts = volumes::mounts(&self.pod, &self.container, &self.volumes(), &env, true)?;
         let broken = |e: std::io::Error| Failure::new("CreateContainerError", e);
         file_mount(&mut mounts, self.write_hosts().map_err(broken)?, HOSTS);

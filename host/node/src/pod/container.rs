@@ -17,6 +17,7 @@ use wasmk_runtime::StopSignal;
 use super::{
     attend::Attended,
     env::{self, Place},
+    image_volumes,
     images::{self, Choice},
     message,
     probe::{Finding, Tell, Which},
@@ -122,6 +123,7 @@ impl Run {
         let prepared = self.image(&wanted).await?;
         let env = env::environment(&self.pod, &self.container, &self.place, &*self.cx.sources).await?;
         let command = prepared.kind == Kind::Command;
+        self.image_volumes().await?;
         let mut mounts = volumes::mounts(&self.pod, &self.container, &self.volumes(), &env, false)?;
         if command {
             message::offer_directory(&self.container, &self.dir, &mut mounts);
@@ -197,6 +199,24 @@ impl Run {
         let prepared = self.cx.engine.prepare(wanted).await.inspect_err(|e| self.not_pulled(wanted, e))?;
         self.pulled(wanted, prepared.fetched, prepared.size, began);
         Ok(prepared)
+    }
+
+    /// Gets the images ready whose files the container mounts.
+    pub(super) async fn image_volumes(&self) -> Result<(), Failure> {
+        for (name, source) in image_volumes::mounted(&self.pod, &self.container) {
+            let place = self.volumes().join(name);
+            if place.is_dir() {
+                // It stays what it was for as long as the pod lives.
+                continue;
+            }
+            let wanted = image_volumes::wanted(&*self.cx.sources, &self.pod, source).await?;
+            self.pulling(&wanted);
+            let began = tokio::time::Instant::now();
+            let files = self.cx.engine.files(&wanted).await.inspect_err(|e| self.not_pulled(&wanted, e))?;
+            self.pulled(&wanted, files.fetched, files.size, began);
+            image_volumes::place(&place, &files.path)?;
+        }
+        Ok(())
     }
 
     pub(super) fn pulling(&self, wanted: &Wanted) {

@@ -19,6 +19,7 @@ use wasmk_api::{
                 PersistentVolumeClaim, Pod, ResourceFieldSelector, Secret, Service,
             },
             node::v1::RuntimeClass,
+            storage::v1::CSIDriver,
         },
     },
 };
@@ -45,6 +46,11 @@ pub trait Sources: Send + Sync {
     async fn volume(&self, name: &str) -> Result<Option<PersistentVolume>, Failure>;
     /// A namespace, or `None` when there is none of that name.
     async fn namespace(&self, name: &str) -> Result<Option<Namespace>, Failure>;
+    /// What the cluster knows of a storage driver, or `None` when it knows nothing.
+    async fn csi_driver(&self, name: &str) -> Result<Option<CSIDriver>, Failure> {
+        let _ = name;
+        Ok(None)
+    }
     /// A runtime class, or `None` when there is none of that name.
     async fn runtime_class(&self, name: &str) -> Result<Option<RuntimeClass>, Failure>;
 }

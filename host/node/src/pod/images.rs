@@ -28,7 +28,7 @@ pub(super) enum Choice {
 pub(super) async fn wanted(cx: &Context, pod: &Pod, container: &Container) -> Result<Wanted, Failure> {
     let image = container.image.clone().filter(|i| !i.is_empty());
     let image = image.ok_or_else(|| Failure::new("InvalidImageName", "container names no image"))?;
-    let policy = pull_policy(container, &image);
+    let policy = pull_policy(container.image_pull_policy.as_deref(), &image);
     let logins = logins(&*cx.sources, pod).await?;
     Ok(Wanted { image, policy, logins })
 }
@@ -54,8 +54,8 @@ pub(super) async fn choose(cx: &Context, wanted: &Wanted) -> Choice {
 }
 
 /// When the image is fetched: as written, or by its tag.
-fn pull_policy(container: &Container, image: &str) -> PullPolicy {
-    match container.image_pull_policy.as_deref() {
+pub(super) fn pull_policy(written: Option<&str>, image: &str) -> PullPolicy {
+    match written {
         Some("Always") => PullPolicy::Always,
         Some("Never") => PullPolicy::Never,
         Some(_) => PullPolicy::IfNotPresent,
@@ -124,8 +124,7 @@ mod tests {
             (None, "a/b@sha256:00", PullPolicy::IfNotPresent),
             (Some("Never"), "a/b", PullPolicy::Never),
         ] {
-            let container = Container { image_pull_policy: policy.map(String::from), ..Container::default() };
-            assert_eq!(pull_policy(&container, image), expect, "{policy:?} {image}");
+            assert_eq!(pull_policy(policy, image), expect, "{policy:?} {image}");
         }
     }
 

@@ -2,13 +2,14 @@
 
 mod actions;
 mod attend;
-mod claims;
+pub(crate) mod claims;
 mod contained;
 mod container;
 pub mod env;
+pub(crate) mod image_volumes;
 mod images;
 mod message;
-mod own;
+pub(crate) mod own;
 pub mod plan;
 mod ports;
 mod probe;

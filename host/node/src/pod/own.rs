@@ -10,7 +10,7 @@ use nix::unistd::{Gid, chown, geteuid};
 use wasmk_api::k8s_openapi::api::core::v1::Pod;
 
 /// The group that a pod's volumes belong to, if it names one and this agent may give files away.
-pub(super) fn group(pod: &Pod) -> Option<u32> {
+pub(crate) fn group(pod: &Pod) -> Option<u32> {
     let group = pod.spec.as_ref()?.security_context.as_ref()?.fs_group?;
     u32::try_from(group).ok().filter(|_| geteuid().is_root())
 }
@@ -31,7 +31,7 @@ pub(super) fn scratch(path: &Path, group: Option<u32>) -> io::Result<()> {
 }
 
 /// Makes `link` point to `target`, whatever it was before.
-pub(super) fn link(link: &Path, target: &Path) -> io::Result<()> {
+pub(crate) fn link(link: &Path, target: &Path) -> io::Result<()> {
     if std::fs::read_link(link).is_ok_and(|now| now == target) {
         return Ok(());
     }

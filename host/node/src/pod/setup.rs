@@ -1,7 +1,11 @@
 //! Gets a pod's surroundings ready: its sandbox in the container runtime if any of its containers runs
 //! there, else an address of its own, and its volumes.
 
-use std::{net::Ipv4Addr, path::PathBuf, sync::Arc};
+use std::{
+    net::Ipv4Addr,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use futures::{StreamExt, stream};
 use tokio_util::sync::{CancellationToken, DropGuard};
@@ -152,8 +156,14 @@ impl SetUp {
 
     async fn volumes(&self, ip: Option<Ipv4Addr>) -> Result<(), Failure> {
         let place = place(&self.cx, &self.pod, ip);
-        volumes::prepare(&self.pod, &self.dir.join("volumes"), &place, &*self.cx.sources).await
+        make_volumes(&self.cx, &self.pod, &self.dir.join("volumes"), &place).await
     }
+}
+
+/// Makes all volumes of a pod, or brings them up to date.
+pub(super) async fn make_volumes(cx: &Context, pod: &Pod, dir: &Path, place: &Place) -> Result<(), Failure> {
+    volumes::prepare(pod, dir, place, &*cx.sources).await?;
+    cx.csi.prepare(pod, dir, &*cx.sources).await
 }
 
 /// Where a pod is.

@@ -85,6 +85,10 @@ async fn one(
         return host_path(path)
             .map_err(|e| Failure::new(VOLUME_ERROR, format!("hostPath {}: {e}", path.path)));
     }
+    if volume.image.is_some() || volume.csi.is_some() {
+        // The containers that mount an image fetch it; a driver mounts its own.
+        return Ok(());
+    }
     if let Some(claim) = claim_of(pod, volume) {
         return claims::attach(pod, &claim, target, sources).await;
     }
@@ -144,7 +148,7 @@ fn linked(target: &Path, real: &Path) -> io::Result<PathBuf> {
 }
 
 /// The claim that a volume stands for.
-fn claim_of(pod: &Pod, volume: &Volume) -> Option<String> {
+pub(crate) fn claim_of(pod: &Pod, volume: &Volume) -> Option<String> {
     if let Some(claim) = &volume.persistent_volume_claim {
         return Some(claim.claim_name.clone());
     }

@@ -147,6 +147,7 @@ struct Busy {
     deleting: bool,
     refreshing: bool,
     discarding: bool,
+    unmounting: bool,
 }
 
 struct Live {
@@ -160,6 +161,8 @@ enum Done {
     Setup(Placed, Result<(), Failure>),
     /// The sandbox of a pod that is over is gone, or not yet.
     Discarded(Result<(), wasmk_cri::Error>),
+    /// The volumes of storage drivers that a pod had are free, or not yet.
+    Unmounted(Result<(), String>),
     Refreshed(Result<(), Failure>),
     Written(Box<PodStatus>, Result<(), kube::Error>),
     Deleted(Result<(), String>),
@@ -324,7 +327,20 @@ impl Worker {
             }
             self.cx.running.set_ports(self.uid(), Default::default());
             self.discard_sandbox();
+            self.unmount();
         }
+    }
+
+    /// Nothing uses the pod's volumes of storage drivers any longer: another node may want them.
+    fn unmount(&mut self) {
+        let free =
+            self.state.sandbox.is_none() && self.retry_at.is_none() && self.state.setup != Setup::Underway;
+        if self.busy.unmounting || self.released || !free || !self.cx.csi.holds(self.uid()) {
+            return;
+        }
+        self.busy.unmounting = true;
+        let (csi, uid) = (self.cx.csi.clone(), self.uid().to_string());
+        self.jobs.spawn(async move { Done::Unmounted(csi.unmount(&uid).await) });
     }
 
     /// Nothing runs in the pod's sandbox any longer, and nothing will.
@@ -349,12 +365,15 @@ impl Worker {
         let (cx, pod, dir) =
             (self.cx.clone(), self.pod.clone(), self.cx.records.pod_dir(self.uid()).join("volumes"));
         let place = setup::place(&cx, &pod, self.state.ip);
-        async move { volumes::prepare(&pod, &dir, &place, &*cx.sources).await }
+        async move { setup::make_volumes(&cx, &pod, &dir, &place).await }
     }
 
     fn refresh(&mut self) {
         let wanted = self.state.setup == Setup::Done && !self.runs.is_empty();
-        if !wanted || self.busy.refreshing || !volumes::follows_api(&self.pod) {
+        if !wanted
+            || self.busy.refreshing
+            || !(volumes::follows_api(&self.pod) || self.cx.csi.holds(self.uid()))
+        {
             return;
         }
         self.busy.refreshing = true;
@@ -368,6 +387,13 @@ impl Worker {
             Ok(Done::Run) => {}
             Ok(Done::Setup(placed, outcome)) => self.placed(placed, outcome, now),
             Ok(Done::Discarded(outcome)) => self.discarded(outcome),
+            Ok(Done::Unmounted(outcome)) => {
+                self.busy.unmounting = false;
+                if let Err(error) = outcome {
+                    tracing::debug!(pod = %self.name(), error, "cannot free a pod's volumes yet");
+                    self.retry_at = Some(tokio::time::Instant::now() + WRITE_RETRY);
+                }
+            }
             Ok(Done::Refreshed(outcome)) => {
                 self.busy.refreshing = false;
                 if let Err(failure) = outcome {

@@ -40,7 +40,7 @@ pub fn mounts(
             None => dir.join(&mount.name),
         };
         let claim = claim_of(pod, volume).is_some();
-        let writable = is_empty_dir(volume) || volume.host_path.is_some() || claim;
+        let writable = is_empty_dir(volume) || volume.host_path.is_some() || volume.csi.is_some() || claim;
         let sub = match mount.sub_path_expr.as_deref().filter(|s| !s.is_empty()) {
             Some(expression) => Some(env::expand(expression, &known)),
             None => mount.sub_path.clone().filter(|s| !s.is_empty()),
@@ -52,10 +52,11 @@ pub fn mounts(
             return Err(bad("a Wasm container can be given directories only, and this is none"));
         }
         let claim_read_only = volume.persistent_volume_claim.as_ref().and_then(|c| c.read_only);
+        let read_only = claim_read_only.or(volume.csi.as_ref().and_then(|c| c.read_only));
         Ok(Mount {
             host,
             guest: mount.mount_path.clone(),
-            read_only: !writable || mount.read_only == Some(true) || claim_read_only == Some(true),
+            read_only: !writable || mount.read_only == Some(true) || read_only == Some(true),
             propagation: mount.mount_propagation.clone(),
         })
     };

@@ -94,6 +94,7 @@ impl Worker {
         let params = DeleteParams { grace_period_seconds: Some(0), preconditions, ..DeleteParams::default() };
         let sandbox = self.state.sandbox.clone();
         let containers = self.cx.containers.clone();
+        let (csi, own_uid) = (self.cx.csi.clone(), self.uid().to_string());
         self.jobs.spawn(async move {
             if let Some(left) = left {
                 left.remove().await;
@@ -102,6 +103,9 @@ impl Worker {
                 && let Err(error) = containers.discard(&sandbox.id).await
             {
                 return Done::Deleted(Err(error.to_string()));
+            }
+            if let Err(error) = csi.unmount(&own_uid).await {
+                return Done::Deleted(Err(error));
             }
             Done::Deleted(match limited(api.delete(&name, &params)).await {
                 Err(error) if !is_gone(&error) => Err(error.to_string()),
@@ -140,6 +144,7 @@ impl Worker {
         }
         let left = self.release();
         let sandbox = self.state.sandbox.take().zip(self.cx.containers.clone());
+        let (csi, uid) = (self.cx.csi.clone(), self.uid().to_string());
         // The API does not wait for it; what fails now is removed when the agent is next started.
         tokio::spawn(async move {
             if let Some((sandbox, containers)) = sandbox
@@ -147,6 +152,7 @@ impl Worker {
             {
                 tracing::warn!(sandbox = sandbox.id, %error, "cannot remove the sandbox of a pod that is gone");
             }
+            csi.leave(&uid);
             if let Some(left) = left {
                 left.remove().await;
             }

@@ -1,0 +1,273 @@
+//! Volumes of storage drivers, from the claim to the mount and back, with a real driver and with clients of
+//! the API beside it as drivers have them. Skipped, with a word, where nothing may be mounted.
+
+mod driver;
+mod sidecars;
+
+use std::{
+    path::{Path, PathBuf},
+    process::Command,
+    sync::Arc,
+};
+
+use driver::{Disk, Life, NAME};
+use kube::{Client, Config, config::KubeConfigOptions, config::Kubeconfig};
+use tempfile::TempDir;
+use tokio::runtime::Runtime;
+use wasmk_tests::{
+    node::{Node, container, pod},
+    program::Program,
+    required::skip,
+};
+
+/// A driver, a cluster and what stands between.
+struct Story {
+    disk: Arc<Disk>,
+    sidecars: Option<Runtime>,
+    registry: PathBuf,
+    _dir: TempDir,
+}
+
+impl Story {
+    /// `None`, with a word on standard error, where nothing may be mounted and need not be.
+    fn start(program: &Program) -> Option<(Self, Life)> {
+        let dir = tempfile::Builder::new().prefix("csi").tempdir_in("/tmp").expect("a directory in /tmp");
+        let at = dir.path().display().to_string();
+        let tried = Command::new("mount").args(["--bind", &at, &at]).output().expect("mount runs");
+        if !tried.status.success() {
+            skip("mounts", &String::from_utf8_lossy(&tried.stderr));
+            return None;
+        }
+        Command::new("umount").arg(&at).status().expect("umount runs");
+        let disk = Disk::new(dir.path());
+        let registry = Path::new(&program.data_dir()).join("node/plugins_registry");
+        let life = Life::start(&disk, &registry);
+        let mut story = Self { disk, sidecars: None, registry, _dir: dir };
+        story.stand_beside(program, &life);
+        program.push("command");
+        program.apply(&format!(
+            "apiVersion: storage.k8s.io/v1\nkind: CSIDriver\nmetadata: {{name: {NAME}}}\nspec: {{podInfoOnMount: true, \
+             volumeLifecycleModes: [Persistent, Ephemeral]}}\n---\n\
+             apiVersion: v1\nkind: Secret\nmetadata: {{name: disk-key}}\nstringData: {{key: sesame}}\n---\n\
+             apiVersion: storage.k8s.io/v1\nkind: StorageClass\nmetadata: {{name: directories}}\nprovisioner: {NAME}\n\
+             parameters: {{repl: '2', priority_io: high}}\n"
+        ));
+        Some((story, life))
+    }
+
+    /// Starts the clients beside the driver, anew for each life of the cluster.
+    fn stand_beside(&mut self, program: &Program, life: &Life) {
+        let runtime = Runtime::new().expect("a runtime");
+        let config = Kubeconfig::read_from(program.kubeconfig()).expect("a kubeconfig");
+        let endpoint: Arc<Path> = life.endpoint().into();
+        runtime.spawn(async move {
+            let config = Config::from_custom_kubeconfig(config, &KubeConfigOptions::default()).await;
+            let client = Client::try_from(config.expect("a configuration")).expect("a client");
+            sidecars::run(client, endpoint).await;
+        });
+        if let Some(old) = self.sidecars.replace(runtime) {
+            old.shutdown_background();
+        }
+    }
+
+    /// What the driver was asked about volumes, each call once however often it came.
+    fn path(&self) -> Vec<String> {
+        let words = |call: String| call.split(' ').next().unwrap_or_default().to_string();
+        let mut calls: Vec<String> = self.disk.calls().into_iter().map(words).collect();
+        calls.retain(|c| c.contains("Volume"));
+        calls.dedup();
+        calls
+    }
+}
+
+impl Drop for Story {
+    fn drop(&mut self) {
+        if let Some(runtime) = self.sidecars.take() {
+            runtime.shutdown_background();
+        }
+    }
+}
+
+fn claim(name: &str) -> String {
+    format!(
+        "apiVersion: v1\nkind: PersistentVolumeClaim\nmetadata: {{name: {name}}}\nspec: {{accessModes: [ReadWriteOnce], \
+         storageClassName: directories, resources: {{requests: {{storage: 5Mi}}}}}}\n---\n"
+    )
+}
+
+/// A pod of the command guest with a volume at `/v`.
+fn guest(p: &Program, name: &str, args: &str, source: &str) -> String {
+    format!(
+        "apiVersion: v1\nkind: Pod\nmetadata: {{name: {name}}}\nspec: {{restartPolicy: Never, terminationGracePeriodSeconds: 1, \
+         volumes: [{{name: v, {source}}}], containers: [{{name: main, image: '{}/default/command:1', args: {args}, \
+         volumeMounts: [{{name: v, mountPath: /v}}]}}]}}\n---\n",
+        p.address("registry")
+    )
+}
+
+fn claimed(name: &str) -> String {
+    format!("persistentVolumeClaim: {{claimName: {name}}}")
+}
+
+fn gone(p: &Program, what: &str) {
+    let ask = |p: &Program| p.kubectl(&["get", what, "-o", "name", "--ignore-not-found"]);
+    p.until(&format!("{what} is gone"), ask, |text| text.is_empty());
+}
+
+fn mounts_below(dir: &str) -> usize {
+    let mounts = std::fs::read_to_string("/proc/self/mountinfo").expect("the mounts");
+    mounts.lines().filter(|line| line.split(' ').nth(4).is_some_and(|at| at.starts_with(dir))).count()
+}
+
+#[test]
+fn a_driver_provisions_attaches_mounts_and_frees_volumes() {
+    let p = Program::start();
+    let Some((story, _life)) = Story::start(&p) else { return };
+    let disk = &story.disk;
+
+    // Registered: who it is was asked, and what it calls this node is written down.
+    p.until_value(
+        "csinode/node-a",
+        "{.spec.drivers[0].name} {.spec.drivers[0].nodeID}",
+        &format!("{NAME} machine-7"),
+    );
+    p.until("it is told so", |_| disk.count("Registered true"), |n| *n == 1);
+    for call in ["GetPluginInfo", "GetPluginCapabilities", "Probe", "NodeGetCapabilities", "NodeGetInfo"] {
+        assert!(disk.count(call) > 0, "{call}: {:?}", disk.calls());
+    }
+    assert_eq!(
+        p.value("csinode/node-a", "{.spec.drivers[0].topologyKeys[0]} {.spec.drivers[0].allocatable.count}"),
+        "topology.example.com/rack 12"
+    );
+    assert_eq!(p.value("csinode/node-a", "{.metadata.ownerReferences[0].name}"), "node-a");
+    p.until_value("node/node-a", "{.metadata.labels.topology\\.example\\.com/rack}", "r1");
+
+    // A claim becomes a volume with the class's parameters, once, although it is asked for twice.
+    p.apply(&claim("data"));
+    p.until_value("pvc/data", "{.status.phase}", "Bound");
+    let volume = p.value("pvc/data", "{.spec.volumeName}");
+    assert_eq!(disk.volumes(), [volume.clone()]);
+    let asked = format!("CreateVolume {volume} {} priority_io=high,repl=2", 5 << 20);
+    assert!(disk.count(&asked) >= 2, "{:?}", disk.calls());
+
+    // Two pods use it: attached and staged once, published for each, and what one writes the other reads.
+    p.apply(&guest(&p, "first", "[write, /v/note, kept]", &claimed("data")));
+    p.apply(&guest(&p, "stays", "[tick, '500']", &claimed("data")));
+    p.until_value("pod/first", "{.status.phase}", "Succeeded");
+    p.until_row("stays", "1/1 Running");
+    assert_eq!(std::fs::read_to_string(disk.volume(&volume).join("note")).expect("the file"), "kept");
+    p.apply(&guest(&p, "second", "[read, /v/note]", &claimed("data")));
+    p.until_value("pod/second", "{.status.phase}", "Succeeded");
+    assert_eq!(p.kubectl(&["logs", "second"]), "kept");
+    assert_eq!(disk.count("NodeStageVolume"), 1, "{:?}", disk.calls());
+    assert_eq!(disk.count(&format!("NodeStageVolume {volume} disk-of-machine-7 sesame")), 1);
+    assert_eq!(disk.count(&format!("NodePublishVolume {volume} stays rw")), 1);
+    assert_eq!(p.value("volumeattachments", "{.items[*].status.attached}"), "true");
+    p.until_value("node/node-a", "{.status.volumesInUse[0]}", &format!("kubernetes.io/csi/{NAME}^{volume}"));
+
+    // All freed again, in the reverse order, and the volume goes with its claim.
+    p.kubectl(&["delete", "pod", "first", "second", "stays"]);
+    p.until("it is detached", |_| disk.count("ControllerUnpublishVolume"), |n| *n > 0);
+    gone(&p, "volumeattachments");
+    assert_eq!((disk.count("NodePublishVolume"), disk.count("NodeUnpublishVolume")), (3, 3));
+    assert_eq!(disk.count("NodeUnstageVolume"), 1);
+    assert_eq!(std::fs::read_to_string(disk.volume(&volume).join("note")).expect("the file"), "kept");
+    p.kubectl(&["delete", "pvc", "data"]);
+    gone(&p, "pv");
+    assert_eq!(disk.volumes(), [] as [String; 0]);
+    assert_eq!(mounts_below(&p.data_dir()), 0);
+    let path = story.path();
+    let at = |call: &str| path.iter().position(|c| c == call).unwrap_or_else(|| panic!("{call}: {path:?}"));
+    let order = [
+        "CreateVolume",
+        "ControllerPublishVolume",
+        "NodeStageVolume",
+        "NodePublishVolume",
+        "NodeUnstageVolume",
+        "ControllerUnpublishVolume",
+        "DeleteVolume",
+    ];
+    assert!(order.windows(2).all(|pair| at(pair[0]) < at(pair[1])), "{path:?}");
+}
+
+#[test]
+fn lost_answers_and_lives_lose_and_double_nothing() {
+    let mut p = Program::start();
+    let Some((mut story, life)) = Story::start(&p) else { return };
+    let disk = story.disk.clone();
+    p.apply(&claim("data"));
+    p.until_value("pvc/data", "{.status.phase}", "Bound");
+    let volume = p.value("pvc/data", "{.spec.volumeName}");
+
+    // Answers are lost on the way; the calls come again, and nothing is made twice.
+    disk.fail("NodeStageVolume", 2);
+    disk.fail("NodePublishVolume", 1);
+    p.apply(&guest(&p, "stays", "[tick, '500']", &claimed("data")));
+    p.until_event("stays", "the answer was lost");
+    p.until_row("stays", "1/1 Running");
+    assert_eq!(
+        (disk.count("NodeStageVolume"), disk.count("NodePublishVolume")),
+        (3, 2),
+        "{:?}",
+        disk.calls()
+    );
+    assert_eq!(mounts_below(&p.data_dir()), 2);
+
+    // The driver is away while a pod goes: the pod stays until its volume is free.
+    drop(life);
+    p.until_value("csinode/node-a", "{.spec.drivers[*].name}", "");
+    p.kubectl(&["delete", "pod", "stays", "--wait=false"]);
+    p.until(
+        "nothing of it runs",
+        |p| p.value("pod/stays", "{.status.containerStatuses[0].state.terminated.reason}"),
+        |r| !r.is_empty(),
+    );
+    assert_eq!(mounts_below(&p.data_dir()), 2, "what is mounted is not forgotten");
+
+    // Neither is it when the agent dies, too.
+    p = p.kill();
+    let life = Life::start(&disk, &story.registry.clone());
+    // The cluster has another directory now, where the driver registers again.
+    story.stand_beside(&p, &life);
+    disk.fail("NodeUnpublishVolume", 1);
+    gone(&p, "pod/stays");
+    p.until("all is unmounted", |p| mounts_below(&p.data_dir()), |n| *n == 0);
+    assert_eq!(disk.volumes(), [volume]);
+    gone(&p, "volumeattachments");
+}
+
+#[test]
+fn a_pod_has_a_volume_of_its_own() {
+    let p = Program::start();
+    let Some((story, _life)) = Story::start(&p) else { return };
+    let source = format!("csi: {{driver: {NAME}, volumeAttributes: {{colour: blue}}}}");
+    p.apply(&guest(&p, "own", "[read, /v/told]", &source));
+    p.until_value("pod/own", "{.status.phase}", "Succeeded");
+    assert_eq!(p.kubectl(&["logs", "own"]), "blue for own");
+    p.until("it is freed with its pod's end", |_| story.disk.volumes(), Vec::is_empty);
+    assert_eq!(story.disk.count("NodeStageVolume") + story.disk.count("ControllerPublishVolume"), 0);
+    // A driver that nobody has is waited for.
+    p.apply(&guest(&p, "foreign", "[read, /v/told]", "csi: {driver: nobody.example.com}"));
+    p.apply("apiVersion: storage.k8s.io/v1\nkind: CSIDriver\nmetadata: {name: nobody.example.com}\nspec: {volumeLifecycleModes: [Ephemeral]}\n");
+    p.until_event(
+        "foreign",
+        "driver name nobody.example.com not found in the list of registered CSI drivers",
+    );
+}
+
+#[test]
+fn containers_share_a_drivers_volume() {
+    let Some(node) = Node::start() else { return };
+    let p = &node.program;
+    let Some((story, _life)) = Story::start(p) else { return };
+    p.apply(&claim("data"));
+    let spec = format!("restartPolicy: Never, volumes: [{{name: v, {}}}], ", claimed("data"));
+    let mount = ", volumeMounts: [{name: v, mountPath: /v}]";
+    p.apply(&pod("box", &spec, &[container("main", "echo from a box >/v/note", mount)]));
+    p.until_value("pod/box", "{.status.phase}", "Succeeded");
+    p.apply(&guest(p, "reader", "[read, /v/note]", &claimed("data")));
+    p.until_value("pod/reader", "{.status.phase}", "Succeeded");
+    assert_eq!(p.kubectl(&["logs", "reader"]), "from a box\n");
+    p.until("freed", |_| story.disk.count("NodeUnstageVolume"), |n| *n > 0);
+    p.kubectl(&["delete", "pod", "box", "reader", "--now"]);
+}

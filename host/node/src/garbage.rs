@@ -56,8 +56,8 @@ impl Collector {
             self.since.clear();
             return;
         }
-        let used = used(cx, &pods.list());
-        let unused = look(cx, &used).await;
+        let list = pods.list();
+        let unused = look(cx, &used(cx, &list), &in_volumes(&list)).await;
         let seen = Instant::now();
         self.since.retain(|image, _| unused.contains(image));
         for image in unused {
@@ -83,12 +83,17 @@ fn used(cx: &Context, pods: &[Arc<Pod>]) -> Vec<String> {
     all.into_iter().collect()
 }
 
-/// Images that the containers and volumes of a pod name, of every kind.
+/// Images that the containers of a pod name, of every kind.
 fn images(spec: &PodSpec) -> impl Iterator<Item = &str> {
     let containers = spec.containers.iter().chain(spec.init_containers.iter().flatten());
     let debuggers = spec.ephemeral_containers.iter().flatten();
-    let named = containers.map(|c| &c.image).chain(debuggers.map(|c| &c.image)).flatten();
-    named.map(String::as_str).chain(image_volumes::references(spec))
+    containers.map(|c| &c.image).chain(debuggers.map(|c| &c.image)).flatten().map(String::as_str)
+}
+
+/// Images that volumes of pods are made of.
+fn in_volumes(pods: &[Arc<Pod>]) -> Vec<String> {
+    let specs = pods.iter().filter_map(|p| p.spec.as_ref());
+    specs.flat_map(image_volumes::references).map(String::from).collect()
 }
 
 /// Directories that volumes of pods are links to: an image in use may have lost its name to another.
@@ -98,12 +103,12 @@ fn linked(pods: &Path) -> Vec<PathBuf> {
     volumes.filter_map(|volume| std::fs::read_link(volume).ok()).collect()
 }
 
-async fn look(cx: &Context, used: &[String]) -> Vec<Unused> {
+async fn look(cx: &Context, used: &[String], in_volumes: &[String]) -> Vec<Unused> {
     let mut all: Vec<Unused> = cx.engine.unused_images(used).await.into_iter().map(Unused::Wasm).collect();
     let pods = cx.records.dir().to_path_buf();
     // Without this list nothing is known to be unused.
     if let Ok(linked) = tokio::task::spawn_blocking(move || linked(&pods)).await {
-        all.extend(cx.engine.unused_files(used, &linked).await.into_iter().map(Unused::Files));
+        all.extend(cx.engine.unused_files(in_volumes, &linked).await.into_iter().map(Unused::Files));
     }
     if let Some(containers) = &cx.containers {
         all.extend(containers.unused_images(used).await.into_iter().map(Unused::Container));

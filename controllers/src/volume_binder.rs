@@ -24,6 +24,9 @@ use crate::{
 };
 
 const NAME: &str = "persistentvolume-binder-controller";
+/// Who is to make a claim's volume, as provisioners look for it, today and before.
+const ASKED: [&str; 2] =
+    ["volume.kubernetes.io/storage-provisioner", "volume.beta.kubernetes.io/storage-provisioner"];
 /// The built-in provisioner's name in storage classes.
 pub(crate) const PROVISIONER: &str = "wasmk.dev/local-path";
 const COMPLETED: &str = "pv.kubernetes.io/bind-completed";
@@ -137,6 +140,7 @@ impl Binder {
                 self.provision(claim, &class, node.as_deref()).await
             }
             Some(class) => {
+                self.ask(claim, &class.provisioner).await?;
                 let message = format!(
                     "Waiting for a volume to be created either by the external provisioner '{}' or manually by the system administrator.",
                     class.provisioner
@@ -155,6 +159,17 @@ impl Binder {
                 self.set_phase(claim, "Pending").await
             }
         }
+    }
+
+    /// Names the provisioner whose volume the claim waits for: it acts on nothing else.
+    async fn ask(&self, claim: &Arc<PersistentVolumeClaim>, provisioner: &str) -> Result<()> {
+        let known = |key| claim.metadata.annotations.as_ref().and_then(|a| a.get(key));
+        if ASKED.iter().all(|key| known(*key).is_some_and(|name| name == provisioner)) {
+            return Ok(());
+        }
+        let annotations = ASKED.map(|key| (key.to_owned(), json!(provisioner)));
+        let annotations: serde_json::Map<_, _> = annotations.into_iter().collect();
+        self.cx.patch(&**claim, json!({"metadata": {"annotations": annotations}})).await.map(drop)
     }
 
     /// A claim that names no class, not even the empty one, gets the default class once there is one.

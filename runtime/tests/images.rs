@@ -346,3 +346,35 @@ async fn files_that_harm_are_refused() {
     // Nothing of them stays.
     assert_eq!(fixture.runtime.images().list_trees().await.unwrap(), []);
 }
+
+#[tokio::test]
+async fn pulls_that_break_off_are_taken_up_where_they_ended() {
+    let config = |registry: &Registry| registry.blob(CONFIG, "{}");
+    let bytes = component(&http_guest(HELLO));
+    for (ranges, resumed) in [(true, vec![100, 250]), (false, vec![])] {
+        let (fixture, registry) = (fixture(), Registry::start().await);
+        let layer = registry.blob(LAYER, bytes.clone());
+        registry.image("a/b:1", &config(&registry), std::slice::from_ref(&layer));
+        {
+            let mut state = registry.state.lock();
+            (state.ranges, state.cut) = (ranges, vec![100, 150]);
+        }
+        let image = pull(&fixture, &registry, "a/b:1").await.unwrap();
+        assert_eq!(std::fs::read(image.module_path()).unwrap(), bytes);
+        let state = registry.state.lock();
+        assert_eq!((&state.resumed, state.blobs_sent), (&resumed, 3), "ranges: {ranges}");
+    }
+    // What is put together of two halves is looked at as a whole.
+    let (fixture, registry) = (fixture(), Registry::start().await);
+    let layer = registry.blob(LAYER, bytes.clone());
+    registry.image("a/b:1", &config(&registry), std::slice::from_ref(&layer));
+    let mut changed = bytes.clone();
+    changed[10] ^= 1;
+    registry.corrupt(&layer, changed);
+    {
+        let mut state = registry.state.lock();
+        (state.ranges, state.cut) = (true, vec![100]);
+    }
+    let error = pull(&fixture, &registry, "a/b:1").await.unwrap_err().to_string();
+    assert!(error.contains("manifest says sha256:"), "{error}");
+}

@@ -5,9 +5,16 @@ use std::{convert::Infallible, net::SocketAddr, sync::Arc, time::Duration};
 use http_body_util::BodyExt;
 use hyper_util::{
     rt::{TokioExecutor, TokioIo, TokioTimer},
-    server::{conn::auto, graceful::GracefulShutdown},
+    server::{
+        conn::auto,
+        graceful::{GracefulShutdown, Watcher},
+    },
 };
-use tokio::{net::TcpListener, sync::Semaphore};
+use tokio::{
+    net::{TcpListener, TcpStream},
+    sync::{OwnedSemaphorePermit, Semaphore},
+    time::{Instant, timeout, timeout_at},
+};
 use wasmk_net::bind::Acceptor;
 use wasmk_runtime::StopSignal;
 
@@ -20,6 +27,10 @@ use crate::{
 const CONNECTIONS: usize = 1024;
 /// A client has this long to send its request's head.
 const HEAD_LIMIT: Duration = Duration::from_secs(30);
+
+/// A pod that is to stop goes on listening until nobody has come for so long: the time a Service takes to
+/// hear of it.
+const QUIET: Duration = Duration::from_millis(250);
 
 /// Listens on a pod's address.
 ///
@@ -51,33 +62,118 @@ pub(crate) fn bind_in(namespace: &Netns, address: SocketAddr) -> Result<TcpListe
     bound.map_err(|e| Failure::new("CreateContainerError", failed(e)))
 }
 
-/// Serves until asked to stop; open requests then have their grace.
+/// Serves until asked to stop. Open requests then have their grace, and so have those that come later: a
+/// Service goes on sending here until it hears of the stop.
 pub(crate) async fn run(listener: TcpListener, handler: Arc<dyn Handler>, stop: StopSignal) {
     let acceptor = Acceptor::new(listener, Arc::new(Semaphore::new(CONNECTIONS)));
     let graceful = GracefulShutdown::new();
-    let grace = loop {
-        let (stream, _, permit) = tokio::select! {
-            grace = stop.requested() => break grace,
-            accepted = acceptor.next() => accepted,
-        };
-        let handler = handler.clone();
-        let service = hyper::service::service_fn(move |request: http::Request<hyper::body::Incoming>| {
-            let handler = handler.clone();
-            async move {
-                let request = request.map(|body| body.map_err(Into::into).boxed_unsync());
-                Ok::<_, Infallible>(handler.handle(request).await)
-            }
-        });
-        let mut builder = auto::Builder::new(TokioExecutor::new());
-        builder.http1().timer(TokioTimer::new()).header_read_timeout(HEAD_LIMIT);
-        let connection = builder.serve_connection(TokioIo::new(stream), service).into_owned();
-        let connection = graceful.watch(connection);
+    let serve = |(stream, _, permit): (TcpStream, SocketAddr, OwnedSemaphorePermit)| {
+        let (handler, stop, watcher) = (handler.clone(), stop.clone(), graceful.watcher());
         tokio::spawn(async move {
-            // How a client leaves is its own affair.
-            let _ = connection.await;
+            connection(stream, handler, &stop, watcher).await;
             drop(permit);
         });
     };
+    let grace = loop {
+        tokio::select! {
+            grace = stop.requested() => break grace,
+            accepted = acceptor.next() => serve(accepted),
+        }
+    };
+    let end = Instant::now() + grace;
+    // What waits in the system's queue is taken in any case: it would be cut off.
+    while let Ok(accepted) = timeout_at(end.min(Instant::now() + QUIET), acceptor.next()).await {
+        serve(accepted);
+    }
     drop(acceptor);
-    let _ = tokio::time::timeout(grace, graceful.shutdown()).await;
+    tokio::select! {
+        _ = timeout_at(end, graceful.shutdown()) => {}
+        () = stop.expired() => {}
+    }
+}
+
+/// One connection, from its first byte to its end.
+async fn connection(stream: TcpStream, handler: Arc<dyn Handler>, stop: &StopSignal, watcher: Watcher) {
+    // One that has said nothing is not idle: its request is under way.
+    let silent = async {
+        stop.requested().await;
+        tokio::time::sleep(QUIET).await;
+    };
+    let mut first = [0];
+    tokio::select! {
+        biased;
+        spoken = timeout(HEAD_LIMIT, stream.peek(&mut first)) => if !matches!(spoken, Ok(Ok(1))) { return },
+        () = silent => return,
+    }
+    let service = hyper::service::service_fn(move |request: http::Request<hyper::body::Incoming>| {
+        let handler = handler.clone();
+        async move {
+            let request = request.map(|body| body.map_err(Into::into).boxed_unsync());
+            Ok::<_, Infallible>(handler.handle(request).await)
+        }
+    });
+    let mut builder = auto::Builder::new(TokioExecutor::new());
+    builder.http1().timer(TokioTimer::new()).header_read_timeout(HEAD_LIMIT);
+    let connection = builder.serve_connection(TokioIo::new(stream), service).into_owned();
+    // How a client leaves is its own affair.
+    let _ = watcher.watch(connection).await;
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::AsyncReadExt;
+
+    use super::*;
+    use crate::engine::Body;
+
+    struct Hello;
+
+    #[async_trait::async_trait]
+    impl Handler for Hello {
+        async fn handle(&self, _: http::Request<Body>) -> http::Response<Body> {
+            http::Response::new(wasmk_runtime::full("hello"))
+        }
+    }
+
+    /// A request that has left before the server can do anything.
+    fn ask(address: SocketAddr) -> std::net::TcpStream {
+        let mut stream = std::net::TcpStream::connect(address).unwrap();
+        std::io::Write::write_all(&mut stream, b"GET / HTTP/1.1\r\nHost: h\r\n\r\n").unwrap();
+        stream.set_nonblocking(true).unwrap();
+        stream
+    }
+
+    #[tokio::test]
+    async fn requests_that_come_with_the_stop_are_answered() {
+        let listener = bind(([127, 0, 0, 1], 0).into()).unwrap();
+        let address = listener.local_addr().unwrap();
+        let stop = StopSignal::new();
+        let running = tokio::spawn(run(listener, Arc::new(Hello), stop.clone()));
+        let silent = TcpStream::connect(address).await.unwrap();
+        let before = ask(address);
+        stop.stop(Duration::from_secs(30));
+        let after = ask(address);
+        for stream in [before, after] {
+            let mut answer = String::new();
+            // The server closes after its last answer.
+            TcpStream::from_std(stream).unwrap().read_to_string(&mut answer).await.unwrap();
+            assert!(answer.starts_with("HTTP/1.1 200") && answer.ends_with("hello"), "{answer}");
+        }
+        // One that never says anything does not hold it for all of its grace.
+        timeout(Duration::from_secs(20), running).await.unwrap().unwrap();
+        drop(silent);
+        assert!(TcpStream::connect(address).await.is_err());
+    }
+
+    #[tokio::test]
+    async fn without_grace_it_ends_at_once() {
+        let listener = bind(([127, 0, 0, 1], 0).into()).unwrap();
+        let address = listener.local_addr().unwrap();
+        let stop = StopSignal::new();
+        let running = tokio::spawn(run(listener, Arc::new(Hello), stop.clone()));
+        let silent = TcpStream::connect(address).await.unwrap();
+        stop.kill();
+        timeout(Duration::from_secs(20), running).await.unwrap().unwrap();
+        drop(silent);
+    }
 }

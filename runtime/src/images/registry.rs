@@ -1,23 +1,22 @@
 //! Talks to registries.
 
 use std::collections::BTreeMap;
-use std::io::Write;
+use std::io::{Seek, Write};
 use std::net::IpAddr;
-use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures::StreamExt;
 use oci_client::Reference;
-use oci_client::client::{ClientConfig, ClientProtocol};
+use oci_client::client::{BlobResponse, ClientConfig, ClientProtocol};
 use oci_client::errors::{DigestError, OciDistributionError as Failure};
 use oci_client::manifest::{
     IMAGE_MANIFEST_LIST_MEDIA_TYPE, IMAGE_MANIFEST_MEDIA_TYPE, OCI_IMAGE_INDEX_MEDIA_TYPE,
     OCI_IMAGE_MEDIA_TYPE, OciDescriptor, OciImageManifest, OciManifest,
 };
 use oci_client::secrets::RegistryAuth;
-use tokio::io::AsyncWrite;
+use sha2::{Digest, Sha256};
 
 use super::inspect::{Outline, outline};
 use super::layout::{self, Content, Layout, PlatformConfig};
@@ -39,6 +38,9 @@ const MANIFESTS: &[&str] = &[
 /// Longest wait for a connection to a registry, and for the next bytes of an answer.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 const READ_TIMEOUT: Duration = Duration::from_secs(30);
+/// Rests before a blob that broke off is taken up again; after the last it is given up.
+const RESTS: [Duration; 4] =
+    [Duration::from_millis(200), Duration::from_secs(1), Duration::from_secs(3), Duration::from_secs(10)];
 /// Most bytes of a manifest or config.
 const MAX_DOCUMENT: u64 = 4 << 20;
 
@@ -339,7 +341,7 @@ impl Session<'_> {
         }
     }
 
-    /// Fetches a blob of exactly `size` bytes; its digest is computed on the way.
+    /// Fetches a blob of exactly `size` bytes. One that breaks off is taken up where it ended.
     async fn download(
         &self,
         store: &Store,
@@ -347,15 +349,67 @@ impl Session<'_> {
         size: u64,
     ) -> Result<Incoming, PullError> {
         let mut incoming = store.incoming()?;
-        let mut file = Bounded { file: &mut incoming.file, left: size };
-        self.client
-            .pull_blob(self.reference, descriptor, &mut file)
-            .await
-            .map_err(|error| self.failed(error))?;
-        if file.left > 0 {
-            return Err(self.malformed(format!("{} is {} bytes short", descriptor.digest, file.left)));
+        let mut arrived = Arrived::new(&mut incoming.file, size);
+        for rest in RESTS.iter().map(Some).chain([None]) {
+            match (self.fetch(descriptor, &mut arrived).await, rest) {
+                (Ok(()), _) => break,
+                (Err(Broken { error, again: true }), Some(rest)) if arrived.length > 0 => {
+                    let at = arrived.length;
+                    tracing::debug!(digest = descriptor.digest, at, %error, "a pull broke off and is resumed");
+                    tokio::time::sleep(*rest).await;
+                }
+                (Err(broken), _) => return Err(broken.error),
+            }
+        }
+        let actual = arrived.digest();
+        if actual != descriptor.digest {
+            let (reference, expected) = (self.reference.whole(), descriptor.digest.clone());
+            return Err(PullError::Digest { reference, expected, actual });
         }
         Ok(incoming)
+    }
+
+    /// Fetches what of a blob has not arrived yet.
+    async fn fetch(&self, descriptor: &OciDescriptor, arrived: &mut Arrived<'_>) -> Result<(), Broken> {
+        let answer = match arrived.length {
+            0 => self.client.pull_blob_stream(self.reference, descriptor).await.map(BlobResponse::Full),
+            from => self.client.pull_blob_stream_partial(self.reference, descriptor, from, None).await,
+        };
+        let answer = answer.map_err(|error| {
+            let again = matches!(error, Failure::RequestError(_));
+            Broken { again, error: self.failed(error) }
+        })?;
+        let refused = |error: PullError| Broken { again: false, error };
+        let mut stream = match answer {
+            BlobResponse::Partial(stream) => stream.stream,
+            BlobResponse::Full(stream) => {
+                // Also when the registry cannot begin in the middle.
+                arrived.restart().map_err(|error| refused(error.into()))?;
+                stream.stream
+            }
+        };
+        while let Some(bytes) = stream.next().await {
+            match bytes {
+                Ok(bytes) => arrived.write(&bytes).map_err(|error| refused(self.stored(error)))?,
+                // What arrived is looked at as a whole.
+                Err(error) if is_digest(&error) => return Ok(()),
+                Err(error) => {
+                    let (reference, message) = (self.reference.whole(), chain(&error));
+                    return Err(Broken { again: true, error: PullError::Registry { reference, message } });
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// More than was promised is the registry's fault; anything else is the disk's.
+    fn stored(&self, error: std::io::Error) -> PullError {
+        match error.kind() {
+            std::io::ErrorKind::InvalidData => {
+                PullError::Registry { reference: self.reference.whole(), message: error.to_string() }
+            }
+            _ => error.into(),
+        }
     }
 
     async fn push(&self, wasm: Bytes, annotations: BTreeMap<String, String>) -> Result<String, PullError> {
@@ -448,34 +502,50 @@ fn config(outline: &Outline, layer: &str) -> serde_json::Value {
     config
 }
 
-/// Writes at most so many bytes; blobs go to a local file, so writing does not wait.
-struct Bounded<'a> {
-    file: &'a mut std::fs::File,
-    left: u64,
+/// Whether a stream ended because its content is not what was asked for.
+fn is_digest(error: &std::io::Error) -> bool {
+    error.get_ref().is_some_and(|inner| inner.is::<DigestError>())
 }
 
-impl AsyncWrite for Bounded<'_> {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        _cx: &mut Context<'_>,
-        bytes: &[u8],
-    ) -> Poll<std::io::Result<usize>> {
-        match self.left.checked_sub(bytes.len() as u64) {
-            Some(left) => {
-                self.file.write_all(bytes)?;
-                self.left = left;
-                Poll::Ready(Ok(bytes.len()))
-            }
-            None => Poll::Ready(Err(std::io::Error::other("blob is larger than its manifest says"))),
+/// A part of a blob that did not arrive.
+struct Broken {
+    error: PullError,
+    /// The rest may still be had.
+    again: bool,
+}
+
+/// What of a blob has arrived; blobs go to a local file, so writing does not wait.
+struct Arrived<'a> {
+    file: &'a mut std::fs::File,
+    hash: Sha256,
+    length: u64,
+    size: u64,
+}
+
+impl<'a> Arrived<'a> {
+    fn new(file: &'a mut std::fs::File, size: u64) -> Self {
+        Self { file, hash: Sha256::new(), length: 0, size }
+    }
+
+    fn restart(&mut self) -> std::io::Result<()> {
+        self.file.set_len(0)?;
+        self.file.rewind()?;
+        (self.hash, self.length) = (Sha256::new(), 0);
+        Ok(())
+    }
+
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<()> {
+        self.length += bytes.len() as u64;
+        if self.length > self.size {
+            let text = "blob is larger than its manifest says";
+            return Err(std::io::Error::new(std::io::ErrorKind::InvalidData, text));
         }
+        self.hash.update(bytes);
+        self.file.write_all(bytes)
     }
 
-    fn poll_flush(self: Pin<&mut Self>, _cx: &mut Context<'_>) -> Poll<std::io::Result<()>> {
-        Poll::Ready(Ok(()))
-    }
-
-    fn poll_shutdown(self: Pin<&mut Self>, _cx: &mut Context<'_>) -> Poll<std::io::Result<()>> {
-        Poll::Ready(Ok(()))
+    fn digest(&self) -> String {
+        format!("sha256:{}", hex::encode(self.hash.clone().finalize()))
     }
 }
 

@@ -6,10 +6,12 @@ use std::sync::Arc;
 
 use base64::Engine as _;
 use bytes::Bytes;
-use http::header::{AUTHORIZATION, CONTENT_TYPE, HeaderValue, LOCATION, WWW_AUTHENTICATE};
+use http::header::{
+    AUTHORIZATION, CONTENT_LENGTH, CONTENT_TYPE, HeaderValue, LOCATION, RANGE, WWW_AUTHENTICATE,
+};
 use http::{Method, Request, Response, StatusCode};
-use http_body_util::{BodyExt, Full};
-use hyper::body::Incoming;
+use http_body_util::{BodyExt, Either, Full, StreamBody};
+use hyper::body::{Frame, Incoming};
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use parking_lot::Mutex;
@@ -18,6 +20,9 @@ use tokio::net::TcpListener;
 use wasmk_runtime::Reference;
 
 use super::digest;
+
+/// A body that breaks off.
+type Broken = StreamBody<futures::stream::Iter<std::array::IntoIter<std::io::Result<Frame<Bytes>>, 2>>>;
 
 /// A running registry; it ends with the test.
 #[derive(Clone)]
@@ -33,6 +38,12 @@ pub struct State {
     uploads: HashMap<String, Vec<u8>>,
     /// Blobs sent so far.
     pub blobs_sent: usize,
+    /// Blobs that are to break off, after so many bytes each.
+    pub cut: Vec<usize>,
+    /// Blobs are sent from the middle, too.
+    pub ranges: bool,
+    /// Where blobs were taken up again.
+    pub resumed: Vec<usize>,
     /// Manifests sent so far.
     pub manifests_sent: usize,
     /// User and password that are asked for.
@@ -50,7 +61,7 @@ impl Registry {
                 tokio::spawn(async move {
                     let service = service_fn(move |request| {
                         let registry = registry.clone();
-                        async move { Ok::<_, std::convert::Infallible>(registry.answer(request).await) }
+                        async move { Ok::<_, std::convert::Infallible>(registry.misbehave(request).await) }
                     });
                     let _ = hyper::server::conn::http1::Builder::new()
                         .serve_connection(TokioIo::new(stream), service)
@@ -106,6 +117,31 @@ impl Registry {
 
     pub fn stored_blob(&self, digest: &str) -> Bytes {
         self.state.lock().blobs[digest].clone()
+    }
+
+    async fn misbehave(&self, request: Request<Incoming>) -> Response<Either<Full<Bytes>, Broken>> {
+        let of_blob = request.method() == Method::GET && request.uri().path().contains("/blobs/sha256");
+        let range = request.headers().get(RANGE).and_then(|r| r.to_str().ok()).map(str::to_owned);
+        let answer = self.answer(request).await;
+        if !of_blob || answer.status() != StatusCode::OK {
+            return answer.map(Either::Left);
+        }
+        let (mut parts, body) = answer.into_parts();
+        let mut bytes = body.collect().await.unwrap().to_bytes();
+        let mut state = self.state.lock();
+        if let Some(range) = range.filter(|_| state.ranges) {
+            let from = range.trim_start_matches("bytes=").trim_end_matches('-').parse().unwrap();
+            state.resumed.push(from);
+            bytes = bytes.slice(from..);
+            parts.status = StatusCode::PARTIAL_CONTENT;
+        }
+        if state.cut.is_empty() {
+            return Response::from_parts(parts, Either::Left(Full::new(bytes)));
+        }
+        let part = bytes.slice(..state.cut.remove(0));
+        parts.headers.insert(CONTENT_LENGTH, bytes.len().into());
+        let frames = [Ok(Frame::data(part)), Err(std::io::Error::other("cut"))];
+        Response::from_parts(parts, Either::Right(StreamBody::new(futures::stream::iter(frames))))
     }
 
     async fn answer(&self, request: Request<Incoming>) -> Response<Full<Bytes>> {

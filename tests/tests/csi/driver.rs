@@ -5,6 +5,7 @@
 use std::{
     collections::HashMap,
     fs,
+    io::Write,
     path::{Path, PathBuf},
     process::Command,
     sync::{Arc, Mutex},
@@ -31,7 +32,6 @@ type Answer<T> = Result<Response<T>, Status>;
 #[derive(Debug)]
 pub(crate) struct Disk {
     dir: PathBuf,
-    calls: Mutex<Vec<String>>,
     /// Calls that are to fail, how many times.
     fail: Mutex<HashMap<String, u32>>,
 }
@@ -39,12 +39,13 @@ pub(crate) struct Disk {
 impl Disk {
     pub(crate) fn new(dir: &Path) -> Arc<Self> {
         fs::create_dir_all(dir.join("volumes")).expect("a directory");
-        Arc::new(Self { dir: dir.into(), calls: Mutex::default(), fail: Mutex::default() })
+        Arc::new(Self { dir: dir.into(), fail: Mutex::default() })
     }
 
-    /// What it was asked, in order, without questions about itself.
+    /// What it was asked, in order, in all of its lives.
     pub(crate) fn calls(&self) -> Vec<String> {
-        self.calls.lock().expect("calls").clone()
+        let text = fs::read_to_string(self.dir.join("calls")).unwrap_or_default();
+        text.lines().map(String::from).collect()
     }
 
     /// How often it was asked something that begins so.
@@ -66,12 +67,19 @@ impl Disk {
         names
     }
 
+    /// Where the driver answers.
+    pub(crate) fn endpoint(&self) -> PathBuf {
+        self.dir.join("csi.sock")
+    }
+
     pub(crate) fn volume(&self, id: &str) -> PathBuf {
         self.dir.join("volumes").join(id)
     }
 
     fn asked<T>(&self, call: &str, more: String, answer: T) -> Answer<T> {
-        self.calls.lock().expect("calls").push(format!("{call} {more}").trim_end().to_string());
+        let mut calls =
+            fs::OpenOptions::new().create(true).append(true).open(self.dir.join("calls")).expect("a file");
+        calls.write_all(format!("{}\n", format!("{call} {more}").trim_end()).as_bytes()).expect("a line");
         let mut fail = self.fail.lock().expect("failures");
         if let Some(left) = fail.get_mut(call).filter(|left| **left > 0) {
             *left -= 1;
@@ -388,7 +396,7 @@ impl Life {
     pub(crate) fn start(disk: &Arc<Disk>, registry: &Path) -> Self {
         let runtime = Runtime::new().expect("a runtime");
         let _entered = runtime.enter();
-        let endpoint = disk.dir.join("csi.sock");
+        let endpoint = disk.endpoint();
         let registration = registry.join(format!("{NAME}-reg.sock"));
         let driver = Driver(disk.clone());
         let server = Server::builder()
@@ -409,12 +417,7 @@ impl Life {
             stop.push(end);
             runtime.spawn(server.serve_with_incoming_shutdown(accepted, async { drop(ended.await) }));
         }
-        Self { sockets: [endpoint.clone(), registration], stop, runtime: Some(runtime) }
-    }
-
-    /// Where it answers.
-    pub(crate) fn endpoint(&self) -> &Path {
-        &self.sockets[0]
+        Self { sockets: [endpoint, registration], stop, runtime: Some(runtime) }
     }
 }
 

@@ -15,6 +15,7 @@ use kube::{Client, Config, config::KubeConfigOptions, config::Kubeconfig};
 use tempfile::TempDir;
 use tokio::runtime::Runtime;
 use wasmk_tests::{
+    containerd::Containerd,
     node::{Node, container, pod},
     program::Program,
     required::skip,
@@ -25,25 +26,56 @@ struct Story {
     disk: Arc<Disk>,
     sidecars: Option<Runtime>,
     registry: PathBuf,
-    _dir: TempDir,
+    _shared: Shared,
+}
+
+/// A directory whose mounts are passed on to containers and back.
+struct Shared {
+    at: PathBuf,
+    _dir: Option<TempDir>,
+}
+
+impl Shared {
+    /// One of its own; `None`, with a word on standard error, where nothing may be mounted and need not be.
+    fn new() -> Option<Self> {
+        let dir = tempfile::Builder::new().prefix("csi").tempdir_in("/tmp").expect("a directory in /tmp");
+        Self::of(dir.path().into(), Some(dir))
+    }
+
+    fn of(at: PathBuf, dir: Option<TempDir>) -> Option<Self> {
+        let path = at.display();
+        let line = format!("mount --bind {path} {path} && mount --make-rshared {path}");
+        let tried = Command::new("sh").args(["-c", &line]).output().expect("sh runs");
+        if tried.status.success() {
+            return Some(Self { at, _dir: dir });
+        }
+        skip("mounts", &String::from_utf8_lossy(&tried.stderr));
+        None
+    }
+}
+
+impl Drop for Shared {
+    fn drop(&mut self) {
+        // Files below may still be open.
+        let _ = Command::new("umount").args(["-R", "-l", &self.at.display().to_string()]).output();
+    }
 }
 
 impl Story {
     /// `None`, with a word on standard error, where nothing may be mounted and need not be.
     fn start(program: &Program) -> Option<(Self, Life)> {
-        let dir = tempfile::Builder::new().prefix("csi").tempdir_in("/tmp").expect("a directory in /tmp");
-        let at = dir.path().display().to_string();
-        let tried = Command::new("mount").args(["--bind", &at, &at]).output().expect("mount runs");
-        if !tried.status.success() {
-            skip("mounts", &String::from_utf8_lossy(&tried.stderr));
-            return None;
-        }
-        Command::new("umount").arg(&at).status().expect("umount runs");
-        let disk = Disk::new(dir.path());
+        let shared = Shared::new()?;
+        let story = Self::over(program, &shared.at.clone(), shared);
+        let life = Life::start(&story.disk, &story.registry);
+        Some((story, life))
+    }
+
+    /// All but the driver's life.
+    fn over(program: &Program, dir: &Path, shared: Shared) -> Self {
+        let disk = Disk::new(dir);
         let registry = Path::new(&program.data_dir()).join("node/plugins_registry");
-        let life = Life::start(&disk, &registry);
-        let mut story = Self { disk, sidecars: None, registry, _dir: dir };
-        story.stand_beside(program, &life);
+        let mut story = Self { disk, sidecars: None, registry, _shared: shared };
+        story.stand_beside(program);
         program.push("command");
         program.apply(&format!(
             "apiVersion: storage.k8s.io/v1\nkind: CSIDriver\nmetadata: {{name: {NAME}}}\nspec: {{podInfoOnMount: true, \
@@ -52,14 +84,14 @@ impl Story {
              apiVersion: storage.k8s.io/v1\nkind: StorageClass\nmetadata: {{name: directories}}\nprovisioner: {NAME}\n\
              parameters: {{repl: '2', priority_io: high}}\n"
         ));
-        Some((story, life))
+        story
     }
 
     /// Starts the clients beside the driver, anew for each life of the cluster.
-    fn stand_beside(&mut self, program: &Program, life: &Life) {
+    fn stand_beside(&mut self, program: &Program) {
         let runtime = Runtime::new().expect("a runtime");
         let config = Kubeconfig::read_from(program.kubeconfig()).expect("a kubeconfig");
-        let endpoint: Arc<Path> = life.endpoint().into();
+        let endpoint: Arc<Path> = self.disk.endpoint().into();
         runtime.spawn(async move {
             let config = Config::from_custom_kubeconfig(config, &KubeConfigOptions::default()).await;
             let client = Client::try_from(config.expect("a configuration")).expect("a client");
@@ -226,9 +258,9 @@ fn lost_answers_and_lives_lose_and_double_nothing() {
 
     // Neither is it when the agent dies, too.
     p = p.kill();
-    let life = Life::start(&disk, &story.registry.clone());
-    // The cluster has another directory now, where the driver registers again.
-    story.stand_beside(&p, &life);
+    let _life = Life::start(&disk, &story.registry);
+    // The driver's clients find the API elsewhere now.
+    story.stand_beside(&p);
     disk.fail("NodeUnpublishVolume", 1);
     gone(&p, "pod/stays");
     p.until("all is unmounted", |p| mounts_below(&p.data_dir()), |n| *n == 0);
@@ -270,4 +302,61 @@ fn containers_share_a_drivers_volume() {
     assert_eq!(p.kubectl(&["logs", "reader"]), "from a box\n");
     p.until("freed", |_| story.disk.count("NodeUnstageVolume"), |n| *n > 0);
     p.kubectl(&["delete", "pod", "box", "reader", "--now"]);
+}
+
+/// The process of a driver in a pod.
+#[test]
+#[ignore = "is started by a test that deploys the driver"]
+fn serve_as_a_driver() {
+    let var = |name: &str| std::env::var(name).expect("a variable of the pod");
+    let (dir, registry) = (var("DRIVER_DIR"), var("DRIVER_REGISTRY"));
+    let _life = Life::start(&Disk::new(Path::new(&dir)), Path::new(&registry));
+    loop {
+        std::thread::park();
+    }
+}
+
+#[test]
+fn a_driver_in_pods_serves_its_node() {
+    let Some(containerd) = Containerd::start() else { return };
+    // What the driver mounts in the cluster's directory is there for all.
+    let dir = tempfile::Builder::new().prefix("csi").tempdir_in("/tmp").expect("a directory in /tmp");
+    let at = dir.path().display().to_string();
+    let Some(shared) = Shared::of(dir.path().into(), None) else { return };
+    let p = Program::start_in(dir, &["--container-runtime-endpoint", &containerd.endpoint()]);
+    let own = format!("{at}/driver");
+    let story = Story::over(&p, Path::new(&own), shared);
+    let driver = std::env::current_exe().expect("this program");
+    p.apply(&format!(
+        "apiVersion: apps/v1\nkind: DaemonSet\nmetadata: {{name: driver}}\nspec: {{selector: {{matchLabels: {{app: driver}}}}, template: {{metadata: {{labels: {{app: driver}}}}, \
+         spec: {{terminationGracePeriodSeconds: 1, volumes: [{{name: root, hostPath: {{path: /}}}}, {{name: shared, hostPath: {{path: {at}}}}}], \
+         containers: [{{name: main, image: 'localhost/box:1', securityContext: {{privileged: true}}, \
+         command: [chroot, /host, {}, --exact, serve_as_a_driver, --ignored], \
+         env: [{{name: DRIVER_DIR, value: {own}}}, {{name: DRIVER_REGISTRY, value: {}}}], \
+         volumeMounts: [{{name: root, mountPath: /host}}, {{name: shared, mountPath: /host{at}, mountPropagation: Bidirectional}}]}}]}}}}}}\n",
+        driver.display(), story.registry.display()
+    ));
+    p.until_value("csinode/node-a", "{.spec.drivers[0].nodeID}", "machine-7");
+    p.apply(&claim("data"));
+    let spec = format!("restartPolicy: Never, volumes: [{{name: v, {}}}], ", claimed("data"));
+    let mount = ", volumeMounts: [{name: v, mountPath: /v}]";
+    p.apply(&pod(
+        "box",
+        &spec,
+        &[container("main", "echo from a box >/v/note; grep -c ' /v ' /proc/mounts", mount)],
+    ));
+    p.until_value("pod/box", "{.status.phase}", "Succeeded");
+    p.apply(&guest(&p, "reader", "[read, /v/note]", &claimed("data")));
+    p.until_value("pod/reader", "{.status.phase}", "Succeeded");
+    assert_eq!(
+        (p.kubectl(&["logs", "box"]), p.kubectl(&["logs", "reader"])),
+        ("1\n".into(), "from a box\n".into())
+    );
+    p.kubectl(&["delete", "pod", "box", "reader", "--now"]);
+    gone(&p, "volumeattachments");
+    p.kubectl(&["delete", "pvc", "data"]);
+    gone(&p, "pv");
+    assert_eq!(story.disk.volumes(), [] as [String; 0]);
+    p.kubectl(&["delete", "daemonset", "driver"]);
+    p.until("its pod is gone", |p| p.kubectl(&["get", "pods", "-o", "name"]), |names| names.is_empty());
 }

@@ -176,12 +176,27 @@ pub struct NodeOptions {
     /// Seconds that an image is to be unused before it is removed
     #[arg(long, value_name = "SECONDS", default_value_t = 120)]
     pub minimum_image_ttl: u64,
+    /// Where images of a registry are looked for first: `docker.io=mirror.example.com`; for Wasm and the files of
+    /// images, container runtimes have mirrors of their own
+    #[arg(long, value_name = "REGISTRY=MIRROR", value_delimiter = ',', value_parser = mirror)]
+    pub registry_mirror: Vec<(String, String)>,
+    /// Registries spoken to without TLS, `host` or `host:port`, beside those on this machine
+    #[arg(long, value_name = "HOST", value_delimiter = ',')]
+    pub plain_http_registry: Vec<String>,
     /// Pods on the node at a time
     #[arg(long, value_name = "N", default_value_t = wasmk_node::DEFAULT_MAX_PODS)]
     pub max_pods: u32,
     /// Taints of the node when it is registered: `key=value:Effect`, `key:Effect`
     #[arg(long, value_name = "TAINTS", value_delimiter = ',', value_parser = taint)]
     pub register_with_taints: Vec<Taint>,
+}
+
+/// A registry and its mirror.
+fn mirror(text: &str) -> Result<(String, String), String> {
+    let pair = text.split_once('=').filter(|(of, at)| !of.is_empty() && !at.is_empty());
+    let plain = pair.filter(|(of, at)| !of.contains('/') && !at.contains('/'));
+    let (of, at) = plain.ok_or("`registry=mirror` was expected, both as `host` or `host:port`")?;
+    Ok((of.into(), at.into()))
 }
 
 /// A taint as kubelet's flag has it.
@@ -238,7 +253,9 @@ impl NodeOptions {
 /// When the runtime or the node's directories cannot be used.
 pub async fn node(name: &str, data: &DataDir, client: kube::Client, options: &NodeOptions) -> Result<Node> {
     let dir = data.join("node");
-    let settings = wasmk_runtime::Settings::new(dir.join("runtime"));
+    let mut settings = wasmk_runtime::Settings::new(dir.join("runtime"));
+    settings.mirrors.clone_from(&options.registry_mirror);
+    settings.plain_http_registries.clone_from(&options.plain_http_registry);
     let runtime = wasmk_runtime::Runtime::new(settings).context("the WebAssembly runtime cannot start")?;
     let mut settings = wasmk_node::Settings::new(name, &dir);
     settings.container_runtime = options.socket();
@@ -260,6 +277,16 @@ pub async fn node(name: &str, data: &DataDir, client: kube::Client, options: &No
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn mirrors_name_two_hosts() {
+        let pair = |text| mirror(text).ok();
+        let expect = Some(("docker.io".to_owned(), "10.0.0.1:5000".to_owned()));
+        assert_eq!(pair("docker.io=10.0.0.1:5000"), expect);
+        for wrong in ["docker.io", "=x", "x=", "docker.io=http://x", "docker.io/library=x"] {
+            assert_eq!(pair(wrong), None, "{wrong}");
+        }
+    }
 
     #[test]
     fn taints_are_written_as_for_kubelet() {

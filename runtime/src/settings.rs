@@ -31,6 +31,9 @@ pub struct Settings {
     pub default_memory_limit: u64,
     /// Registries (`host` or `host:port`) spoken to without TLS, besides loopback addresses.
     pub plain_http_registries: Vec<String>,
+    /// Registries and where their images are looked for first, in order: `docker.io`, `mirror.example.com`. A
+    /// mirror is shown no credentials.
+    pub mirrors: Vec<(String, String)>,
     /// Longest time for one image pull or push.
     pub pull_timeout: Duration,
 }
@@ -51,6 +54,7 @@ impl Settings {
             memory_budget: None,
             default_memory_limit: 1 << 30,
             plain_http_registries: Vec::new(),
+            mirrors: Vec::new(),
             pull_timeout: Duration::from_secs(300),
         }
     }

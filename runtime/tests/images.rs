@@ -378,3 +378,25 @@ async fn pulls_that_break_off_are_taken_up_where_they_ended() {
     let error = pull(&fixture, &registry, "a/b:1").await.unwrap_err().to_string();
     assert!(error.contains("manifest says sha256:"), "{error}");
 }
+
+#[tokio::test]
+async fn mirrors_are_asked_first_and_shown_no_credentials() {
+    let (mirror, origin) = (Registry::start().await, Registry::start().await);
+    let host = |registry: &Registry| registry.reference("a:1").registry().to_owned();
+    let mirrors = vec![(host(&origin), "127.0.0.1:9".to_owned()), (host(&origin), host(&mirror))];
+    let fixture = fixture_with(|settings| settings.mirrors = mirrors.clone());
+    for registry in [&mirror, &origin] {
+        registry.image("a/b:1", &registry.blob(CONFIG, "{}"), &[registry.blob(LAYER, wasm())]);
+    }
+    origin.image("a/c:1", &origin.blob(CONFIG, "{}"), &[origin.blob(LAYER, wasm())]);
+    origin.state.lock().credentials = Some(("u".into(), "p".into()));
+    let images = fixture.runtime.images();
+    let auth = Some(Auth::Basic { username: "u".into(), password: "p".into() });
+    let sent = |registry: &Registry| registry.state.lock().manifests_sent;
+    for (name, expect) in [("a/b:1", (1, 0)), ("a/c:1", (2, 1))] {
+        let reference = origin.reference(name);
+        let image = soon(images.pull(&reference, PullPolicy::Always, auth.clone())).await.unwrap();
+        assert_eq!(image.reference(), reference.whole(), "it keeps its own name");
+        assert_eq!((sent(&mirror), sent(&origin)), expect, "{name}");
+    }
+}

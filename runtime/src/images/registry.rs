@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::io::{Seek, Write};
 use std::net::IpAddr;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -56,6 +57,7 @@ enum Purpose {
 
 pub(super) struct Registry {
     plain_http: Vec<String>,
+    mirrors: Vec<(String, String)>,
     max_layer: u64,
     max_program: u64,
     max_tree: u64,
@@ -68,6 +70,7 @@ impl Registry {
         let _ = rustls::crypto::ring::default_provider().install_default();
         Self {
             plain_http: settings.plain_http_registries.clone(),
+            mirrors: settings.mirrors.clone(),
             max_layer: settings.max_layer_bytes,
             max_program: settings.max_program_bytes,
             max_tree: settings.max_tree_bytes,
@@ -81,11 +84,15 @@ impl Registry {
         reference: &Reference,
         credentials: Option<Auth>,
     ) -> Result<Arc<Image>, PullError> {
-        let session = self.session(reference, credentials);
-        match tokio::time::timeout(self.timeout, session.pull(store)).await {
-            Ok(result) => result.map(Arc::new),
-            Err(_) => Err(PullError::TimedOut { reference: reference.whole(), limit: self.timeout }),
+        let mut outcome = Err(PullError::NotFound { reference: reference.whole() });
+        for (at, auth) in self.ways(reference, credentials) {
+            let session = self.session(&at, auth);
+            outcome = self.limited(&at, Box::pin(session.pull(store))).await;
+            if is_answer(&outcome) {
+                break;
+            }
         }
+        outcome.map(Arc::new)
     }
 
     pub(super) async fn pull_tree(
@@ -95,9 +102,37 @@ impl Registry {
         reference: &Reference,
         credentials: Option<Auth>,
     ) -> Result<Arc<Tree>, PullError> {
-        let session = self.session(reference, credentials);
-        match tokio::time::timeout(self.timeout, session.pull_tree(store, trees)).await {
-            Ok(result) => result.map(Arc::new),
+        let mut outcome = Err(PullError::NotFound { reference: reference.whole() });
+        for (at, auth) in self.ways(reference, credentials) {
+            let session = self.session(&at, auth);
+            outcome = self.limited(&at, Box::pin(session.pull_tree(store, trees))).await;
+            if is_answer(&outcome) {
+                break;
+            }
+        }
+        outcome.map(Arc::new)
+    }
+
+    /// Where an image is looked for: the mirrors of its registry, which are shown no credentials, and then
+    /// the registry itself.
+    fn ways(&self, reference: &Reference, credentials: Option<Auth>) -> Vec<(Reference, Option<Auth>)> {
+        let mirrors = self.mirrors.iter().filter(|(of, _)| of == reference.registry());
+        let mirrors = mirrors.map(|(_, mirror)| {
+            let mut there = reference.clone();
+            there.set_mirror_registry(mirror.clone());
+            (there, None)
+        });
+        mirrors.chain([(reference.clone(), credentials)]).collect()
+    }
+
+    /// The work is in a box: with all it calls it is too large for a thread's stack.
+    async fn limited<T>(
+        &self,
+        reference: &Reference,
+        work: Pin<Box<impl Future<Output = Result<T, PullError>>>>,
+    ) -> Result<T, PullError> {
+        match tokio::time::timeout(self.timeout, work).await {
+            Ok(result) => result,
             Err(_) => Err(PullError::TimedOut { reference: reference.whole(), limit: self.timeout }),
         }
     }
@@ -110,10 +145,7 @@ impl Registry {
         credentials: Option<Auth>,
     ) -> Result<String, PullError> {
         let session = self.session(reference, credentials);
-        match tokio::time::timeout(self.timeout, session.push(wasm, annotations)).await {
-            Ok(result) => result,
-            Err(_) => Err(PullError::TimedOut { reference: reference.whole(), limit: self.timeout }),
-        }
+        self.limited(reference, Box::pin(session.push(wasm, annotations))).await
     }
 
     /// A client of its own for every pull: it remembers credentials by registry, and those of one image
@@ -146,6 +178,11 @@ impl Registry {
             || address.is_ok_and(|address| address.is_loopback())
             || self.plain_http.iter().any(listed)
     }
+}
+
+/// Whether nothing else would be found elsewhere.
+fn is_answer<T>(outcome: &Result<T, PullError>) -> bool {
+    matches!(outcome, Ok(_) | Err(PullError::NotWasm { .. }))
 }
 
 struct Session<'a> {
@@ -351,7 +388,7 @@ impl Session<'_> {
         let mut incoming = store.incoming()?;
         let mut arrived = Arrived::new(&mut incoming.file, size);
         for rest in RESTS.iter().map(Some).chain([None]) {
-            match (self.fetch(descriptor, &mut arrived).await, rest) {
+            match (Box::pin(self.fetch(descriptor, &mut arrived)).await, rest) {
                 (Ok(()), _) => break,
                 (Err(Broken { error, again: true }), Some(rest)) if arrived.length > 0 => {
                     let at = arrived.length;

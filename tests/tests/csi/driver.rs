@@ -312,7 +312,8 @@ impl v1::node_server::Node for Driver {
         if request.volume_id.starts_with("csi-") {
             let _ = fs::remove_dir_all(self.0.volume(&request.volume_id));
         }
-        self.0.asked("NodeUnpublishVolume", request.volume_id, v1::NodeUnpublishVolumeResponse {})
+        let more = format!("{} {}", request.volume_id, request.target_path);
+        self.0.asked("NodeUnpublishVolume", more, v1::NodeUnpublishVolumeResponse {})
     }
 
     async fn node_get_volume_stats(

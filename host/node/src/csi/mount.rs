@@ -81,12 +81,17 @@ impl Csi {
         let _turn = self.turn(&wanted.driver, &wanted.handle).await;
         let object = sources.csi_driver(&wanted.driver).await?.map(|d| d.spec).unwrap_or_default();
         wanted.allowed(&object)?;
-        let driver = self.driver(&wanted.driver)?;
         let known = self.records.in_pod(uid(pod), name);
         let here = known.is_some_and(|k| k.published.as_deref() == Some(self.records.boot()));
-        let mount = Mount { csi: self, pod, name, wanted, driver: &driver, object: &object, sources };
-        if !here || object.requires_republish == Some(true) {
-            mount.go(here).await?;
+        let again = object.requires_republish == Some(true);
+        let driver = match self.driver(&wanted.driver) {
+            // What is mounted stays in use while its driver is away.
+            Err(_) if here && !again => return Ok(()),
+            driver => driver?,
+        };
+        if !here || again {
+            let object = &object;
+            Mount { csi: self, pod, name, wanted, driver: &driver, object, sources }.go(here).await?;
         }
         self.expand(pod, name, wanted, &driver, sources).await
     }

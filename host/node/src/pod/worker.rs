@@ -333,8 +333,10 @@ impl Worker {
 
     /// Nothing uses the pod's volumes of storage drivers any longer: another node may want them.
     fn unmount(&mut self) {
-        let free =
-            self.state.sandbox.is_none() && self.retry_at.is_none() && self.state.setup != Setup::Underway;
+        // One that is deleted frees them on its way out.
+        let stays = self.pod.metadata.deletion_timestamp.is_none();
+        let free = self.state.sandbox.is_none() && self.state.setup != Setup::Underway;
+        let free = free && stays && self.retry_at.is_none();
         if self.busy.unmounting || self.released || !free || !self.cx.csi.holds(self.uid()) {
             return;
         }

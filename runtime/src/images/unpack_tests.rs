@@ -18,7 +18,8 @@ fn archive(entries: &[Entry<'_>]) -> Vec<u8> {
         header.set_entry_type(*kind);
         header.set_mode(0o4751);
         header.set_mtime(1_000_000);
-        (header.set_uid(nix::unistd::getuid().as_raw().into()), header.set_gid(0));
+        header.set_uid(nix::unistd::getuid().as_raw().into());
+        header.set_gid(0);
         header.as_old_mut().name[..path.len()].copy_from_slice(path.as_bytes());
         if matches!(*kind, LINK | HARD) {
             header.as_old_mut().linkname[..text.len()].copy_from_slice(text.as_bytes());

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use base64::Engine as _;
 use bytes::Bytes;
+use futures::{StreamExt, stream};
 use http::header::{
     AUTHORIZATION, CONTENT_LENGTH, CONTENT_TYPE, HeaderValue, LOCATION, RANGE, WWW_AUTHENTICATE,
 };
@@ -22,7 +23,7 @@ use wasmk_runtime::Reference;
 use super::digest;
 
 /// A body that breaks off.
-type Broken = StreamBody<futures::stream::Iter<std::array::IntoIter<std::io::Result<Frame<Bytes>>, 2>>>;
+type Broken = StreamBody<stream::BoxStream<'static, std::io::Result<Frame<Bytes>>>>;
 
 /// A running registry; it ends with the test.
 #[derive(Clone)]
@@ -140,8 +141,13 @@ impl Registry {
         }
         let part = bytes.slice(..state.cut.remove(0));
         parts.headers.insert(CONTENT_LENGTH, bytes.len().into());
-        let frames = [Ok(Frame::data(part)), Err(std::io::Error::other("cut"))];
-        Response::from_parts(parts, Either::Right(StreamBody::new(futures::stream::iter(frames))))
+        let end = async {
+            // What is there leaves first.
+            tokio::task::yield_now().await;
+            Err(std::io::Error::other("cut"))
+        };
+        let frames = stream::iter([Ok(Frame::data(part))]).chain(stream::once(end)).boxed();
+        Response::from_parts(parts, Either::Right(StreamBody::new(frames)))
     }
 
     async fn answer(&self, request: Request<Incoming>) -> Response<Full<Bytes>> {

@@ -185,8 +185,9 @@ fn what_no_driver_serves_is_taken_and_waits() {
         let why =
             format!("volumes of kind {kind} are not available on this node; use a claim of a storage class");
         place.until_that(&format!("kubectl get events --field-selector involvedObject.name={name} -o json | jq -r '.items[] | select(.type == \"Warning\") | .message'"), |t| t.contains(&why));
-        let row = place.sh(&format!("kubectl get pod {name} --no-headers"));
-        assert!(row.contains("ContainerCreating") || row.contains("CreateContainer"), "{row}");
+        place.until_that(&format!("kubectl get pod {name} --no-headers"), |row| {
+            row.contains("ContainerCreating") || row.contains("CreateContainer")
+        });
     }
 }
 

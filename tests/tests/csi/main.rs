@@ -187,7 +187,7 @@ fn a_driver_provisions_attaches_mounts_and_frees_volumes() {
     p.apply(&claim("data"));
     p.until_value("pvc/data", "{.status.phase}", "Bound");
     let volume = p.value("pvc/data", "{.spec.volumeName}");
-    assert_eq!(disk.volumes(), [volume.clone()]);
+    assert_eq!(disk.volumes(), std::slice::from_ref(&volume));
     let asked = format!("CreateVolume {volume} {} priority_io=high,repl=2", 5 << 20);
     assert!(disk.count(&asked) >= 2, "{:?}", disk.calls());
 

@@ -67,28 +67,39 @@ pub(crate) async fn reserve_node(client: &Client, name: &str) -> kube::Result<()
     }
 }
 
-/// The service of the cluster's DNS server at its address, with the server as its one endpoint.
-///
-/// # Errors
-/// When the API refuses an object, for instance because another service has the address.
-pub(crate) async fn write_dns(client: &Client, address: Ipv4Addr, server: SocketAddr) -> Result<()> {
-    let ports = |port: u16| json!([{"name": "dns", "port": port, "protocol": "UDP"}, {"name": "dns-tcp", "port": port, "protocol": "TCP"}]);
-    let service = json!({
-        "apiVersion": "v1", "kind": "Service",
-        "metadata": {"name": "kube-dns", "namespace": "kube-system", "labels": {
-            "k8s-app": "kube-dns", "kubernetes.io/cluster-service": "true", "kubernetes.io/name": "CoreDNS",
-        }},
-        "spec": {"clusterIP": address, "ports": ports(53)},
-    });
-    let slice = json!({
-        "apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice",
-        "metadata": {"name": "kube-dns", "namespace": "kube-system", "labels": {"kubernetes.io/service-name": "kube-dns"}},
-        "addressType": "IPv4",
-        "endpoints": [{"addresses": [server.ip()], "conditions": {"ready": true}}],
-        "ports": ports(server.port()),
-    });
-    apply(client, &service).await?;
-    apply(client, &slice).await
+/// Where this server answers the cluster's names.
+#[derive(Clone)]
+pub(crate) struct Names {
+    pub(crate) client: Client,
+    /// The address that pods ask.
+    pub(crate) service: Ipv4Addr,
+    pub(crate) server: SocketAddr,
+}
+
+impl Names {
+    /// Makes the service of the cluster's DNS server lead to this one.
+    ///
+    /// # Errors
+    /// When the API refuses an object, for instance because another service has the address.
+    pub(crate) async fn write(&self) -> Result<()> {
+        let ports = |port: u16| json!([{"name": "dns", "port": port, "protocol": "UDP"}, {"name": "dns-tcp", "port": port, "protocol": "TCP"}]);
+        let service = json!({
+            "apiVersion": "v1", "kind": "Service",
+            "metadata": {"name": "kube-dns", "namespace": "kube-system", "labels": {
+                "k8s-app": "kube-dns", "kubernetes.io/cluster-service": "true", "kubernetes.io/name": "CoreDNS",
+            }},
+            "spec": {"clusterIP": self.service, "ports": ports(53)},
+        });
+        let slice = json!({
+            "apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice",
+            "metadata": {"name": "kube-dns", "namespace": "kube-system", "labels": {"kubernetes.io/service-name": "kube-dns"}},
+            "addressType": "IPv4",
+            "endpoints": [{"addresses": [self.server.ip()], "conditions": {"ready": true}}],
+            "ports": ports(self.server.port()),
+        });
+        apply(&self.client, &service).await?;
+        apply(&self.client, &slice).await
+    }
 }
 
 /// Makes an object that is the administrator's once it is there, unless it is.

@@ -30,7 +30,9 @@ use wasmk_store::{Embedded, Store};
 
 use crate::{
     access::Access,
-    agent, bootstrap, control,
+    agent,
+    bootstrap::{self, Names},
+    control,
     controllers::Control,
     data_dir::{Claim, DataDir, Running},
     executor::{Elsewhere, InPlace},
@@ -89,6 +91,13 @@ pub struct Settings {
     pub node_ports: (u16, u16),
     /// Who may use the API.
     pub access: Access,
+}
+
+impl Settings {
+    /// Whether controllers run here at all, or only the API is served.
+    fn controls(&self) -> bool {
+        !self.controllers.iter().any(|c| c == "-*")
+    }
 }
 
 /// A running cluster.
@@ -195,12 +204,10 @@ impl Cluster {
         bootstrap::write(&writer, &cluster.running, &trusted)
             .await
             .context("cannot write what every cluster has")?;
-        cluster.control(&settings, signer, (controlled, failed));
+        let names = cluster.names(&settings).await;
+        cluster.control(&settings, signer, names, (controlled, failed));
         if let Ok(listener) = ingress_listener {
             cluster.start_ingress(listener);
-        }
-        if let Err(error) = cluster.start_dns(&settings).await {
-            tracing::warn!(error = format!("{error:#}"), "the cluster has no DNS server");
         }
         if let Some(name) = &settings.node {
             if settings.control_plane {
@@ -257,13 +264,31 @@ impl Cluster {
         }
     }
 
+    /// Answers names. Where several servers do, the service leads to the one that runs the controllers, which gets
+    /// this back to say so; else it leads here at once.
+    async fn names(&self, settings: &Settings) -> Option<Names> {
+        let led = settings.store.is_shared() && settings.controls();
+        let started = async {
+            let names = self.start_dns(settings).await?;
+            if !led {
+                names.write().await?;
+            }
+            anyhow::Ok(names)
+        };
+        let outcome = started.await.inspect_err(|error| {
+            tracing::warn!(error = format!("{error:#}"), "the cluster has no DNS server");
+        });
+        outcome.ok().filter(|_| led)
+    }
+
     fn control(
         &self,
         settings: &Settings,
         signer: watch::Receiver<Authority>,
+        names: Option<Names>,
         (running, failed): (Arc<AtomicBool>, mpsc::Sender<String>),
     ) {
-        if settings.controllers.iter().any(|c| c == "-*") {
+        if !settings.controls() {
             return;
         }
         let wanted = wasmk_controllers::Settings {
@@ -278,7 +303,7 @@ impl Cluster {
         let scheduler = self.client("system:kube-scheduler");
         let accounts: Accounts = Arc::new(self.api.accounts("kube-controller-manager"));
         let profiles = settings.scheduler.clone();
-        let control = Control { client, scheduler, accounts, settings: wanted, profiles, signer };
+        let control = Control { client, scheduler, accounts, settings: wanted, profiles, signer, names };
         let shared = settings.store.is_shared();
         let controllers = control.run(shared, self.stop.clone());
         running.store(true, Ordering::Relaxed);
@@ -318,7 +343,7 @@ impl Cluster {
         live: Live,
         listener: TcpListener,
     ) -> std::io::Result<Option<Functions>> {
-        if settings.controllers.iter().any(|c| c == "-*") {
+        if !settings.controls() {
             return Ok(None);
         }
         let executor: Arc<dyn Executor> = match &self.node {

@@ -1,5 +1,7 @@
 //! Controllers and scheduler: on a store that several servers share, in one of them at a time.
 
+use std::{convert::Infallible, time::Duration};
+
 use kube::Client;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -9,10 +11,13 @@ use wasmk_controllers::{
     run_in, scheduler,
 };
 
-use crate::renewal::Authority;
+use crate::{bootstrap::Names, renewal::Authority};
 
 /// The lease of the server that runs them.
 const LEASE: &str = "kube-controller-manager";
+
+/// Time before a write is tried again.
+const RETRY: Duration = Duration::from_secs(5);
 
 /// What they are started with.
 #[derive(Clone)]
@@ -28,6 +33,8 @@ pub(crate) struct Control {
     pub(crate) profiles: scheduler::Settings,
     /// What they sign by and publish.
     pub(crate) signer: watch::Receiver<Authority>,
+    /// Where names are answered, if that is to be said while this server leads.
+    pub(crate) names: Option<Names>,
 }
 
 impl Control {
@@ -37,7 +44,16 @@ impl Control {
             return self.work(stop).await;
         }
         let election = Election::new(LEASE, identity());
-        let work = |term| self.clone().work(term);
+        let work = |term| {
+            let control = self.clone();
+            async move {
+                let publishing = publish(control.names.clone());
+                tokio::select! {
+                    ended = control.work(term) => ended,
+                    never = publishing => match never {},
+                }
+            }
+        };
         election::lead(self.client.clone(), &election, Clock::System, stop, work).await
     }
 
@@ -74,6 +90,18 @@ impl Control {
             run.await?;
         }
     }
+}
+
+/// Lets the cluster's names be asked for here, and goes on trying until they are.
+async fn publish(names: Option<Names>) -> Infallible {
+    while let Some(Err(error)) = async { Some(names.as_ref()?.write().await) }.await {
+        tracing::warn!(
+            error = format!("{error:#}"),
+            "cannot write the service of the DNS server; trying again"
+        );
+        tokio::time::sleep(RETRY).await;
+    }
+    std::future::pending().await
 }
 
 /// Who this process is among all that share the store.

@@ -113,6 +113,13 @@ fn pods(program: &Program) -> BTreeSet<String> {
     rows.split_whitespace().filter_map(|row| row.strip_suffix('=')).map(ToOwned::to_owned).collect()
 }
 
+/// Where names are answered: address and port.
+fn answering(program: &Program) -> String {
+    let show = "jsonpath={.endpoints[0].addresses[0]}:{.ports[0].port}";
+    let slice = ["get", "endpointslice/kube-dns", "-n", "kube-system", "--ignore-not-found", "-o", show];
+    program.kubectl(&slice)
+}
+
 /// The service of the cluster's names as a server shows it: address, uid, version.
 fn dns(program: &Program) -> String {
     let show = "jsonpath={.spec.clusterIP} {.metadata.uid} {.metadata.resourceVersion}";
@@ -150,6 +157,7 @@ fn the_cluster_goes_on_without_the_server_that_led_it() {
     let etcd = Etcd::start();
     let first = start(tempfile::tempdir().expect("a temporary directory"), &etcd, &[]);
     let led = first.until("the first leads", leader, |holder| !holder.is_empty());
+    let named = first.until("its names are asked for", answering, |at| !at.is_empty());
     let (second, third) = (another(&first, &etcd), another(&first, &etcd));
     let door = balancer([&first, &second, &third].map(|p| p.address("api")).to_vec());
     let server = format!("--server=https://{door}");
@@ -160,6 +168,7 @@ fn the_cluster_goes_on_without_the_server_that_led_it() {
     let names = dns(&third);
     assert_eq!([dns(&first), dns(&second)], [names.clone(), names.clone()]);
     tell_each_other([&first, &second, &third]);
+    assert_eq!(answering(&third), named, "who does not lead leaves them alone");
     // The registry is that of a server which stays.
     first.apply(&web(&third.push("hello")));
     second.until_value("deployment/web", READY, "3");
@@ -174,6 +183,7 @@ fn the_cluster_goes_on_without_the_server_that_led_it() {
     let victim = before.first().expect("a pod").clone();
     kubectl(&["delete", "pod", &victim, "--wait=false"]);
     let next = third.until("another leads", leader, |holder| *holder != led);
+    third.until("names are asked for elsewhere", answering, |at| *at != named);
     third.until_value("deployment/web", READY, "5");
     let all = third.until("five pods", pods, |names| names.len() == 5 && !names.contains(&victim));
     let kept: BTreeSet<String> = before.into_iter().filter(|name| *name != victim).collect();

@@ -9,7 +9,7 @@ use wasmk_registry::Storage;
 
 use super::{Cluster, Settings};
 use crate::{
-    bootstrap,
+    bootstrap::Names,
     pki::{Pki, server_names},
     renewal::{self, Authority, Renewal},
 };
@@ -74,8 +74,9 @@ impl Cluster {
         self.tasks.spawn(wasmk_net::ingress::run(client, view, listener, serving));
     }
 
-    /// Answers names on the last address of the pods' range, behind the service `kube-dns` at its usual place.
-    pub(super) async fn start_dns(&self, settings: &Settings) -> Result<()> {
+    /// Answers names on the last address of the pods' range, behind the service `kube-dns` at its usual place, which
+    /// the caller is to write.
+    pub(super) async fn start_dns(&self, settings: &Settings) -> Result<Names> {
         let last = wasmk_net::last_address(&settings.pod_range).context("the pods' range is none")?;
         let udp = wasmk_net::bind::udp(SocketAddr::from((last, 0)), false)?;
         let server = udp.local_addr()?;
@@ -86,8 +87,8 @@ impl Cluster {
         let (watching, answering) = (self.stop.clone(), self.stop.clone());
         self.tasks.spawn(async move { watching.run_until_cancelled(keep).await });
         self.tasks.spawn(wasmk_net::dns::serve(view, udp, tcp, upstream, answering));
-        let writer = self.client_of("system:masters");
-        bootstrap::write_dns(&writer, settings.service_range.at(DNS_SERVICE), server).await
+        let client = self.client_of("system:masters");
+        Ok(Names { client, service: settings.service_range.at(DNS_SERVICE), server })
     }
 }
 

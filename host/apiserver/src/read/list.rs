@@ -272,7 +272,30 @@ fn formed(form: Form, former: &Former, objects: &[Object], shown: &Shown, cont: 
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
+
+    proptest! {
+        /// Tokens are the client's to bend: they name a place in the list, or are refused as a bad request.
+        #[test]
+        fn bent_tokens_are_read_or_refused(
+            text in ".{0,64}",
+            edits in prop::collection::vec((any::<usize>(), any::<u8>()), 0..6),
+        ) {
+            let mut bytes = serde_json::to_vec(&Continue::after(&text, 7, Some(3))).unwrap();
+            for (at, byte) in edits {
+                let at = at % bytes.len();
+                bytes[at] = byte;
+            }
+            for token in [text, URL_SAFE_NO_PAD.encode(&bytes)] {
+                match Continue::decode(&token) {
+                    Ok(read) => prop_assert_eq!(Continue::decode(&read.encode()).unwrap(), read),
+                    Err(status) => prop_assert_eq!(status.code, 400),
+                }
+            }
+        }
+    }
 
     #[test]
     fn continue_tokens() {

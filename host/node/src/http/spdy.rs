@@ -264,6 +264,8 @@ fn frame(out: &mut Vec<u8>, flags: u8, payload: &[u8]) {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     /// Header blocks of two streams (streamtype error, then data; port 8080; requestid 0), compressed
@@ -318,6 +320,35 @@ mod tests {
         {
             let expect = expect.into_iter().map(|(k, v)| (k.to_string(), v.to_string())).collect();
             assert_eq!(reader.next().await.unwrap(), Some(Event::Open(id, expect)));
+        }
+    }
+
+    proptest! {
+        /// Whatever a client sends is read to its end or refused; no frame is made of nothing.
+        #[test]
+        fn bent_frames_come_to_an_end(
+            edits in prop::collection::vec((any::<usize>(), any::<u8>()), 0..12),
+            end in any::<usize>(),
+        ) {
+            let head = [&1_u32.to_be_bytes()[..], &[0; 6]].concat();
+            let mut wire = control(1, &[head, bytes(BLOCKS[0])].concat());
+            wire.extend([data(1, b"hello", false), pong(7), reset(1), data(1, b"", true)].concat());
+            let length = wire.len();
+            for (at, byte) in edits {
+                wire[at % length] = byte;
+            }
+            wire.truncate(end % (length + 1));
+            let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+            let events = runtime.block_on(async {
+                let mut reader = Reader::new(wire.as_slice());
+                let mut events = 0;
+                while let Ok(Some(_)) = reader.next().await {
+                    events += 1;
+                }
+                events
+            });
+            // Each has a head of eight bytes.
+            prop_assert!(events * 8 <= wire.len());
         }
     }
 

@@ -7,6 +7,8 @@ use std::fs::{self, File};
 use std::io;
 use std::panic::{self, AssertUnwindSafe};
 use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
@@ -17,6 +19,9 @@ use crate::KeyValue;
 const CACHE_BYTES: u64 = 16 << 20;
 /// Changes handed to sled at once.
 const BATCH: usize = 1024;
+/// Longest wait for a database that is locked, and the time between two looks.
+const LOCKED: Duration = Duration::from_secs(2);
+const PAUSE: Duration = Duration::from_millis(5);
 /// Bytes of the two revisions before a value.
 const REVISIONS: usize = 16;
 
@@ -34,9 +39,17 @@ impl SledShelf {
         self.dir.join(format!("checkpoint-{slot}"))
     }
 
+    /// A database that was closed just now may be locked a moment longer: a process that is being started holds its
+    /// files until it runs a program of its own.
     fn open(&self, slot: usize) -> sled::Result<sled::Db> {
-        let config = sled::Config::new().path(self.path(slot)).cache_capacity(CACHE_BYTES);
-        config.mode(sled::Mode::LowSpace).flush_every_ms(None).open()
+        let begun = Instant::now();
+        loop {
+            let config = sled::Config::new().path(self.path(slot)).cache_capacity(CACHE_BYTES);
+            match config.mode(sled::Mode::LowSpace).flush_every_ms(None).open() {
+                Err(error) if is_locked(&error) && begun.elapsed() < LOCKED => thread::sleep(PAUSE),
+                outcome => return outcome,
+            }
+        }
     }
 
     fn update(&self, slot: usize, changes: &[(Bytes, Option<KeyValue>)]) -> sled::Result<()> {
@@ -53,6 +66,11 @@ impl SledShelf {
         }
         db.flush().map(drop)
     }
+}
+
+/// Whether somebody holds the database; sled says so in words alone.
+fn is_locked(error: &sled::Error) -> bool {
+    matches!(error, sled::Error::Io(error) if error.to_string().starts_with("could not acquire lock"))
 }
 
 /// Turns a panic into an error: sled has some for files it does not like, and a checkpoint is replaceable.
@@ -157,5 +175,18 @@ mod tests {
         shelf.write(0, true, &[kv("z", "9", 9)]).unwrap();
         assert_eq!(shelf.load(0).unwrap().len(), 1);
         assert!(shelf.load(1).is_err(), "the other slot is apart");
+    }
+
+    #[test]
+    fn waits_for_a_database_that_is_being_closed() {
+        let dir = tempfile::tempdir().unwrap();
+        let shelf = SledShelf::new(dir.path());
+        let open = shelf.open(0).unwrap();
+        let closing = thread::spawn(move || {
+            thread::sleep(PAUSE * 10);
+            drop(open);
+        });
+        shelf.write(0, false, &[kv("a", "1", 2)]).unwrap();
+        closing.join().unwrap();
     }
 }

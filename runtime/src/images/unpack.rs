@@ -4,7 +4,7 @@
 //! directories, files and links is made, and all of them together have bounds. Nobody else may write to
 //! the directory meanwhile.
 
-use std::collections::{HashSet, VecDeque};
+use std::collections::{BTreeSet, VecDeque};
 use std::ffi::{OsStr, OsString};
 use std::fs::{self, Permissions};
 use std::io::{self, BufReader, Read};
@@ -81,7 +81,7 @@ impl Unpacker {
         let size = fs::metadata(from)?.len();
         self.left = self.left.checked_sub(size).ok_or_else(|| too_large(self.limit))?;
         self.count()?;
-        let place = self.place(&inside(name.as_bytes())?, &mut HashSet::new())?;
+        let place = self.place(&inside(name.as_bytes())?, &mut BTreeSet::new())?;
         let place = place.ok_or_else(|| io::Error::other(format!("{name:?} is no name of a file")))?;
         fs::rename(from, &place)?;
         fs::set_permissions(place, Permissions::from_mode(0o644))
@@ -97,7 +97,7 @@ impl Unpacker {
 
     fn entries(&mut self, archive: impl Read) -> io::Result<()> {
         let mut archive = tar::Archive::new(archive);
-        let mut made = HashSet::new();
+        let mut made = BTreeSet::new();
         let mut extension = Extension::default();
         // Raw, for otherwise a name as long as an archive is read into memory.
         for entry in archive.entries()?.raw(true) {
@@ -123,7 +123,7 @@ impl Unpacker {
         link: Option<Vec<u8>>,
         header: &Header,
         content: &mut impl Read,
-        made: &mut HashSet<PathBuf>,
+        made: &mut BTreeSet<PathBuf>,
     ) -> io::Result<()> {
         let path = inside(path)?;
         let name = path.file_name().map(OsStr::as_bytes).unwrap_or_default();
@@ -156,7 +156,7 @@ impl Unpacker {
         self.give(&place, header)
     }
 
-    fn make_directory(&self, path: &Path, header: &Header, made: &mut HashSet<PathBuf>) -> io::Result<()> {
+    fn make_directory(&self, path: &Path, header: &Header, made: &mut BTreeSet<PathBuf>) -> io::Result<()> {
         let Some(name) = path.file_name() else { return Ok(()) };
         let place = self.directory(path.parent().unwrap_or(Path::new("")), true)?.join(name);
         if !fs::symlink_metadata(&place).is_ok_and(|m| m.is_dir()) {
@@ -180,7 +180,7 @@ impl Unpacker {
     }
 
     /// Where a file goes, with nothing there any longer; `None` for the directory itself.
-    fn place(&self, path: &Path, made: &mut HashSet<PathBuf>) -> io::Result<Option<PathBuf>> {
+    fn place(&self, path: &Path, made: &mut BTreeSet<PathBuf>) -> io::Result<Option<PathBuf>> {
         let Some(name) = path.file_name() else { return Ok(None) };
         let place = self.directory(path.parent().unwrap_or(Path::new("")), true)?.join(name);
         remove(&place)?;
@@ -189,7 +189,7 @@ impl Unpacker {
     }
 
     /// What a whiteout takes away; what its own layer brings stays.
-    fn take_away(&self, path: &Path, made: &HashSet<PathBuf>) -> io::Result<()> {
+    fn take_away(&self, path: &Path, made: &BTreeSet<PathBuf>) -> io::Result<()> {
         let name = path.file_name().map(OsStr::as_bytes).unwrap_or_default();
         let dir = match self.directory(path.parent().unwrap_or(Path::new("")), false) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
@@ -335,10 +335,11 @@ fn remove(place: &Path) -> io::Result<()> {
 }
 
 /// Empties a directory but for what was made in this layer.
-fn clear(dir: &Path, made: &HashSet<PathBuf>) -> io::Result<()> {
+fn clear(dir: &Path, made: &BTreeSet<PathBuf>) -> io::Result<()> {
     for entry in fs::read_dir(dir)? {
         let path = entry?.path();
-        if !made.iter().any(|m| m.starts_with(&path)) {
+        // Paths in order: what is below one comes right behind it.
+        if !made.range(path.clone()..).next().is_some_and(|m| m.starts_with(&path)) {
             remove(&path)?;
         } else if fs::symlink_metadata(&path)?.is_dir() {
             clear(&path, made)?;

@@ -3,6 +3,8 @@
 
 use serde_json::Value;
 
+use crate::protobuf::write::{bytes, key, varint};
+
 /// How a value is written.
 enum Form {
     Text,
@@ -135,24 +137,6 @@ pub(super) fn encode(document: &Value) -> Vec<u8> {
     out
 }
 
-fn varint(out: &mut Vec<u8>, mut value: u64) {
-    while value > 0x7f {
-        out.push(value as u8 | 0x80);
-        value >>= 7;
-    }
-    out.push(value as u8);
-}
-
-fn tag(out: &mut Vec<u8>, number: u32, wire: u32) {
-    varint(out, u64::from(number << 3 | wire));
-}
-
-fn bytes(out: &mut Vec<u8>, number: u32, content: &[u8]) {
-    tag(out, number, 2);
-    varint(out, content.len() as u64);
-    out.extend_from_slice(content);
-}
-
 fn nested(out: &mut Vec<u8>, number: u32, write: impl FnOnce(&mut Vec<u8>)) {
     let mut inner = Vec::new();
     write(&mut inner);
@@ -178,15 +162,15 @@ fn field(out: &mut Vec<u8>, number: u32, value: &Value, form: &'static Form) {
     match form {
         Form::Text => bytes(out, number, value.as_str().unwrap_or_default().as_bytes()),
         Form::Flag => {
-            tag(out, number, 0);
+            key(out, number, 0);
             out.push(u8::from(value == true));
         }
         Form::Whole => {
-            tag(out, number, 0);
+            key(out, number, 0);
             varint(out, value.as_u64().unwrap_or_default());
         }
         Form::Double => {
-            tag(out, number, 1);
+            key(out, number, 1);
             out.extend_from_slice(&value.as_f64().unwrap_or_default().to_le_bytes());
         }
         Form::Any => nested(out, number, |any| bytes(any, 2, value.to_string().as_bytes())),

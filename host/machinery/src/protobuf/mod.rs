@@ -3,7 +3,7 @@
 //! here.
 
 pub(crate) mod messages;
-mod write;
+pub(crate) mod write;
 
 use serde::{
     Deserializer,

@@ -19,7 +19,8 @@ const VARINT: u32 = 0;
 const FIXED: u32 = 1;
 const BYTES: u32 = 2;
 
-fn varint(out: &mut Vec<u8>, mut value: u64) {
+/// Writes a number, seven bits a byte.
+pub(crate) fn varint(out: &mut Vec<u8>, mut value: u64) {
     while value > 0x7f {
         out.push(value as u8 | 0x80);
         value >>= 7;
@@ -27,7 +28,8 @@ fn varint(out: &mut Vec<u8>, mut value: u64) {
     out.push(value as u8);
 }
 
-fn key(out: &mut Vec<u8>, number: u32, wire: u32) {
+/// Writes what a field begins with.
+pub(crate) fn key(out: &mut Vec<u8>, number: u32, wire: u32) {
     varint(out, u64::from(number << 3 | wire));
 }
 
@@ -37,7 +39,7 @@ fn int(out: &mut Vec<u8>, number: u32, value: i64) {
 }
 
 /// Writes a field of text or bytes.
-pub(super) fn bytes(out: &mut Vec<u8>, number: u32, content: &[u8]) {
+pub(crate) fn bytes(out: &mut Vec<u8>, number: u32, content: &[u8]) {
     key(out, number, BYTES);
     varint(out, content.len() as u64);
     out.extend_from_slice(content);

@@ -3,7 +3,8 @@
 //!
 //! Measured side by side, in turns, in one process: the engine alone (same configuration as the runtime's, its
 //! linker and pre-linked component, nothing around it) and the runtime's `Handler::call`, with one thread and
-//! with two. The guest is target/guests/hello.wasm or what WASMK_GUESTS holds. Medians over the rounds.
+//! with two; and fresh instances in one process with two threads against two processes with one each, for every
+//! instance of a process shares one map of its memory and the lock on that. The guest is target/guests/hello.wasm or what WASMK_GUESTS holds. Medians over the rounds.
 //! `cargo bench -p wasmk-runtime --bench engine`
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "a bench prints its figures")]
 
@@ -25,6 +26,8 @@ use wasmtime_wasi_http::{
 
 const ROUNDS: usize = 7;
 const ROUND: Duration = Duration::from_millis(500);
+/// Set for a process that only calls fresh instances, with one thread, and says how many a second.
+const ALONE: &str = "WASMK_BENCH_ALONE";
 
 #[derive(Clone, Copy, Default)]
 struct Sample {
@@ -176,6 +179,11 @@ fn main() {
     let reuse = Reuse::Requests { most: u32::MAX, idle: Duration::from_secs(60) };
     let reused = program.handler(Spec { reuse, ..spec }).expect("a handler");
 
+    if std::env::var_os(ALONE).is_some() {
+        let samples: Vec<Sample> = (0..ROUNDS).map(|_| measure(1, || call(&fresh))).collect();
+        return println!("{}", median(&samples).per_second);
+    }
+
     println!("{:<32} {:>10} {:>10} {:>10}", "", "calls/s", "p50 µs", "p99 µs");
     for threads in [1, 2] {
         let mut samples: [Vec<Sample>; 3] = Default::default();
@@ -198,4 +206,21 @@ fn main() {
             ratio(2, 1)
         );
     }
+    let two_threads: Vec<Sample> = (0..ROUNDS).map(|_| measure(2, || call(&fresh))).collect();
+    let (threads, one, two) = (median(&two_threads).per_second, processes(1), processes(2));
+    println!(
+        "fresh instances, calls/s: one process {one:.0}, with two threads {threads:.0}, two processes {two:.0}"
+    );
+    println!("  a second thread {:.2}, a second process {:.2}", threads / one, two / one);
+}
+
+/// Calls a second of so many processes at the same time.
+fn processes(count: usize) -> f64 {
+    let start = || {
+        let mut command = std::process::Command::new(std::env::current_exe().expect("this program"));
+        command.env(ALONE, "1").stdout(std::process::Stdio::piped()).spawn().expect("a process")
+    };
+    let started: Vec<_> = (0..count).map(|_| start()).collect();
+    let ended = started.into_iter().map(|child| child.wait_with_output().expect("its end").stdout);
+    ended.map(|said| String::from_utf8_lossy(&said).trim().parse::<f64>().expect("a number")).sum()
 }

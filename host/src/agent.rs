@@ -11,7 +11,11 @@ use tokio::net::TcpStream;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tonic::transport::{Channel, Endpoint as Remote, Uri};
 use wasmk_net::tunnel;
-use wasmk_node::{ImageCollection, Node, Thresholds, wasm::WasmEngine};
+use wasmk_node::{
+    ImageCollection, Node, Thresholds,
+    wasm::{Isolation, WasmEngine},
+};
+use wasmk_wall::Wall;
 
 use crate::{data_dir::DataDir, join::Identity, rotating::Rotating};
 
@@ -183,12 +187,27 @@ pub struct NodeOptions {
     /// Registries spoken to without TLS, `host` or `host:port`, beside those on this machine
     #[arg(long, value_name = "HOST", value_delimiter = ',')]
     pub plain_http_registry: Vec<String>,
+    /// Where WebAssembly runs: `none` is in this process, `process` in processes of its own, one for each namespace
+    /// and one for each container with volumes, which may do nothing but that. A pod's runtimeClassName
+    /// `wasmtime-isolated` asks for the latter on any node
+    #[arg(long, value_name = "HOW", default_value = "none")]
+    pub wasm_isolation: WasmIsolation,
     /// Pods on the node at a time
     #[arg(long, value_name = "N", default_value_t = wasmk_node::DEFAULT_MAX_PODS)]
     pub max_pods: u32,
     /// Taints of the node when it is registered: `key=value:Effect`, `key:Effect`
     #[arg(long, value_name = "TAINTS", value_delimiter = ',', value_parser = taint)]
     pub register_with_taints: Vec<Taint>,
+}
+
+/// Where WebAssembly runs.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum WasmIsolation {
+    /// In the agent's own process.
+    #[default]
+    None,
+    /// In processes behind a second wall.
+    Process,
 }
 
 /// A registry and its mirror.
@@ -256,7 +275,9 @@ pub async fn node(name: &str, data: &DataDir, client: kube::Client, options: &No
     let mut settings = wasmk_runtime::Settings::new(dir.join("runtime"));
     settings.mirrors.clone_from(&options.registry_mirror);
     settings.plain_http_registries.clone_from(&options.plain_http_registry);
+    let bounds = settings.clone();
     let runtime = wasmk_runtime::Runtime::new(settings).context("the WebAssembly runtime cannot start")?;
+    let isolation = isolation(&runtime, bounds, options.wasm_isolation).await?;
     let mut settings = wasmk_node::Settings::new(name, &dir);
     settings.container_runtime = options.socket();
     settings.manifests = options.pod_manifest_path.clone();
@@ -270,8 +291,33 @@ pub async fn node(name: &str, data: &DataDir, client: kube::Client, options: &No
     if let Some(links) = &options.container_log_dir {
         settings.log_links = links.clone();
     }
-    let node = Node::start(settings, client, WasmEngine::new(runtime)).await;
+    let node = Node::start(settings, client, WasmEngine::with_isolation(runtime, isolation)).await;
     node.context("the node cannot start")
+}
+
+/// The command that this program is a worker by; no user ever gives it.
+pub(crate) const WORKER: &str = "wasm-worker";
+
+/// The second wall; when all guests are to be behind it, it has to stand.
+async fn isolation(
+    runtime: &wasmk_runtime::Runtime,
+    bounds: wasmk_runtime::Settings,
+    how: WasmIsolation,
+) -> Result<Isolation> {
+    let settings = wasmk_wall::Settings {
+        // This very program, also when another was put into its place.
+        program: "/proc/self/exe".into(),
+        arguments: vec![WORKER.into()],
+        bounds,
+        users: nix::unistd::geteuid().is_root(),
+    };
+    let wall = Wall::new(runtime.clone(), settings);
+    let always = how == WasmIsolation::Process;
+    if always {
+        let standing = wall.probe().await.context("WebAssembly cannot run in processes of its own")?;
+        tracing::info!("WebAssembly runs in processes of its own, with these walls: {standing}");
+    }
+    Ok(Isolation { wall, always })
 }
 
 #[cfg(test)]

@@ -277,6 +277,11 @@ fn objects(running: &Running, ca: &str) -> Vec<Value> {
             "apiVersion": "node.k8s.io/v1", "kind": "RuntimeClass",
             "metadata": {"name": "wasmtime"}, "handler": "wasmtime",
         }),
+        // Pods of this class run in processes apart from the node's own.
+        json!({
+            "apiVersion": "node.k8s.io/v1", "kind": "RuntimeClass",
+            "metadata": {"name": wasmk_node::ISOLATED_HANDLER}, "handler": wasmk_node::ISOLATED_HANDLER,
+        }),
         // Pods of this class go to nodes that run OCI containers.
         json!({
             "apiVersion": "node.k8s.io/v1", "kind": "RuntimeClass",

@@ -69,6 +69,11 @@ impl CodeCache {
         }
     }
 
+    /// Code that was loaded or stored before, for another process to read.
+    pub(crate) fn open_code(&self, digest: &str) -> Option<File> {
+        File::open(self.path(&self.name(digest), CODE)).ok()
+    }
+
     fn checked(&self, engine: &Engine, name: &str, mut file: File) -> io::Result<Compiled> {
         let mut code = Vec::new();
         file.read_to_end(&mut code)?;

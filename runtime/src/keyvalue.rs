@@ -52,6 +52,9 @@ pub(crate) enum KeyValueError {
     NoNumber,
     #[error("a call is about at most 1000 keys, this one about {0}")]
     Batch(usize),
+    /// What the process that keeps them says.
+    #[error("{0}")]
+    Elsewhere(String),
     #[error("the database is gone")]
     Gone,
     #[error("the database cannot be used: {0}")]

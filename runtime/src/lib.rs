@@ -20,6 +20,7 @@ mod guest;
 mod handler;
 mod histogram;
 pub mod images;
+mod isolated;
 mod keyvalue;
 mod limits;
 mod linker;
@@ -40,7 +41,7 @@ mod trap;
 mod usage;
 
 pub use body::{Body, BodyError, TooLong, boxed, empty, full};
-pub use capabilities::keyvalue::KeyValue;
+pub use capabilities::keyvalue::{KeyValue, KeyValueElsewhere, Told, Wish};
 pub use declared::REUSE_SECTION;
 pub use engine::Allocation;
 pub use error::{CallError, Error, PrepareError, PullError};
@@ -48,7 +49,8 @@ pub use exit::{ABORTED, Exit, ExitReason, KILLED, StopSignal};
 pub use handler::Handler;
 pub use histogram::Histogram;
 pub use images::{Auth, Image, ImageConfig, Images, PullPolicy, Reference, Tree};
-pub use metrics::{Metrics, Phases};
+pub use isolated::{Bare, Isolated};
+pub use metrics::{Metrics, Phases, Tally};
 pub use network::{
     Deny, HttpService, HttpTarget, Network, NetworkError, Open, Protocol, host_and_port, lookup,
 };

@@ -2,6 +2,8 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use serde::{Deserialize, Serialize};
+
 use crate::histogram::Histogram;
 
 /// A counter that only rises.
@@ -44,6 +46,58 @@ pub struct Phases {
     pub load: Histogram,
     /// Making instances that answer HTTP.
     pub instantiate: Histogram,
+}
+
+/// Counters of another process's runtime, or how much they have risen.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Tally {
+    /// Instances made.
+    pub instances: u64,
+    /// Waits for an instance.
+    pub waits: u64,
+    /// Waits that were in vain.
+    pub refused: u64,
+    /// HTTP requests handed to guests.
+    pub requests: u64,
+    /// Guests that trapped.
+    pub traps: u64,
+    /// Guests that ran out of memory.
+    pub out_of_memory: u64,
+    /// Guests that ran out of time.
+    pub timeouts: u64,
+    /// Requests that used too much processor time.
+    pub over_cpu: u64,
+}
+
+impl Tally {
+    /// How much it has risen since `before`; a counter that has fallen counts as unchanged.
+    pub fn since(&self, before: &Self) -> Self {
+        Self {
+            instances: self.instances.saturating_sub(before.instances),
+            waits: self.waits.saturating_sub(before.waits),
+            refused: self.refused.saturating_sub(before.refused),
+            requests: self.requests.saturating_sub(before.requests),
+            traps: self.traps.saturating_sub(before.traps),
+            out_of_memory: self.out_of_memory.saturating_sub(before.out_of_memory),
+            timeouts: self.timeouts.saturating_sub(before.timeouts),
+            over_cpu: self.over_cpu.saturating_sub(before.over_cpu),
+        }
+    }
+}
+
+impl From<Metrics> for Tally {
+    fn from(all: Metrics) -> Self {
+        Self {
+            instances: all.instances,
+            waits: all.waits,
+            refused: all.refused,
+            requests: all.requests,
+            traps: all.traps,
+            out_of_memory: all.out_of_memory,
+            timeouts: all.timeouts,
+            over_cpu: all.over_cpu,
+        }
+    }
 }
 
 /// The state of a runtime at one moment.

@@ -66,6 +66,11 @@ pub trait Network: Send + Sync {
         None
     }
 
+    /// Whether the guest's sockets belong to another place than this process's own.
+    fn is_apart(&self) -> bool {
+        false
+    }
+
     /// Does `work`, which makes a socket, where the guest's sockets belong: another network namespace,
     /// perhaps. `remote` is what the socket is for, when that is known. By default it is done here.
     fn enter(&self, remote: Option<SocketAddr>, work: &mut (dyn FnMut() + Send)) {

@@ -48,6 +48,15 @@ pub(crate) enum Linked {
 }
 
 impl Program {
+    /// Its machine code, for another engine of the same kind.
+    pub(crate) fn serialize(&self) -> wasmtime::Result<Vec<u8>> {
+        match &self.linked {
+            Linked::Module(linked) => linked.module().serialize(),
+            Linked::Command(linked) => linked.instance_pre().component().serialize(),
+            Linked::Http(linked) => linked.instance_pre().component().serialize(),
+        }
+    }
+
     /// What it is made to do.
     pub fn kind(&self) -> ProgramKind {
         match self.linked {

@@ -1,11 +1,13 @@
 //! The runtime: engine, programs and images together.
 
 use std::collections::HashMap;
-use std::fs::DirBuilder;
+use std::fs::{DirBuilder, File};
+use std::io::{Seek, Write};
 use std::os::unix::fs::DirBuilderExt;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use nix::sys::memfd::{MFdFlags, memfd_create};
 use parking_lot::Mutex;
 use tokio::sync::{OnceCell, Semaphore};
 
@@ -15,7 +17,7 @@ use crate::engine::Allocation;
 use crate::error::{Error, PrepareError};
 use crate::images::{Image, Images};
 use crate::keyvalue::Databases;
-use crate::metrics::{Metrics, Phases};
+use crate::metrics::{Metrics, Phases, Tally};
 use crate::prepare::{compile, digest_of, link};
 use crate::program::Program;
 use crate::settings::Settings;
@@ -128,25 +130,36 @@ impl Runtime {
 
     /// Counters and gauges of this moment.
     pub fn metrics(&self) -> Metrics {
-        let shared = &self.0.shared;
-        let counters = &shared.counters;
-        Metrics {
-            compiled: counters.compiled.get(),
-            cache_hits: counters.cache_hits.get(),
-            cache_rejected: counters.cache_rejected.get(),
-            programs: self.0.programs.lock().loaded.len() as u64,
-            instances: counters.instances.get(),
-            slots_in_use: shared.slots_in_use().into(),
-            slots: shared.allocation.instances().into(),
-            waits: counters.waits.get(),
-            refused: counters.refused.get(),
-            requests: counters.requests.get(),
-            traps: counters.traps.get(),
-            out_of_memory: counters.out_of_memory.get(),
-            timeouts: counters.timeouts.get(),
-            over_cpu: counters.over_cpu.get(),
-            memory: shared.total.memory(),
+        self.0.shared.metrics(self.0.programs.lock().loaded.len() as u64)
+    }
+
+    /// Adds what was counted in another process to this runtime's counters.
+    pub fn count(&self, since: &Tally) {
+        let counters = &self.0.shared.counters;
+        counters.instances.add(since.instances);
+        counters.waits.add(since.waits);
+        counters.refused.add(since.refused);
+        counters.requests.add(since.requests);
+        counters.traps.add(since.traps);
+        counters.out_of_memory.add(since.out_of_memory);
+        counters.timeouts.add(since.timeouts);
+        counters.over_cpu.add(since.over_cpu);
+    }
+
+    /// The machine code of a program that this runtime has prepared, as a file open for reading only: for
+    /// [`Isolated::load`](crate::Isolated::load) in another process. May read or write the disk.
+    ///
+    /// # Errors
+    /// If the code is neither on disk nor to be had again.
+    pub fn code(&self, program: &Program) -> std::io::Result<File> {
+        if let Some(file) = self.0.cache.open_code(program.digest()) {
+            return Ok(file);
         }
+        let code = program.serialize().map_err(|error| std::io::Error::other(format!("{error:#}")))?;
+        let mut file = File::from(memfd_create(c"code", MFdFlags::MFD_CLOEXEC)?);
+        file.write_all(&code)?;
+        file.rewind()?;
+        Ok(file)
     }
 
     /// How long the steps to an instance took so far.

@@ -10,7 +10,7 @@ use crate::engine::{self, Allocation};
 use crate::error::Error;
 use crate::guest::{Guest, ModuleGuest};
 use crate::linker;
-use crate::metrics::{Counters, Phases};
+use crate::metrics::{Counters, Metrics, Phases};
 use crate::settings::Settings;
 use crate::ticker::Ticker;
 use crate::usage::Usage;
@@ -36,6 +36,11 @@ pub(crate) struct Shared {
 impl Shared {
     pub(crate) fn new(settings: &Settings) -> Result<Self, Error> {
         let (engine, allocation) = engine::build(settings)?;
+        Self::over(engine, allocation, settings)
+    }
+
+    /// Over an engine that is there already. Starts the threads.
+    pub(crate) fn over(engine: Engine, allocation: Allocation, settings: &Settings) -> Result<Self, Error> {
         let most = allocation.instances();
         let fail = |error: wasmtime::Error| Error::Engine(format!("{error:#}"));
         let io = |error: std::io::Error| Error::Engine(error.to_string());
@@ -84,6 +89,28 @@ impl Shared {
     /// Instances that one guest may have at a time when nothing else is said.
     pub(crate) fn fair_share(&self) -> u32 {
         (self.most / 2).max(1)
+    }
+
+    /// Counters and gauges of this moment.
+    pub(crate) fn metrics(&self, programs: u64) -> Metrics {
+        let counters = &self.counters;
+        Metrics {
+            compiled: counters.compiled.get(),
+            cache_hits: counters.cache_hits.get(),
+            cache_rejected: counters.cache_rejected.get(),
+            programs,
+            instances: counters.instances.get(),
+            slots_in_use: self.slots_in_use().into(),
+            slots: self.allocation.instances().into(),
+            waits: counters.waits.get(),
+            refused: counters.refused.get(),
+            requests: counters.requests.get(),
+            traps: counters.traps.get(),
+            out_of_memory: counters.out_of_memory.get(),
+            timeouts: counters.timeouts.get(),
+            over_cpu: counters.over_cpu.get(),
+            memory: self.total.memory(),
+        }
     }
 
     pub(crate) fn slots_in_use(&self) -> u32 {

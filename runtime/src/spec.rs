@@ -4,13 +4,16 @@
 //! network, output thrown away.
 
 use std::collections::VecDeque;
+use std::io;
 use std::path::PathBuf;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use tokio::io::AsyncRead;
+use serde::{Deserialize, Serialize};
+use tokio::io::{AsyncRead, ReadBuf};
 
 use crate::capabilities::keyvalue::KeyValue;
 use crate::network::{Deny, Network};
@@ -75,7 +78,7 @@ impl Default for Spec {
 }
 
 /// A directory of the host seen by the guest under another name.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Mount {
     /// Path on the host. A directory.
     pub host: PathBuf,
@@ -86,7 +89,7 @@ pub struct Mount {
 }
 
 /// Limits of one HTTP request and its response.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct HttpLimits {
     /// Longest time from the request to the end of the response.
     pub timeout: Duration,
@@ -126,7 +129,7 @@ impl Default for HttpLimits {
 }
 
 /// How often an HTTP instance may be used.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Reuse {
     /// A fresh instance for every request: nothing survives from one to the next.
     Never,
@@ -223,6 +226,25 @@ impl Stdin {
         if let Some(waker) = waker {
             waker.wake();
         }
+    }
+}
+
+/// Reads what a guest would have read: for whoever hands the input on to a guest elsewhere.
+impl AsyncRead for Stdin {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let mut state = self.0.state.lock();
+        let Some(reader) = &mut state.reader else {
+            return Poll::Ready(Ok(()));
+        };
+        let polled = Pin::new(reader).poll_read(cx, buffer);
+        if polled.is_pending() {
+            state.waker = Some(cx.waker().clone());
+        }
+        polled
     }
 }
 

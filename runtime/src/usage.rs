@@ -39,6 +39,16 @@ impl Usage {
         self.requests.load(Ordering::Relaxed)
     }
 
+    /// Takes over what was counted elsewhere: the totals, of a guest that runs in another process.
+    pub fn report(&self, cpu: Duration, memory: u64, instances: u64, requests: u64) {
+        let nanos = u64::try_from(cpu.as_nanos()).unwrap_or(u64::MAX);
+        self.cpu_nanos.store(nanos, Ordering::Relaxed);
+        self.memory.store(memory, Ordering::Relaxed);
+        self.memory_peak.fetch_max(memory, Ordering::Relaxed);
+        self.instances.store(instances, Ordering::Relaxed);
+        self.requests.store(requests, Ordering::Relaxed);
+    }
+
     pub(crate) fn add_cpu(&self, time: Duration) {
         self.cpu_nanos.fetch_add(time.as_nanos() as u64, Ordering::Relaxed);
     }

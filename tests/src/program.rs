@@ -86,6 +86,7 @@ impl Program {
             .args(unless(flags, ["--service-cidr", &range.services()]))
             .args(flags)
             .args(no_containers(flags))
+            .args(isolation(flags))
             .stdin(Stdio::null())
             .stdout(log.try_clone().expect("a second handle"))
             .stderr(log)
@@ -319,6 +320,15 @@ impl Drop for Program {
 fn no_containers(flags: &[&str]) -> &'static [&'static str] {
     let flag = "--container-runtime-endpoint";
     if flags.contains(&flag) { &[] } else { &["--container-runtime-endpoint", "none"] }
+}
+
+/// All tests can be run with guests in processes of their own: `WASMK_TEST_ISOLATION=process`.
+fn isolation(flags: &[&str]) -> Vec<String> {
+    let flag = "--wasm-isolation";
+    match std::env::var("WASMK_TEST_ISOLATION") {
+        Ok(how) if !flags.contains(&flag) => vec![flag.to_owned(), how],
+        _ => Vec::new(),
+    }
 }
 
 /// A flag with its usual value, unless it is among the flags.

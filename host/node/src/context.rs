@@ -13,7 +13,7 @@ use crate::{
     events::Events,
     functions::Functions,
     logs::Logs,
-    pod::{Records, env::Sources},
+    pod::{Classes, Records, env::Sources},
     running::Registry,
     starts::Starts,
 };
@@ -43,6 +43,8 @@ pub(crate) struct Context {
     pub memory_dir: Option<PathBuf>,
     /// ConfigMaps, Secrets, Services, tokens.
     pub sources: Arc<dyn Sources>,
+    /// Which RuntimeClasses ask for a process apart.
+    pub classes: Classes,
     /// Services and endpoints of the cluster.
     pub view: View,
     /// Serve Services' addresses in the pods' network namespaces.

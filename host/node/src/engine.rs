@@ -140,6 +140,8 @@ pub struct Launch {
     pub log: Arc<dyn LogSink>,
     /// What it reads as standard input; `None` is nothing.
     pub stdin: Option<Stdin>,
+    /// It is to run in another process than this, whatever is usual on the node.
+    pub isolated: bool,
 }
 
 /// How a run ended.
@@ -309,4 +311,9 @@ pub trait Program: Send + Sync {
 pub trait Handler: Send + Sync {
     /// One request. A guest's fault becomes a 5xx response.
     async fn handle(&self, request: http::Request<Body>) -> http::Response<Body>;
+
+    /// Waits until what answers has ended by itself; what is in this process never does.
+    async fn ended(&self) -> End {
+        std::future::pending().await
+    }
 }

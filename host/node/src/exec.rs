@@ -162,6 +162,7 @@ mod tests {
             keyvalue: None,
             log: Arc::new(Head::default()),
             stdin: None,
+            isolated: false,
         };
         let check = |launch: &Launch, name: &str, expect: Option<&str>| {
             let found = locate(launch, name).ok().map(|f| f.strip_prefix(dir.path()).unwrap().to_path_buf());

@@ -255,6 +255,7 @@ impl Functions {
             keyvalue: crate::keyvalue::given(&pod, sources).await?,
             log: log.clone(),
             stdin: None,
+            isolated: crate::pod::isolated(&pod, sources).await?,
         };
         let handler = prepared.program.handler(launch)?;
         let image_id = prepared.image_id;

@@ -43,7 +43,7 @@ pub use functions::{Function, FunctionError, FunctionSpec, Functions};
 pub use garbage::ImageCollection;
 pub use http::serve_stream;
 pub use node::{Node, NodeError};
-pub use register::{CONTAINER_LABEL, WASM_HANDLERS, WASM_LABEL};
+pub use register::{CONTAINER_LABEL, ISOLATED_HANDLER, WASM_HANDLERS, WASM_LABEL};
 pub use settings::{Capacity, DEFAULT_MAX_PODS, Settings};
 pub use shortage::Thresholds;
 pub use wasm::WasmEngine;

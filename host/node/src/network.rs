@@ -72,6 +72,10 @@ impl Network for PodNetwork {
         self.address.filter(|_| self.netns.is_none())
     }
 
+    fn is_apart(&self) -> bool {
+        self.netns.is_some()
+    }
+
     fn enter(&self, remote: Option<SocketAddr>, work: &mut (dyn FnMut() + Send)) {
         match &self.netns {
             Some(netns) if !remote.is_some_and(is_ours) => netns.make(work),

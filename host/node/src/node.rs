@@ -104,6 +104,7 @@ impl Node {
             .map_err(|source| NodeError::Directory { path: data.join("plugins"), source })?;
         let in_use = csi.in_use();
         let cx = Arc::new(Context {
+            classes: Default::default(),
             csi: csi.clone(),
             node: settings.name.clone(),
             began: Timestamp::now(),

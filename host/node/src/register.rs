@@ -62,8 +62,10 @@ const LIMIT: Duration = Duration::from_secs(10);
 pub const WASM_LABEL: &str = "wasmk.dev/runtime-wasm";
 /// Says whether this node runs OCI containers now.
 pub const CONTAINER_LABEL: &str = "wasmk.dev/runtime-container";
-/// Runtime handlers that stand for the Wasm runtime of this process.
-pub const WASM_HANDLERS: &[&str] = &["wasmtime", "wasmtime-spin-v2", "spin"];
+/// Runtime handlers that stand for the Wasm runtime of this program.
+pub const WASM_HANDLERS: &[&str] = &["wasmtime", "wasmtime-spin-v2", "spin", ISOLATED_HANDLER];
+/// The one of them that stands for the Wasm runtime in a process apart, behind a second wall.
+pub const ISOLATED_HANDLER: &str = "wasmtime-isolated";
 
 fn range_file(data_dir: &Path) -> PathBuf {
     data_dir.join("pod-range")

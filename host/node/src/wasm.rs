@@ -15,6 +15,7 @@ use wasmk_runtime::{
     Auth, CallError, Exit, ExitReason, HttpLimits, Image, ProgramKind, PullError, REUSE_SECTION, Reference,
     Reuse, Runtime, Spec, StopSignal,
 };
+use wasmk_wall::Wall;
 
 use crate::{
     engine::{
@@ -36,7 +37,17 @@ const TERMINATED: i32 = 143;
 /// Runs WebAssembly.
 pub struct WasmEngine {
     runtime: Runtime,
+    wall: Option<Isolation>,
     live: Live,
+}
+
+/// A second wall around guests.
+#[derive(Clone)]
+pub struct Isolation {
+    /// Runs them elsewhere.
+    pub wall: Wall,
+    /// All of them, and not only those that ask for it.
+    pub always: bool,
 }
 
 /// Counters of what runs, by the launch's name.
@@ -45,7 +56,12 @@ type Live = Arc<Mutex<HashMap<String, Weak<wasmk_runtime::Usage>>>>;
 impl WasmEngine {
     /// An engine over a runtime.
     pub fn new(runtime: Runtime) -> Arc<Self> {
-        Arc::new(Self { runtime, live: Live::default() })
+        Arc::new(Self { runtime, wall: None, live: Live::default() })
+    }
+
+    /// An engine that can run guests in other processes.
+    pub fn with_isolation(runtime: Runtime, isolation: Isolation) -> Arc<Self> {
+        Arc::new(Self { runtime, wall: Some(isolation), live: Live::default() })
     }
 }
 
@@ -77,7 +93,8 @@ impl Engine for WasmEngine {
             return Err(failed(&"it answers HTTP requests and is no command"));
         }
         let image = None;
-        Ok(Arc::new(WasmProgram { runtime: self.runtime.clone(), program, image, live: Live::default() }))
+        let (runtime, wall) = (self.runtime.clone(), self.wall.clone());
+        Ok(Arc::new(WasmProgram { runtime, wall, program, image, live: Live::default() }))
     }
 
     async fn prepare(&self, wanted: &Wanted) -> Result<Prepared, Failure> {
@@ -95,8 +112,8 @@ impl Engine for WasmEngine {
         let image_id = image_id(&reference, image.digest());
         let size = image.size();
         let fetched = !present || policy == wasmk_runtime::PullPolicy::Always;
-        let (runtime, live) = (self.runtime.clone(), self.live.clone());
-        let program = Arc::new(WasmProgram { runtime, program, image: Some(image), live });
+        let (runtime, wall, live) = (self.runtime.clone(), self.wall.clone(), self.live.clone());
+        let program = Arc::new(WasmProgram { runtime, wall, program, image: Some(image), live });
         Ok(Prepared { image_id, kind, fetched, size, program })
     }
 
@@ -240,6 +257,7 @@ fn pull_failure(error: PullError) -> Failure {
 
 struct WasmProgram {
     runtime: Runtime,
+    wall: Option<Isolation>,
     program: Arc<wasmk_runtime::Program>,
     /// Where it is from; `None` for a file.
     image: Option<Arc<Image>>,
@@ -261,6 +279,17 @@ impl WasmProgram {
             Failure::new("CreateContainerConfigError", text)
         })?;
         Ok(Reuse::Requests { most, idle: REUSE_IDLE })
+    }
+
+    /// The wall that a guest is to be behind, if it is.
+    fn wall(&self, launch: &Launch) -> Result<Option<&Wall>, Failure> {
+        match &self.wall {
+            Some(isolation) if isolation.always || launch.isolated => Ok(Some(&isolation.wall)),
+            None if launch.isolated => {
+                Err(Failure::new("CreateContainerError", "this node runs no programs in processes apart"))
+            }
+            _ => Ok(None),
+        }
     }
 
     fn spec(&self, launch: &Launch) -> Result<Spec, Failure> {
@@ -339,14 +368,19 @@ fn limits(launch: &Launch) -> HttpLimits {
 #[async_trait]
 impl Program for WasmProgram {
     async fn run(&self, launch: Launch, stop: StopSignal) -> End {
-        let spec = match self.spec(&launch) {
-            Ok(spec) => spec,
+        let (wall, spec) = match self.wall(&launch).and_then(|wall| Ok((wall, self.spec(&launch)?))) {
+            Ok(both) => both,
             Err(failure) => return start_error(failure.message),
         };
         // A guest without standard input cannot notice a request to stop, so there is nothing to
         // wait for: it ends as a program that does not handle SIGTERM does.
         let kill = StopSignal::new();
-        let run = self.program.run(spec, kill.clone());
+        let run = async {
+            match wall {
+                Some(wall) => wall.run(group(&launch), &self.program, spec, kill.clone()).await.map_err(lost),
+                None => self.program.run(spec, kill.clone()).await.map_err(|e| start_error(e.to_string())),
+            }
+        };
         tokio::pin!(run);
         let outcome = tokio::select! {
             outcome = &mut run => outcome,
@@ -360,11 +394,31 @@ impl Program for WasmProgram {
     }
 
     fn handler(&self, launch: Launch) -> Result<Arc<dyn Handler>, Failure> {
+        let wall = self.wall(&launch)?;
         let spec = Spec { reuse: self.reuse(&launch)?, ..self.spec(&launch)? };
+        if let Some(wall) = wall {
+            let handler = wall.handler(group(&launch), Arc::clone(&self.program), spec);
+            return Ok(Arc::new(WalledHandler { handler, log: launch.log }));
+        }
         let handler = self.program.handler(spec);
         let handler = handler.map_err(|e| Failure::new("CreateContainerError", e))?;
         Ok(Arc::new(WasmHandler { handler, log: launch.log }))
     }
+}
+
+/// Guests of a namespace are behind one wall.
+fn group(launch: &Launch) -> &str {
+    launch.name.split('/').next().unwrap_or_default()
+}
+
+/// A run whose process was lost, or that did not begin.
+fn lost(error: wasmk_wall::Error) -> End {
+    let reason = match error {
+        wasmk_wall::Error::Lost(_) => "Error",
+        wasmk_wall::Error::OutOfMemory => "OOMKilled",
+        _ => return start_error(error.to_string()),
+    };
+    End { code: wasmk_runtime::KILLED, reason: reason.into(), message: error.to_string() }
 }
 
 /// A run that did not begin.
@@ -373,11 +427,11 @@ fn start_error(message: String) -> End {
 }
 
 /// How a run ended, in the words of a container's status.
-fn end(outcome: Result<Exit, wasmk_runtime::Error>, stopped: i32) -> End {
+fn end(outcome: Result<Exit, End>, stopped: i32) -> End {
     let make = |code, reason: &str, message: String| End { code, reason: reason.into(), message };
     let exit = match outcome {
         Ok(exit) => exit,
-        Err(error) => return start_error(error.to_string()),
+        Err(end) => return end,
     };
     let text = exit.to_string();
     match exit.reason {
@@ -418,17 +472,43 @@ impl Handler for WasmHandler {
     }
 }
 
+/// A handler in another process.
+struct WalledHandler {
+    handler: wasmk_wall::Handler,
+    log: Arc<dyn LogSink>,
+}
+
+#[async_trait]
+impl Handler for WalledHandler {
+    async fn handle(&self, request: http::Request<Body>) -> http::Response<Body> {
+        match self.handler.call(request).await {
+            Ok(response) => response,
+            Err(fault) => told(fault.status, &fault.text, &fault.backtrace, &*self.log),
+        }
+    }
+
+    async fn ended(&self) -> End {
+        lost(self.handler.ended().await)
+    }
+}
+
 /// What a client sees of a guest's fault; the log has the details.
 fn refuse(error: &CallError, log: &dyn LogSink) -> http::Response<Body> {
+    let backtrace = match error {
+        CallError::Trapped { backtrace, .. } => backtrace,
+        _ => "",
+    };
+    told(error.status(), &error.to_string(), backtrace, log)
+}
+
+fn told(status: http::StatusCode, error: &str, backtrace: &str, log: &dyn LogSink) -> http::Response<Body> {
     let mut text = format!("{error}\n");
-    if let CallError::Trapped { backtrace, .. } = error
-        && !backtrace.is_empty()
-    {
+    if !backtrace.is_empty() {
         let _ = writeln!(text, "{backtrace}");
     }
     log.write(Stream::Stderr, text.as_bytes());
     let mut response = http::Response::new(wasmk_runtime::full(format!("{error}\n")));
-    *response.status_mut() = error.status();
+    *response.status_mut() = status;
     response
 }
 

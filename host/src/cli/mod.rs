@@ -193,6 +193,11 @@ enum Command {
 /// Runs the command line and returns the process's exit code: 0 done, 1 failed, "no" or wrong usage, as
 /// kubectl has it.
 pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
+    let args: Vec<OsString> = args.into_iter().collect();
+    // Before anything else: its walls are put up while there is one thread only.
+    if args.get(1).is_some_and(|command| command == crate::agent::WORKER) {
+        return wasmk_wall::worker();
+    }
     let cli = match Cli::try_parse_from(args) {
         Ok(cli) => cli,
         Err(e) => {

@@ -6,8 +6,10 @@ use wasmtime::StoreContextMut;
 use wasmtime::component::{ComponentType, Lift, Linker, LinkerInstance, Lower, Resource, ResourceType};
 use wasmtime_wasi::WasiView;
 
+use super::keys::Keys as Database;
+pub use super::keys::{KeyValueElsewhere, Told, Wish};
 use crate::guest::Guest;
-use crate::keyvalue::{Database, KeyValueError};
+use crate::keyvalue::KeyValueError;
 
 /// Versions of the interfaces, and whether positions in a list are text and numbers signed.
 const VERSIONS: [(&str, bool); 2] = [("0.2.0-draft2", true), ("0.2.0-draft", false)];
@@ -19,13 +21,34 @@ const MAX_BATCH: usize = 1000;
 pub struct KeyValue(Arc<Given>);
 
 struct Given {
-    database: Arc<Database>,
+    database: Database,
     stores: Vec<String>,
 }
 
 impl KeyValue {
-    pub(crate) fn new(database: Arc<Database>, stores: Vec<String>) -> Self {
-        Self(Arc::new(Given { database, stores }))
+    pub(crate) fn new(database: Arc<crate::keyvalue::Database>, stores: Vec<String>) -> Self {
+        Self(Arc::new(Given { database: Database::Here(database), stores }))
+    }
+
+    /// Stores by these names that another process keeps.
+    pub fn elsewhere(keeper: Arc<dyn KeyValueElsewhere>, stores: Vec<String>) -> Self {
+        Self(Arc::new(Given { database: Database::Elsewhere(keeper), stores }))
+    }
+
+    /// Does what a guest in another process wishes, if it is about one of these stores.
+    ///
+    /// # Errors
+    /// In the words that the guest is told.
+    pub async fn fulfil(&self, wish: Wish) -> Result<Told, String> {
+        if wish.store().is_some_and(|store| !self.0.stores.iter().any(|given| given == store)) {
+            return Err("no such store".into());
+        }
+        self.0.database.fulfil(wish).await.map_err(|error| error.to_string())
+    }
+
+    /// The names of the stores.
+    pub fn stores(&self) -> &[String] {
+        &self.0.stores
     }
 }
 
@@ -65,7 +88,7 @@ enum SwapError {
 /// An open store.
 #[derive(Clone)]
 struct Bucket {
-    database: Arc<Database>,
+    database: Database,
     store: Arc<str>,
 }
 
@@ -147,7 +170,7 @@ async fn open(mut caller: Caller<'_>, name: String) -> Answer<Of> {
     if let Err(error) = given.database.load().await {
         return Ok((Err(error.into()),));
     }
-    let bucket = Bucket { database: Arc::clone(&given.database), store: name.into() };
+    let bucket = Bucket { database: given.database.clone(), store: name.into() };
     Ok((Ok(caller.data_mut().ctx().table.push(bucket)?),))
 }
 

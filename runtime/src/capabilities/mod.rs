@@ -4,6 +4,7 @@ pub(crate) mod config;
 mod egress;
 pub(crate) mod environment;
 pub(crate) mod http;
+mod keys;
 pub(crate) mod keyvalue;
 pub(crate) mod logging;
 pub(crate) mod sockets;

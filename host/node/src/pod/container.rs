@@ -148,6 +148,7 @@ impl Run {
             keyvalue: crate::keyvalue::given(&self.pod, &*self.cx.sources).await?,
             log: log.clone(),
             stdin: None,
+            isolated: self.cx.classes.isolated(&self.pod, &*self.cx.sources).await?,
         };
         let outcome = if command {
             self.run(prepared, launch, &log).await;
@@ -275,8 +276,13 @@ impl Run {
         let _entry = self.cx.running.enter(self.uid(), &self.container.name, Running::Wasm(launch));
         let started = Started { image_id: prepared.image_id, served: true, foreign: None };
         let run = |stop| async {
-            serve::run(listener, handler, stop).await;
-            End { code: 0, reason: "Completed".into(), message: String::new() }
+            tokio::select! {
+                biased;
+                end = handler.ended() => end,
+                () = serve::run(listener, handler.clone(), stop) => {
+                    End { code: 0, reason: "Completed".into(), message: String::new() }
+                }
+            }
         };
         let end = Attended { run: self, exec: &exec }.attend(Some(started), run).await;
         if let Some(function) = &function {

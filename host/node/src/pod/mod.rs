@@ -8,6 +8,7 @@ mod container;
 pub mod env;
 pub(crate) mod image_volumes;
 mod images;
+mod isolation;
 mod message;
 pub(crate) mod own;
 pub mod plan;
@@ -22,5 +23,6 @@ pub(crate) mod worker;
 
 pub(crate) use container::{cpu_limit, memory_limit, per_request};
 pub(crate) use images::logins;
+pub(crate) use isolation::{Classes, isolated};
 pub(crate) use store::{Known, Records};
 pub(crate) use worker::{Handle, spawn};

@@ -5,11 +5,7 @@
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
-use kube::{
-    Resource, ResourceExt,
-    api::{DeleteParams, ListParams},
-    runtime::controller::Action,
-};
+use kube::{Resource, ResourceExt, api::DeleteParams};
 use serde_json::{Value, json};
 use wasmk_api::{
     Timestamp,
@@ -21,10 +17,11 @@ use wasmk_api::{
 
 use crate::{
     conditions::{State, only},
-    context::{Context, Error, controlled_by, failed, owner},
+    context::{Context, Error, SILENCE, controlled_by, failed, is_silent, owner},
     defaults,
     fleet::Key,
     gc, names,
+    passes::Again,
     references::What,
 };
 
@@ -32,42 +29,57 @@ use crate::{
 const AGAIN: Duration = Duration::from_secs(600);
 
 /// One pass.
-pub(crate) async fn reconcile(configuration: Arc<Configuration>, cx: Arc<Context>) -> Result<Action, Error> {
+pub(crate) async fn reconcile(key: Key, cx: Arc<Context>) -> Result<Again, Error> {
+    let Some(configuration) = cx.there.configurations.get(&key) else { return Ok(Again::OnChange) };
     if configuration.metadata.deletion_timestamp.is_some() {
-        return Ok(Action::await_change());
+        return Ok(Again::OnChange);
     }
-    let namespace = configuration.namespace().unwrap_or_default();
-    let name = configuration.name_any();
-    let listed = cx
-        .api::<Revision>(&namespace)
-        .list(&ListParams::default().labels(&format!("{CONFIGURATION_LABEL}={name}")))
-        .await
-        .map_err(|e| failed(format!("list the revisions of {namespace}/{name}"), e))?;
-    let mut revisions = listed.items;
+    let namespace = &key.namespace;
+    let mut revisions = cx.there.revisions.under(&key);
     revisions.retain(|r| controlled_by(&r.metadata, &configuration.metadata));
 
     let wanted = latest_name(&configuration);
     let mut taken = false;
     if !revisions.iter().any(|r| is_of_generation(r, &configuration)) {
-        match cx.find::<Revision>(&namespace, &wanted).await? {
-            Some(_) => taken = true,
-            None => revisions.push(cx.create(&namespace, &revision(&configuration)).await?),
+        let found = match cx.create::<Revision>(namespace, &revision(&configuration)).await? {
+            Some(made) => Some(made),
+            // Another's, or one that the cache does not hold yet.
+            None => cx.find::<Revision>(namespace, &wanted).await?,
+        };
+        let own = found.filter(|r| {
+            controlled_by(&r.metadata, &configuration.metadata) && is_of_generation(r, &configuration)
+        });
+        taken = own.is_none();
+        revisions.extend(own.map(Arc::new));
+    }
+    let now = cx.now();
+    let spoken = revisions.iter().any(|r| is_of_generation(r, &configuration) && r.status.is_some());
+    if !taken && !spoken && is_silent(&configuration.metadata, configuration.status.as_ref(), now) {
+        return Ok(Again::In(SILENCE));
+    }
+    let status = status(&configuration, &revisions, taken, now);
+    cx.write_status(&*configuration, configuration.status.as_ref(), &status).await?;
+    mark(&cx, namespace, &revisions, &wanted).await?;
+    let (rules, latest) = (cx.live.get().gc.clone(), status.latest_ready_revision_name.as_deref());
+    for name in gc::surplus(&revisions, latest, &rules, now) {
+        match cx.api::<Revision>(namespace).delete(&name, &DeleteParams::default()).await {
+            // The cache has not seen it go.
+            Err(kube::Error::Api(status)) if status.is_not_found() => {}
+            gone => drop(gone.map_err(|e| failed(format!("delete the revision {namespace}/{name}"), e))?),
         }
     }
-    let status = status(&configuration, &revisions, taken, cx.now());
-    cx.write_status(&*configuration, configuration.status.as_ref(), &status).await?;
-    mark(&cx, &namespace, &revisions, &wanted).await?;
-    let (rules, latest) = (cx.live.get().gc.clone(), status.latest_ready_revision_name.as_deref());
-    for name in gc::surplus(&revisions, latest, &rules, cx.now()) {
-        let gone = cx.api::<Revision>(&namespace).delete(&name, &DeleteParams::default()).await;
-        gone.map_err(|e| failed(format!("delete the revision {namespace}/{name}"), e))?;
-    }
     // Age alone makes a revision go, when there are enough of them.
-    Ok(if revisions.len() > rules.min { Action::requeue(AGAIN) } else { Action::await_change() })
+    Ok(if revisions.len() > rules.min { Again::In(AGAIN) } else { Again::OnChange })
+}
+
+/// Whether it has said what came of its present template.
+pub(crate) fn has_spoken(configuration: &Configuration) -> bool {
+    let observed = configuration.status.as_ref().and_then(|s| s.observed_generation);
+    observed.is_some() && observed == configuration.metadata.generation
 }
 
 /// Notes in each revision which routes lead to it.
-async fn mark(cx: &Context, namespace: &str, revisions: &[Revision], latest: &str) -> Result<(), Error> {
+async fn mark(cx: &Context, namespace: &str, revisions: &[Arc<Revision>], latest: &str) -> Result<(), Error> {
     // A revision that routes lead to must not be taken for one that none does.
     cx.references.primed().await;
     for revision in revisions {
@@ -75,7 +87,7 @@ async fn mark(cx: &Context, namespace: &str, revisions: &[Revision], latest: &st
         let routes = cx.references.of(What::Revision, &Key::new(namespace, &*name));
         let routing = gc::routing(revision, name == latest, routes.iter().map(|r| &**r));
         if let Some(metadata) = routing.patch(revision, cx.now()) {
-            cx.annotate(revision, metadata).await?;
+            cx.annotate(&**revision, metadata).await?;
         }
     }
     Ok(())
@@ -129,13 +141,13 @@ pub(crate) fn revision(configuration: &Configuration) -> Value {
 /// What a Configuration has come to, given its revisions. `taken`: its revision's name is another's.
 pub(crate) fn status(
     configuration: &Configuration,
-    revisions: &[Revision],
+    revisions: &[Arc<Revision>],
     taken: bool,
     now: Timestamp,
 ) -> ConfigurationStatus {
     let old = configuration.status.clone().unwrap_or_default();
     let current = revisions.iter().find(|r| is_of_generation(r, configuration));
-    let name = current.map_or_else(|| latest_name(configuration), ResourceExt::name_any);
+    let name = current.map_or_else(|| latest_name(configuration), |r| r.name_any());
     let state = match current {
         _ if taken => State::failed(
             "RevisionFailed",
@@ -145,7 +157,7 @@ pub(crate) fn status(
         Some(revision) => readiness(revision, &name),
     };
     let newest_ready = revisions.iter().filter(|r| is_ready(r)).max_by_key(|r| generation_of(r));
-    let ready = newest_ready.map(ResourceExt::name_any).or(old.latest_ready_revision_name);
+    let ready = newest_ready.map(|r| r.name_any()).or(old.latest_ready_revision_name);
     ConfigurationStatus {
         observed_generation: configuration.metadata.generation,
         conditions: only(&old.conditions, "Ready", &state, now),
@@ -193,7 +205,7 @@ mod tests {
     }
 
     fn check(generation: i64, revisions: &[(i64, &str)], want: (&str, &str, &str)) {
-        let revisions: Vec<_> = revisions.iter().map(|(g, ready)| made(*g, ready)).collect();
+        let revisions: Vec<_> = revisions.iter().map(|(g, ready)| Arc::new(made(*g, ready))).collect();
         let status = status(&configuration(generation), &revisions, false, Timestamp::now());
         let got = (
             status.latest_created_revision_name.as_deref().unwrap_or(""),

@@ -1,28 +1,38 @@
-//! What the controllers share: the client, the clock, and writing only what differs.
+//! What the controllers share: the client, the clock, the objects there are, and writing only what differs.
 
-use std::{fmt::Debug, sync::Arc};
+use std::{fmt::Debug, sync::Arc, time::Duration};
 
+use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::{
     NamespaceResourceScope,
     apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference},
 };
 use kube::{
     Api, Client, Resource, ResourceExt,
-    api::{Patch, PatchParams, PostParams},
-    runtime::reflector::Store,
+    api::{DynamicObject, Patch, PatchParams, PostParams},
 };
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::{Value, json};
 use thiserror::Error;
 use wasmk_api::{
     Timestamp,
-    knative::{DomainMapping, Revision},
+    knative::{Configuration, DomainMapping, Revision, Route, Service},
 };
 
-use crate::{config::Live, executor::Executor, fleet::Fleet, references::References};
+use crate::{
+    cache::{Cache, key_of},
+    config::Live,
+    executor::Executor,
+    fleet::{Fleet, Key},
+    references::References,
+    workloads::Workloads,
+};
 
 /// Who owns the fields that these controllers write.
 pub(crate) const MANAGER: &str = "knative-serving";
+/// As long as this a new object may say nothing while those that it waits for have said nothing either: what they
+/// come to is written at once, and not each step on the way.
+pub(crate) const SILENCE: Duration = Duration::from_secs(10);
 
 /// Why a pass did not finish. The next pass is the retry.
 #[derive(Debug, Error)]
@@ -51,22 +61,47 @@ pub(crate) struct Context {
     pub client: Client,
     /// The settings.
     pub live: Live,
+    /// The objects there are.
+    pub there: There,
     /// The routes there are, by what they lead to.
     pub references: References,
-    /// The revisions there are.
-    pub revisions: Store<Revision>,
-    /// The domain mappings there are.
-    pub mappings: Store<DomainMapping>,
     /// Runs functions in this process.
     pub executor: Arc<dyn Executor>,
     /// The revisions that can be called.
     pub fleet: Arc<Fleet>,
+    /// The deployments of their pods.
+    pub workloads: Arc<Workloads>,
+}
+
+/// The objects there are, a moment ago.
+pub(crate) struct There {
+    /// The services.
+    pub services: Arc<Cache<Service>>,
+    /// The configurations.
+    pub configurations: Arc<Cache<Configuration>>,
+    /// The revisions, also by their configuration.
+    pub revisions: Arc<Cache<Revision>>,
+    /// The routes.
+    pub routes: Arc<Cache<Route>>,
+    /// The domain mappings, also by their target and, in no namespace, by their host.
+    pub mappings: Arc<Cache<DomainMapping>>,
+    /// The deployments of revisions.
+    pub deployments: Arc<Cache<Deployment>>,
+    /// The apps that become services.
+    pub apps: Arc<Cache<DynamicObject>>,
 }
 
 impl Context {
     /// The present.
     pub(crate) fn now(&self) -> Timestamp {
         Timestamp::now()
+    }
+
+    /// Forgets a revision that is gone.
+    pub(crate) fn forget(&self, key: &Key) {
+        if self.fleet.remove(key).is_some() {
+            self.executor.forget(&key.namespace, &key.name);
+        }
     }
 
     /// The objects of a kind in a namespace.
@@ -86,9 +121,25 @@ impl Context {
         found.map_err(|e| failed(format!("read {} {namespace}/{name}", K::kind(&())), e))
     }
 
-    /// Makes the object, or brings the one that is there to what `wanted` says: its spec whole, its labels,
-    /// annotations and owners beside those that others gave it.
-    pub(crate) async fn ensure<K>(&self, namespace: &str, found: Option<K>, wanted: Value) -> Result<K, Error>
+    /// An object of a cache; one that is not in it yet is looked for at the API.
+    pub(crate) async fn known<K>(&self, cache: &Cache<K>, key: &Key) -> Result<Option<Arc<K>>, Error>
+    where
+        K: Resource<Scope = NamespaceResourceScope, DynamicType = ()> + Clone + DeserializeOwned + Debug,
+    {
+        match cache.get(key) {
+            Some(object) => Ok(Some(object)),
+            None => Ok(self.find(&key.namespace, &key.name).await?.map(Arc::new)),
+        }
+    }
+
+    /// Makes the object that `owner` is to control, or brings the one that is there to what `wanted` says: its spec
+    /// whole, its labels, annotations and owners beside those that others gave it. Nothing where it is not the owner's.
+    pub(crate) async fn ensure<K>(
+        &self,
+        cached: Option<Arc<K>>,
+        owner: &ObjectMeta,
+        wanted: &Value,
+    ) -> Result<Option<Arc<K>>, Error>
     where
         K: Resource<Scope = NamespaceResourceScope, DynamicType = ()>
             + Clone
@@ -96,25 +147,37 @@ impl Context {
             + Serialize
             + Debug,
     {
-        let Some(found) = found else { return self.create(namespace, &wanted).await };
-        let name = found.name_any();
-        let what = format!("change {} {namespace}/{name}", K::kind(&()));
-        let form = |source| Error::Form { what: what.clone(), source };
-        let is = serde_json::to_value(&found).map_err(form)?;
-        let next = brought_to(&is, &wanted);
-        if covers(&is, &next) {
-            return Ok(found);
+        let namespace = owner.namespace.as_deref().unwrap_or_default();
+        let name = wanted["metadata"]["name"].as_str().unwrap_or_default();
+        if let Some(cached) = cached {
+            if !controlled_by(cached.meta(), owner) {
+                return Ok(None);
+            }
+            if next(&*cached, wanted)?.is_none() {
+                return Ok(Some(cached));
+            }
+        } else if let Some(made) = self.create(namespace, wanted).await? {
+            return Ok(Some(Arc::new(made)));
         }
+        // The cache has not got that far, or there is something to change.
+        let Some(found) = self.find::<K>(namespace, name).await? else {
+            return Ok(self.create(namespace, wanted).await?.map(Arc::new));
+        };
+        if !controlled_by(found.meta(), owner) {
+            return Ok(None);
+        }
+        let Some(next) = next(&found, wanted)? else { return Ok(Some(Arc::new(found))) };
+        let what = format!("change {} {namespace}/{name}", K::kind(&()));
         let parameters = PostParams { field_manager: Some(MANAGER.into()), ..Default::default() };
-        let body = serde_json::to_vec(&next).map_err(form)?;
+        let body = serde_json::to_vec(&next).map_err(|source| Error::Form { what: what.clone(), source })?;
         let request =
-            kube::core::Request::new(K::url_path(&(), Some(namespace))).replace(&name, &parameters, body);
+            kube::core::Request::new(K::url_path(&(), Some(namespace))).replace(name, &parameters, body);
         let request = request.map_err(|e| failed(what.clone(), kube::Error::BuildRequest(e)))?;
-        self.client.request(request).await.map_err(|e| failed(what, e))
+        self.client.request(request).await.map(Some).map_err(|e| failed(what, e))
     }
 
-    /// Makes an object from its JSON.
-    pub(crate) async fn create<K>(&self, namespace: &str, wanted: &Value) -> Result<K, Error>
+    /// Makes an object from its JSON; nothing where there is one of its name.
+    pub(crate) async fn create<K>(&self, namespace: &str, wanted: &Value) -> Result<Option<K>, Error>
     where
         K: Resource<Scope = NamespaceResourceScope, DynamicType = ()> + Clone + DeserializeOwned + Debug,
     {
@@ -128,7 +191,10 @@ impl Context {
         let path = K::url_path(&(), Some(namespace));
         let request = kube::core::Request::new(path).create(&parameters, body);
         let request = request.map_err(|e| failed(what.clone(), kube::Error::BuildRequest(e)))?;
-        self.client.request(request).await.map_err(|e| failed(what, e))
+        match self.client.request(request).await {
+            Err(kube::Error::Api(status)) if status.is_already_exists() => Ok(None),
+            made => made.map(Some).map_err(|e| failed(what, e)),
+        }
     }
 
     /// Changes labels and annotations of an object; `null` removes one.
@@ -180,6 +246,20 @@ impl Context {
 /// A failure of the API with what was tried.
 pub(crate) fn failed(what: String, source: kube::Error) -> Error {
     Error::Api { what: format!("could not {what}"), source: Box::new(source) }
+}
+
+/// Whether it may wait for others before it says anything: it is new, and has said nothing yet.
+pub(crate) fn is_silent<S>(metadata: &ObjectMeta, status: Option<&S>, now: Timestamp) -> bool {
+    let made = metadata.creation_timestamp.as_ref().and_then(|t| t.0.to_string().parse().ok());
+    status.is_none() && made.is_some_and(|made| now.since(made) < SILENCE)
+}
+
+/// What an object is to be, if that differs from what it is.
+fn next<K: Serialize + Resource<DynamicType = ()>>(is: &K, wanted: &Value) -> Result<Option<Value>, Error> {
+    let form = |source| Error::Form { what: format!("{} {}", K::kind(&()), key_of(is)), source };
+    let is = serde_json::to_value(is).map_err(form)?;
+    let next = brought_to(&is, wanted);
+    Ok((!covers(&is, &next)).then_some(next))
 }
 
 /// The object with the wanted spec and with the wanted metadata added to its own.

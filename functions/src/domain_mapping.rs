@@ -4,7 +4,7 @@
 
 use std::sync::Arc;
 
-use kube::{ResourceExt, runtime::controller::Action};
+use kube::ResourceExt;
 use wasmk_api::{
     Timestamp,
     knative::{Address, Condition, DomainMapping, DomainMappingStatus, Reference, Route, condition},
@@ -13,29 +13,42 @@ use wasmk_api::{
 use crate::{
     conditions::{State, assemble},
     context::{Context, Error},
+    fleet::Key,
+    passes::Again,
 };
 
 /// One pass.
-pub(crate) async fn reconcile(mapping: Arc<DomainMapping>, cx: Arc<Context>) -> Result<Action, Error> {
+pub(crate) async fn reconcile(key: Key, cx: Arc<Context>) -> Result<Again, Error> {
+    let Some(mapping) = cx.there.mappings.get(&key) else { return Ok(Again::OnChange) };
     if mapping.metadata.deletion_timestamp.is_some() {
-        return Ok(Action::await_change());
+        return Ok(Again::OnChange);
     }
-    let namespace = mapping.namespace().unwrap_or_default();
-    let reference = &mapping.spec.reference;
-    let route = match leads_to_route(reference) {
-        // A Service's route has its name.
-        true => cx.find::<Route>(&namespace, &reference.name).await?,
-        false => None,
+    let route = match target(&mapping) {
+        Some(target) => cx.known(&cx.there.routes, &target).await?,
+        None => None,
     };
     // Host names are one space over all namespaces: the first to claim one has it.
-    let claimed = cx.mappings.state().iter().any(|other| {
-        other.name_any() == mapping.name_any()
-            && other.namespace() != mapping.namespace()
-            && before(other, &mapping)
-    });
-    let status = status(&mapping, route.as_ref(), claimed, cx.now());
+    let same_host = cx.there.mappings.under(&host(&mapping));
+    let claimed = same_host.iter().any(|other| before(other, &mapping));
+    let status = status(&mapping, route.as_deref(), claimed, cx.now());
     cx.write_status(&*mapping, mapping.status.as_ref(), &status).await?;
-    Ok(Action::await_change())
+    Ok(Again::OnChange)
+}
+
+/// Under what mappings are found: their host, in no namespace, and the route they lead to.
+pub(crate) fn found_under(mapping: &DomainMapping) -> Vec<Key> {
+    [host(mapping)].into_iter().chain(target(mapping)).collect()
+}
+
+/// The host that a mapping claims.
+pub(crate) fn host(mapping: &DomainMapping) -> Key {
+    Key::new("", mapping.name_any())
+}
+
+/// The route that a mapping leads to: a Service's has its name.
+pub(crate) fn target(mapping: &DomainMapping) -> Option<Key> {
+    let reference = Some(&mapping.spec.reference).filter(|r| leads_to_route(r))?;
+    Some(Key::new(mapping.namespace().unwrap_or_default(), &reference.name))
 }
 
 fn before(one: &DomainMapping, other: &DomainMapping) -> bool {

@@ -1,13 +1,13 @@
 //! Which revisions of a configuration are marked as routed to, and which are deleted.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use kube::ResourceExt;
 use wasmk_api::{
     Timestamp,
     knative::{
         NO_GC_ANNOTATION, ROUTES_ANNOTATION, ROUTING_MODIFIED_ANNOTATION, ROUTING_STATE_LABEL, Revision,
-        Route, annotation, condition, label,
+        Route, annotation, label,
     },
 };
 
@@ -16,7 +16,7 @@ use crate::{config::Gc, rollout::Rollouts};
 /// Whether routes lead to a revision.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Routing {
-    /// It is new.
+    /// It is new, and none has led to it yet.
     Pending,
     /// These lead to it.
     Active(Vec<String>),
@@ -39,10 +39,10 @@ pub(crate) fn routing<'a>(
     };
     let mut names: Vec<String> = routes.filter(leads).map(ResourceExt::name_any).collect();
     names.sort();
-    let ready = revision.status.as_ref().and_then(|s| condition(&s.conditions, "Ready"));
+    let routed = matches!(label(&revision.metadata, ROUTING_STATE_LABEL), Some("active" | "reserve"));
     match names.is_empty() {
         false => Routing::Active(names),
-        true if latest && ready.is_none() => Routing::Pending,
+        true if latest && !routed => Routing::Pending,
         true => Routing::Reserve,
     }
 }
@@ -86,17 +86,17 @@ fn created(revision: &Revision) -> Option<Timestamp> {
 
 /// The revisions that are to go, oldest first. `latest_ready` always stays.
 pub(crate) fn surplus(
-    revisions: &[Revision],
+    revisions: &[Arc<Revision>],
     latest_ready: Option<&str>,
     rules: &Gc,
     now: Timestamp,
 ) -> Vec<String> {
-    let idle = |r: &&Revision| {
+    let idle = |r: &&Arc<Revision>| {
         Some(&*r.name_any()) != latest_ready
             && label(&r.metadata, ROUTING_STATE_LABEL) == Some("reserve")
             && !annotation(&r.metadata, NO_GC_ANNOTATION).is_some_and(|v| v.eq_ignore_ascii_case("true"))
     };
-    let mut idle: Vec<&Revision> = revisions.iter().filter(idle).collect();
+    let mut idle: Vec<&Arc<Revision>> = revisions.iter().filter(idle).collect();
     idle.sort_by_key(|r| last_active(r));
     let past = |time: Option<Timestamp>, kept: Option<Duration>| match (time, kept) {
         (_, None) => true,
@@ -104,19 +104,19 @@ pub(crate) fn surplus(
         (None, Some(_)) => false,
     };
     let timed = rules.since_create.is_some() || rules.since_active.is_some();
-    let stale = |r: &&Revision| {
+    let stale = |r: &&Arc<Revision>| {
         timed && past(created(r), rules.since_create) && past(last_active(r), rules.since_active)
     };
     let most = idle.len().saturating_sub(rules.min);
-    let (old, rest): (Vec<&Revision>, Vec<&Revision>) = idle.into_iter().partition(stale);
-    let mut gone: Vec<&Revision> = old.iter().copied().take(most).collect();
+    let (old, rest): (Vec<_>, Vec<_>) = idle.into_iter().partition(stale);
+    let mut gone: Vec<_> = old.iter().copied().take(most).collect();
     if gone.len() < most
         && let Some(max) = rules.max
     {
         let left = rest.len() + old.len() - gone.len();
         gone.extend(rest.into_iter().take(left.saturating_sub(max).min(most - gone.len())));
     }
-    gone.into_iter().map(ResourceExt::name_any).collect()
+    gone.into_iter().map(|r| r.name_any()).collect()
 }
 
 #[cfg(test)]
@@ -150,7 +150,8 @@ mod tests {
     }
 
     fn check(rules: Gc, revisions: &[Revision], expected: &[&str]) {
-        assert_eq!(surplus(revisions, Some("latest"), &rules, now()), expected, "{rules:?}");
+        let revisions: Vec<_> = revisions.iter().cloned().map(Arc::new).collect();
+        assert_eq!(surplus(&revisions, Some("latest"), &rules, now()), expected, "{rules:?}");
     }
 
     #[test]
@@ -184,10 +185,16 @@ mod tests {
             "status": {"traffic": [{"revisionName": "a", "percent": 100}]},
         }))
         .unwrap();
-        let state = |name: &str, latest| routing(&revision(name, "", 1, 1), latest, [&route].into_iter());
+        let of = |revision: &Revision, latest| routing(revision, latest, [&route].into_iter());
+        let state = |name: &str, latest| of(&revision(name, "", 1, 1), latest);
         assert_eq!(state("a", true), Routing::Active(vec!["hello".into()]));
         assert_eq!(state("b", true), Routing::Pending);
         assert_eq!(state("b", false), Routing::Reserve);
+        let mut ready = revision("b", "pending", 1, 1);
+        ready.status =
+            serde_json::from_value(json!({"conditions": [{"type": "Ready", "status": "True"}]})).ok();
+        assert_eq!(of(&ready, true), Routing::Pending, "a route is about to lead to it");
+        assert_eq!(of(&revision("b", "active", 1, 1), true), Routing::Reserve, "none does any more");
         let patch = state("a", true).patch(&revision("a", "pending", 1, 1), now()).unwrap();
         assert_eq!(patch["annotations"][ROUTES_ANNOTATION], "hello");
         assert_eq!(patch["labels"][ROUTING_STATE_LABEL], "active");

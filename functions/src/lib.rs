@@ -10,6 +10,7 @@
 
 mod admission;
 mod autoscaler;
+mod cache;
 mod conditions;
 mod config;
 mod configuration;
@@ -23,6 +24,7 @@ mod fleet;
 mod gateway;
 mod gc;
 mod names;
+mod passes;
 mod references;
 mod revision;
 mod rollout;
@@ -31,6 +33,7 @@ mod schema;
 mod service;
 mod spin;
 mod tasks;
+mod workloads;
 
 pub use admission::Admission;
 pub use autoscaler::{Bounds, Class, Metric};

@@ -8,15 +8,15 @@ use std::{
     sync::Arc,
 };
 
-use kube::{
-    ResourceExt,
-    runtime::reflector::{ObjectRef, Store},
-};
 use parking_lot::Mutex;
 use tokio::sync::OnceCell;
 use wasmk_api::knative::{Route, TrafficTarget};
 
-use crate::{fleet::Key, rollout::Rollouts};
+use crate::{
+    cache::{Cache, key_of},
+    fleet::Key,
+    rollout::Rollouts,
+};
 
 /// Routes that are noted before those that are gone are looked for.
 const SWEEP: usize = 1024;
@@ -32,7 +32,7 @@ pub(crate) enum What {
 
 /// What each route leads to. It may name more than a route does now, never less.
 pub(crate) struct References {
-    routes: Store<Route>,
+    routes: Arc<Cache<Route>>,
     /// Filled from the routes that were there at the start.
     primed: OnceCell<()>,
     noted: Mutex<Noted>,
@@ -48,7 +48,7 @@ struct Noted {
 
 impl References {
     /// Of these routes, as far as they are noted.
-    pub(crate) fn new(routes: Store<Route>) -> Self {
+    pub(crate) fn new(routes: Arc<Cache<Route>>) -> Self {
         let noted = Noted { sweep_at: SWEEP, ..Noted::default() };
         Self { routes, primed: OnceCell::new(), noted: Mutex::new(noted) }
     }
@@ -64,33 +64,29 @@ impl References {
         let mut targets = named(route);
         targets.extend(traffic.iter().flat_map(names));
         targets.extend(revisions.into_iter().map(|name| (What::Revision, name.to_owned())));
-        let there = |key: &Key| self.find(key).is_some();
-        self.noted.lock().set(key(route), targets, there);
+        let there = |key: &Key| self.routes.get(key).is_some();
+        self.noted.lock().set(key_of(route), targets, there);
     }
 
     /// The routes that name something of their namespace.
     pub(crate) fn of(&self, what: What, target: &Key) -> Vec<Arc<Route>> {
         let names = self.noted.lock().by_target.get(&(what, target.clone())).cloned().unwrap_or_default();
-        names.into_iter().filter_map(|name| self.find(&Key::new(&*target.namespace, name))).collect()
+        names.into_iter().filter_map(|name| self.routes.get(&Key::new(&*target.namespace, name))).collect()
     }
 
     /// Waits until all routes that were there at the start are noted.
     pub(crate) async fn primed(&self) {
         let prime = async {
-            // It fails only when nobody keeps the routes any more: the program ends.
-            let _ = self.routes.wait_until_ready().await;
-            for route in self.routes.state() {
+            self.routes.listed().await;
+            for route in self.routes.all() {
                 let mut noted = self.noted.lock();
-                if !noted.by_route.contains_key(&key(&route)) {
-                    noted.set(key(&route), named(&route), |_| true);
+                let key = key_of(&*route);
+                if !noted.by_route.contains_key(&key) {
+                    noted.set(key, named(&route), |_| true);
                 }
             }
         };
         self.primed.get_or_init(|| prime).await;
-    }
-
-    fn find(&self, key: &Key) -> Option<Arc<Route>> {
-        self.routes.get(&ObjectRef::new(&key.name).within(&key.namespace))
     }
 }
 
@@ -122,10 +118,6 @@ impl Noted {
     }
 }
 
-fn key(route: &Route) -> Key {
-    Key::new(route.namespace().unwrap_or_default(), route.name_any())
-}
-
 /// All that a route names, in its spec, its status and its rollouts.
 fn named(route: &Route) -> BTreeSet<(What, String)> {
     let status = route.status.iter().flat_map(|s| &s.traffic);
@@ -141,7 +133,7 @@ fn names(target: &TrafficTarget) -> impl Iterator<Item = (What, String)> + use<>
 
 #[cfg(test)]
 mod tests {
-    use kube::runtime::{reflector, watcher};
+    use kube::{ResourceExt, runtime::watcher};
     use serde_json::{Value, json};
 
     use super::*;
@@ -156,17 +148,18 @@ mod tests {
 
     #[tokio::test]
     async fn routes_are_found_by_what_they_name() {
-        let (store, mut writer) = reflector::store();
+        let routes_there = Cache::new();
+        let take = |event| routes_there.take(event, |_, _| {});
         let routes = [
             route("a", json!([{"configurationName": "a"}]), json!([{"revisionName": "a-00001"}])),
             route("b", json!([{"revisionName": "a-00001"}]), json!([])),
         ];
-        let references = References::new(store);
-        writer.apply_watcher_event(&watcher::Event::Init);
+        let references = References::new(routes_there.clone());
+        take(watcher::Event::Init);
         for route in &routes {
-            writer.apply_watcher_event(&watcher::Event::InitApply(route.clone()));
+            take(watcher::Event::InitApply(route.clone()));
         }
-        writer.apply_watcher_event(&watcher::Event::InitDone);
+        take(watcher::Event::InitDone);
         let find = |what, name: &str| -> Vec<String> {
             let found = references.of(what, &Key::new("default", name));
             found.iter().map(|route| route.name_any()).collect()
@@ -188,7 +181,7 @@ mod tests {
         references.note(&moved, &[], []);
         assert_eq!(find(What::Revision, "a-00001"), ["b"]);
         assert!(find(What::Revision, "a-00002").is_empty());
-        writer.apply_watcher_event(&watcher::Event::Delete(routes[1].clone()));
+        take(watcher::Event::Delete(routes[1].clone()));
         assert!(find(What::Revision, "a-00001").is_empty());
     }
 

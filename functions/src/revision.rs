@@ -3,7 +3,7 @@
 //! Never changes a Deployment's number of pods: that is the autoscaler's.
 
 use std::{
-    collections::BTreeMap,
+    pin::pin,
     sync::{Arc, atomic::Ordering::Relaxed},
     time::{Duration, Instant},
 };
@@ -14,33 +14,37 @@ use k8s_openapi::{
         autoscaling::v2::HorizontalPodAutoscaler,
         core::v1::{ContainerPort, EnvVar, Pod, PodSpec, Probe, TCPSocketAction},
     },
-    apimachinery::pkg::{apis::meta::v1::ObjectMeta, util::intstr::IntOrString},
+    apimachinery::pkg::util::intstr::IntOrString,
 };
-use kube::{ResourceExt, api::ListParams, runtime::controller::Action};
-use serde_json::{Value, json};
+use kube::{ResourceExt, api::ListParams};
+use tokio::time::timeout;
 use wasmk_api::{
     Timestamp,
     knative::{
-        CONFIGURATION_LABEL, Condition, ContainerStatus, REVISION_LABEL, REVISION_UID_LABEL,
-        ROUTES_ANNOTATION, ROUTING_MODIFIED_ANNOTATION, ROUTING_STATE_LABEL, Revision, RevisionStatus,
+        CONFIGURATION_LABEL, Condition, ContainerStatus, REVISION_LABEL, Revision, RevisionStatus,
         SERVICE_LABEL, condition, label,
     },
 };
 
 use crate::{
-    admission::DEADLINE,
     autoscaler::{Bounds, Class, horizontal},
     conditions::{State, assemble},
-    config::{Config, duration},
-    context::{Context, Error, failed, owner},
+    config::Config,
+    context::{Context, Error, failed},
     defaults,
     executor::{Function, Refused},
-    fleet::{Key, Limits},
+    fleet::{Key, Limits, Member},
     names,
+    passes::Again,
+    workloads::Workloads,
 };
 
 /// Until a revision that could not be prepared is tried again.
 const RETRY: Duration = Duration::from_secs(10);
+/// Until one is looked at again whose deployment is known to nobody but the API.
+const SOON: Duration = Duration::from_secs(1);
+/// What takes longer to prepare says so meanwhile.
+const SLOW: Duration = Duration::from_secs(1);
 /// Reasons of a waiting container that a new revision will not get over by itself soon.
 const FAILURES: [&str; 6] = [
     "ErrImagePull",
@@ -52,17 +56,64 @@ const FAILURES: [&str; 6] = [
 ];
 
 /// One pass.
-pub(crate) async fn reconcile(revision: Arc<Revision>, cx: Arc<Context>) -> Result<Action, Error> {
+pub(crate) async fn reconcile(key: Key, cx: Arc<Context>) -> Result<Again, Error> {
+    let Some(revision) = cx.there.revisions.get(&key) else { return Ok(Again::OnChange) };
     if revision.metadata.deletion_timestamp.is_some() {
-        return Ok(Action::await_change());
+        return Ok(Again::OnChange);
     }
-    let namespace = revision.namespace().unwrap_or_default();
-    let name = revision.name_any();
-    let config = cx.live.get();
-    let limits = limits(&revision, &config);
-    let member = cx.fleet.member(&Key::new(&*namespace, &*name), limits.clone());
-    let begun = Instant::now();
-    let prepared = cx.executor.prepare(&function(&revision, &limits)).await;
+    let limits = limits(&revision, &cx.live.get());
+    let member = cx.fleet.member(&key, limits.clone());
+    let way = prepare(&revision, &limits, &member, &cx).await?;
+    if cx.there.revisions.get(&key).is_none() {
+        // It went meanwhile, and whoever was told of it did not know this member yet.
+        cx.forget(&key);
+        return Ok(Again::OnChange);
+    }
+    let found = cx.there.deployments.get(&Key::new(&*key.namespace, names::deployment(&key.name)));
+    let deployment = match found {
+        Some(deployment) => deployment,
+        None if matches!(way, Way::Broken(..)) || !Workloads::needed_at_rest(&way, &limits) => Arc::default(),
+        None => match cx.workloads.make(&revision, &way, &limits).await {
+            // The cache has not got that far; the change brings the next pass.
+            Err(kube::Error::Api(status)) if status.is_already_exists() => return Ok(Again::In(SOON)),
+            made => Arc::new(made.map_err(|e| failed(format!("make the deployment of {key}"), e))?),
+        },
+    };
+    match deployment.spec.as_ref().and_then(|s| s.replicas) {
+        Some(replicas) => cx.fleet.set_replicas(&member, replicas),
+        None if member.replicas.load(Relaxed) < 0 && matches!(way, Way::InPlace(_)) => {
+            cx.fleet.set_replicas(&member, 0);
+        }
+        None => {}
+    }
+    if limits.bounds.class == Class::Hpa && !matches!(way, Way::Broken(..)) {
+        let found = cx.find::<HorizontalPodAutoscaler>(&key.namespace, &key.name).await?.map(Arc::new);
+        cx.ensure(found, &revision.metadata, &horizontal(&revision, &limits.bounds)).await?;
+    }
+    let pods = match way {
+        Way::Pods if !is_available(&deployment) => pods(&cx, &key.namespace, &key.name).await?,
+        _ => Vec::new(),
+    };
+    let status = status(&revision, &way, &deployment, &pods, cx.now());
+    let settled = condition(&status.conditions, "Ready") == Some(true);
+    cx.write_status(&*revision, revision.status.as_ref(), &status).await?;
+    Ok(if settled { Again::OnChange } else { Again::In(RETRY) })
+}
+
+/// Makes a revision ready to be answered in place, if that is how it is answered.
+async fn prepare(revision: &Revision, limits: &Limits, member: &Member, cx: &Context) -> Result<Way, Error> {
+    let (begun, function) = (Instant::now(), function(revision, limits));
+    let mut preparing = pin!(cx.executor.prepare(&function));
+    let prepared = match timeout(SLOW, &mut preparing).await {
+        Ok(prepared) => prepared,
+        Err(_) => {
+            if revision.status.is_none() {
+                let waiting = status(revision, &Way::Pods, &Deployment::default(), &[], cx.now());
+                cx.write_status(revision, None, &waiting).await?;
+            }
+            preparing.await
+        }
+    };
     if member.in_place().is_none() {
         member.prepared_micros.store(u64::try_from(begun.elapsed().as_micros()).unwrap_or(u64::MAX), Relaxed);
     }
@@ -72,29 +123,7 @@ pub(crate) async fn reconcile(revision: Arc<Revision>, cx: Arc<Context>) -> Resu
         Err(Refused::Failed { reason, message }) => Way::Broken(reason.clone(), message.clone()),
     };
     member.set_in_place(prepared.ok());
-
-    let deployment = match cx.find::<Deployment>(&namespace, &names::deployment(&name)).await? {
-        Some(deployment) => deployment,
-        None if matches!(way, Way::Broken(..)) => Deployment::default(),
-        None => {
-            cx.create(&namespace, &deployment(&revision, &way, &limits, config.progress_deadline)).await?
-        }
-    };
-    if let Some(replicas) = deployment.spec.as_ref().and_then(|s| s.replicas) {
-        cx.fleet.set_replicas(&member, replicas);
-    }
-    if limits.bounds.class == Class::Hpa && !matches!(way, Way::Broken(..)) {
-        let found = cx.find::<HorizontalPodAutoscaler>(&namespace, &name).await?;
-        cx.ensure(&namespace, found, horizontal(&revision, &limits.bounds)).await?;
-    }
-    let pods = match way {
-        Way::Pods => pods(&cx, &namespace, &name).await?,
-        _ => Vec::new(),
-    };
-    let status = status(&revision, &way, &deployment, &pods, cx.now());
-    let settled = condition(&status.conditions, "Ready") == Some(true);
-    cx.write_status(&*revision, revision.status.as_ref(), &status).await?;
-    Ok(if settled { Action::await_change() } else { Action::requeue(RETRY) })
+    Ok(way)
 }
 
 /// How a revision is answered.
@@ -164,51 +193,8 @@ fn environment(revision: &Revision, own: Option<Vec<EnvVar>>, port: Option<i32>)
     all
 }
 
-/// The Deployment of a revision's pods. `deadline`: seconds it may make no progress.
-pub(crate) fn deployment(revision: &Revision, way: &Way, limits: &Limits, deadline: u64) -> Value {
-    let name = revision.name_any();
-    let mut labels: BTreeMap<String, String> = revision.metadata.labels.clone().unwrap_or_default();
-    // These change while the pods stay.
-    labels.remove(ROUTING_STATE_LABEL);
-    labels.insert("app".into(), name.clone());
-    labels.insert(REVISION_LABEL.into(), name.clone());
-    labels.insert(REVISION_UID_LABEL.into(), revision.uid().unwrap_or_default());
-    let mut annotations = revision.metadata.annotations.clone().unwrap_or_default();
-    annotations.retain(|key, _| ![ROUTES_ANNOTATION, ROUTING_MODIFIED_ANNOTATION].contains(&key.as_str()));
-    let asked = DEADLINE.iter().find_map(|key| annotations.get(*key)).and_then(|d| duration(d));
-    let deadline = asked.map_or(deadline, |d| d.as_secs()).max(1);
-    let spec = pod_spec(revision, way);
-    let replicas = match (way, limits.bounds.class) {
-        (Way::Pods, _) | (_, Class::Hpa) => limits.bounds.initial.max(limits.bounds.min),
-        _ => limits.bounds.min,
-    };
-    let metadata = ObjectMeta {
-        name: Some(names::deployment(&name)),
-        namespace: revision.metadata.namespace.clone(),
-        labels: Some(labels.clone()),
-        annotations: Some(annotations.clone()),
-        owner_references: Some(vec![owner(revision)]),
-        ..Default::default()
-    };
-    json!({
-        "apiVersion": "apps/v1",
-        "kind": "Deployment",
-        "metadata": metadata,
-        "spec": {
-            "replicas": replicas,
-            "selector": {"matchLabels": {REVISION_UID_LABEL: labels[REVISION_UID_LABEL]}},
-            "progressDeadlineSeconds": deadline,
-            "strategy": {"type": "RollingUpdate", "rollingUpdate": {"maxUnavailable": 0}},
-            "template": {
-                "metadata": {"labels": labels, "annotations": annotations},
-                "spec": spec,
-            },
-        },
-    })
-}
-
 /// The pod that runs a revision: its template with names, variables, the port and real ports in its probes.
-fn pod_spec(revision: &Revision, way: &Way) -> PodSpec {
+pub(crate) fn pod_spec(revision: &Revision, way: &Way) -> PodSpec {
     let port = defaults::port(&revision.spec);
     let mut spec = defaults::named(&revision.spec);
     let serving = defaults::serving(&spec);
@@ -278,7 +264,7 @@ pub(crate) fn status(
     let old = revision.status.clone().unwrap_or_default();
     let had = |type_| condition(&old.conditions, type_) == Some(true);
     let there = deployment.status.clone().unwrap_or_default();
-    let available = there.available_replicas.unwrap_or(0) > 0;
+    let available = is_available(deployment);
     let (resources, healthy) = match way {
         Way::InPlace(_) => (State::True, State::True),
         Way::Broken(reason, message) => (State::True, State::failed(reason, &**message)),
@@ -307,6 +293,10 @@ pub(crate) fn status(
     }
 }
 
+fn is_available(deployment: &Deployment) -> bool {
+    deployment.status.as_ref().and_then(|s| s.available_replicas).unwrap_or(0) > 0
+}
+
 fn images(revision: &Revision, image: &str) -> Vec<ContainerStatus> {
     let spec = defaults::named(&revision.spec);
     let first = spec.pod.containers.into_iter().next();
@@ -331,6 +321,8 @@ pub(crate) fn ready(conditions: &[Condition]) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use serde_json::{Value, json};
+
     use super::*;
 
     fn revision() -> Revision {
@@ -342,22 +334,6 @@ mod tests {
                 "readinessProbe": {"successThreshold": 1, "tcpSocket": {"port": 0}}}]},
         }))
         .unwrap()
-    }
-
-    #[test]
-    fn the_deployment_follows_the_runtime_contract() {
-        let limits = limits(&revision(), &Config::new("example.com"));
-        let deployment = |way: &Way| super::deployment(&revision(), way, &limits, 600);
-        let (pods, in_place) = (deployment(&Way::Pods), deployment(&Way::InPlace(String::new())));
-        let container = &pods["spec"]["template"]["spec"]["containers"][0];
-        assert_eq!(container["name"], "user-container");
-        assert_eq!(container["ports"][0]["containerPort"], 8080);
-        let env: Vec<_> =
-            container["env"].as_array().unwrap().iter().map(|e| e["name"].as_str().unwrap()).collect();
-        assert_eq!(env, ["TARGET", "PORT", "K_REVISION", "K_CONFIGURATION", "K_SERVICE"]);
-        assert_eq!((&pods["spec"]["replicas"], &in_place["spec"]["replicas"]), (&json!(1), &json!(0)));
-        assert_eq!(container["readinessProbe"]["tcpSocket"]["port"], 8080);
-        assert_eq!(in_place["spec"]["template"]["spec"]["containers"][0].get("readinessProbe"), None);
     }
 
     fn check(way: &Way, available: i32, pods: Value, want: (&str, &str)) {

@@ -4,7 +4,6 @@
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
-use kube::{ResourceExt, runtime::controller::Action};
 use serde_json::json;
 use wasmk_api::{
     Timestamp,
@@ -18,26 +17,26 @@ use crate::{
     admission::ROLLOUT,
     conditions::{State, assemble},
     config::{Config, Named, duration},
-    context::{Context, Error},
-    names, revision,
+    configuration::has_spoken,
+    context::{Context, Error, SILENCE, is_silent},
+    fleet::Key,
+    names,
+    passes::Again,
+    revision,
     rollout::{self, Rollouts},
 };
 
 /// One pass.
-pub(crate) async fn reconcile(route: Arc<Route>, cx: Arc<Context>) -> Result<Action, Error> {
+pub(crate) async fn reconcile(key: Key, cx: Arc<Context>) -> Result<Again, Error> {
+    let Some(route) = cx.there.routes.get(&key) else { return Ok(Again::OnChange) };
     if route.metadata.deletion_timestamp.is_some() {
-        return Ok(Action::await_change());
+        return Ok(Again::OnChange);
     }
-    let namespace = route.namespace().unwrap_or_default();
     cx.references.note(&route, &[], []);
-    let mut known = Known::default();
-    for target in &route.spec.traffic {
-        if let Some(name) = &target.configuration_name {
-            known.configurations.insert(name.clone(), cx.find::<Configuration>(&namespace, name).await?);
-        }
-        if let Some(name) = &target.revision_name {
-            known.revisions.insert(name.clone(), cx.find::<Revision>(&namespace, name).await?);
-        }
+    let known = known(&route, &key.namespace, &cx).await?;
+    let waits = known.configurations.values().flatten().any(|c| !has_spoken(c));
+    if waits && is_silent(&route.metadata, route.status.as_ref(), cx.now()) {
+        return Ok(Again::In(SILENCE));
     }
     let config = cx.live.get();
     let old = Rollouts::of(&route);
@@ -49,25 +48,36 @@ pub(crate) async fn reconcile(route: Arc<Route>, cx: Arc<Context>) -> Result<Act
     if !rollouts.is_empty() {
         under_way(&route, &mut status, cx.now());
     }
-    if rollouts != old {
-        // Before the status, so that no moment sends everything to the new revision.
-        cx.annotate(&*route, json!({"annotations": {ROLLOUT_ANNOTATION: rollouts.text()}})).await?;
-        // The change of the annotation brings another pass, which writes the status.
-        let moved = status.traffic != before;
-        if !moved {
-            return Ok(if rollouts.is_empty() {
-                Action::await_change()
-            } else {
-                Action::requeue(rollout::step(span))
-            });
-        }
-        let fresh = cx.find::<Route>(&namespace, &route.name_any()).await?;
-        let Some(fresh) = fresh else { return Ok(Action::await_change()) };
-        cx.write_status(&fresh, fresh.status.as_ref(), &status).await?;
-    } else {
+    let again = if rollouts.is_empty() { Again::OnChange } else { Again::In(rollout::step(span)) };
+    if rollouts == old {
         cx.write_status(&*route, route.status.as_ref(), &status).await?;
+        return Ok(again);
     }
-    Ok(if rollouts.is_empty() { Action::await_change() } else { Action::requeue(rollout::step(span)) })
+    // Before the status, so that no moment sends everything to the new revision.
+    cx.annotate(&*route, json!({"annotations": {ROLLOUT_ANNOTATION: rollouts.text()}})).await?;
+    // The change of the annotation brings another pass, which writes the status.
+    if status.traffic == before {
+        return Ok(again);
+    }
+    let Some(fresh) = cx.find::<Route>(&key.namespace, &key.name).await? else { return Ok(Again::OnChange) };
+    cx.write_status(&fresh, fresh.status.as_ref(), &status).await?;
+    Ok(again)
+}
+
+/// What a route's targets name.
+async fn known(route: &Route, namespace: &str, cx: &Context) -> Result<Known, Error> {
+    let mut known = Known::default();
+    for target in &route.spec.traffic {
+        if let Some(name) = &target.configuration_name {
+            let found = cx.known(&cx.there.configurations, &Key::new(namespace, name)).await?;
+            known.configurations.insert(name.clone(), found);
+        }
+        if let Some(name) = &target.revision_name {
+            let found = cx.known(&cx.there.revisions, &Key::new(namespace, name)).await?;
+            known.revisions.insert(name.clone(), found);
+        }
+    }
+    Ok(known)
 }
 
 /// How long a new revision takes to get all of its traffic.
@@ -137,9 +147,9 @@ impl<'a> Hosts<'a> {
 #[derive(Debug, Default)]
 pub(crate) struct Known {
     /// Configurations by name.
-    pub configurations: HashMap<String, Option<Configuration>>,
+    pub configurations: HashMap<String, Option<Arc<Configuration>>>,
     /// Revisions by name.
-    pub revisions: HashMap<String, Option<Revision>>,
+    pub revisions: HashMap<String, Option<Arc<Revision>>>,
 }
 
 /// What a Route has come to.
@@ -180,7 +190,7 @@ fn resolved(
                     format!("Revision \"{name}\" referenced in traffic not found."),
                 )
             };
-            let found = known.revisions.get(name).and_then(Option::as_ref).ok_or_else(missing)?;
+            let found = known.revisions.get(name).and_then(Option::as_deref).ok_or_else(missing)?;
             let ready = found.status.as_ref().is_some_and(|s| revision::ready(&s.conditions));
             if !ready {
                 let why = format!("Revision \"{name}\" failed to become ready.");
@@ -195,7 +205,7 @@ fn resolved(
                     format!("Configuration \"{name}\" referenced in traffic not found."),
                 )
             };
-            let found = known.configurations.get(name).and_then(Option::as_ref).ok_or_else(missing)?;
+            let found = known.configurations.get(name).and_then(Option::as_deref).ok_or_else(missing)?;
             let latest = found.status.as_ref().and_then(|s| s.latest_ready_revision_name.clone());
             latest.ok_or_else(|| {
                 State::waiting(

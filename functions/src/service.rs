@@ -5,7 +5,7 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
-use kube::{Resource, ResourceExt, runtime::controller::Action};
+use kube::{Resource, ResourceExt};
 use serde_json::{Value, json};
 use wasmk_api::{
     Timestamp,
@@ -14,39 +14,41 @@ use wasmk_api::{
 
 use crate::{
     conditions::{State, assemble},
-    context::{Context, Error, controlled_by, owner},
+    configuration::has_spoken,
+    context::{Context, Error, SILENCE, is_silent, owner},
+    fleet::Key,
+    passes::Again,
 };
 
 /// Annotations that belong to the Service's own file and not to what it owns.
 const NOT_INHERITED: [&str; 1] = ["kubectl.kubernetes.io/last-applied-configuration"];
 
 /// One pass.
-pub(crate) async fn reconcile(service: Arc<Service>, cx: Arc<Context>) -> Result<Action, Error> {
+pub(crate) async fn reconcile(key: Key, cx: Arc<Context>) -> Result<Again, Error> {
+    let Some(service) = cx.there.services.get(&key) else { return Ok(Again::OnChange) };
     if service.metadata.deletion_timestamp.is_some() {
-        return Ok(Action::await_change());
+        return Ok(Again::OnChange);
     }
-    let namespace = service.namespace().unwrap_or_default();
-    let name = service.name_any();
-    let found = cx.find::<Configuration>(&namespace, &name).await?;
-    let configuration = match found {
-        Some(other) if !controlled_by(&other.metadata, &service.metadata) => {
-            return not_owned(&cx, &service, "Configuration").await;
-        }
-        found => cx.ensure(&namespace, found, configuration(&service)).await?,
+    let (owner, found) = (&service.metadata, cx.there.configurations.get(&key));
+    let Some(configuration) = cx.ensure(found, owner, &configuration(&service)).await? else {
+        return not_owned(&cx, &service, "Configuration").await;
     };
-    let found = cx.find::<Route>(&namespace, &name).await?;
-    let route = match found {
-        Some(other) if !controlled_by(&other.metadata, &service.metadata) => {
-            return not_owned(&cx, &service, "Route").await;
-        }
-        found => cx.ensure(&namespace, found, route(&service)).await?,
+    let found = cx.there.routes.get(&key);
+    let Some(route) = cx.ensure(found, owner, &route(&service)).await? else {
+        return not_owned(&cx, &service, "Route").await;
     };
-    let status = status(&service, &configuration, &route, cx.now());
+    let now = cx.now();
+    if !(has_spoken(&configuration) && route.status.is_some())
+        && is_silent(owner, service.status.as_ref(), now)
+    {
+        return Ok(Again::In(SILENCE));
+    }
+    let status = status(&service, &configuration, &route, now);
     cx.write_status(&*service, service.status.as_ref(), &status).await?;
-    Ok(Action::await_change())
+    Ok(Again::OnChange)
 }
 
-async fn not_owned(cx: &Context, service: &Service, kind: &str) -> Result<Action, Error> {
+async fn not_owned(cx: &Context, service: &Service, kind: &str) -> Result<Again, Error> {
     let name = service.name_any();
     let message = format!("There is an existing {kind} \"{name}\" that we do not own.");
     let state = State::failed("NotOwned", message);
@@ -55,7 +57,7 @@ async fn not_owned(cx: &Context, service: &Service, kind: &str) -> Result<Action
     let conditions = assemble(&old.conditions, &counting, &[], cx.now());
     let status = ServiceStatus { conditions, observed_generation: service.metadata.generation, ..old };
     cx.write_status(service, service.status.as_ref(), &status).await?;
-    Ok(Action::await_change())
+    Ok(Again::OnChange)
 }
 
 /// The Configuration a Service wants.

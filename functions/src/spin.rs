@@ -8,13 +8,14 @@ use kube::{
     Api, ResourceExt,
     api::{DynamicObject, Patch, PatchParams},
     core::{ApiResource, GroupVersionKind},
-    runtime::controller::Action,
 };
 use serde_json::{Map, Value, json};
 use wasmk_api::knative::{Service, condition};
 
 use crate::{
     context::{Context, Error, failed},
+    fleet::Key,
+    passes::Again,
     schema,
 };
 
@@ -64,29 +65,23 @@ pub(crate) fn definitions() -> Vec<Value> {
 }
 
 /// One pass.
-pub(crate) async fn reconcile(app: Arc<DynamicObject>, cx: Arc<Context>) -> Result<Action, Error> {
+pub(crate) async fn reconcile(key: Key, cx: Arc<Context>) -> Result<Again, Error> {
+    let Some(app) = cx.there.apps.get(&key) else { return Ok(Again::OnChange) };
     if app.metadata.deletion_timestamp.is_some() {
-        return Ok(Action::await_change());
+        return Ok(Again::OnChange);
     }
-    let namespace = app.namespace().unwrap_or_default();
-    let found = cx.find::<Service>(&namespace, &app.name_any()).await?;
-    let owned = |s: &Service| s.owner_references().iter().any(|o| Some(&o.uid) == app.metadata.uid.as_ref());
-    let status = match found {
-        Some(other) if !owned(&other) => {
-            status(&app, None, "a Service of this name belongs to somebody else")
-        }
-        found => {
-            let service = cx.ensure(&namespace, found, service(&app)).await?;
-            status(&app, Some(&service), "")
-        }
+    let service = cx.ensure(cx.there.services.get(&key), &app.metadata, &service(&app)).await?;
+    let status = match &service {
+        Some(service) => status(&app, Some(service), ""),
+        None => status(&app, None, "a Service of this name belongs to somebody else"),
     };
     if app.data["status"] != status {
-        let api = Api::<DynamicObject>::namespaced_with(cx.client.clone(), &namespace, &resource());
+        let api = Api::<DynamicObject>::namespaced_with(cx.client.clone(), &key.namespace, &resource());
         let patch = Patch::Merge(json!({"status": status}));
-        let done = api.patch_status(&app.name_any(), &PatchParams::default(), &patch).await;
-        done.map_err(|e| failed(format!("write the status of SpinApp {namespace}/{}", app.name_any()), e))?;
+        let done = api.patch_status(&key.name, &PatchParams::default(), &patch).await;
+        done.map_err(|e| failed(format!("write the status of SpinApp {key}"), e))?;
     }
-    Ok(Action::await_change())
+    Ok(Again::OnChange)
 }
 
 /// The Service of an app: its replicas are the fewest instances accounted for, its variables the environment.

@@ -21,12 +21,6 @@ use futures::{
     future::{BoxFuture, FutureExt},
     stream::FuturesUnordered,
 };
-use k8s_openapi::api::apps::v1::Deployment;
-use kube::{
-    Api, Client,
-    api::{Patch, PatchParams},
-};
-use serde_json::json;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
@@ -36,7 +30,7 @@ use self::decide::{Window, decide};
 pub(crate) use self::hpa::autoscaler as horizontal;
 use crate::{
     fleet::{Fleet, Key, Member, Reading},
-    names,
+    workloads::Workloads,
 };
 
 /// Between two samples.
@@ -52,8 +46,8 @@ const PACE: Duration = Duration::from_millis(20);
 const BURST: u32 = 5;
 
 /// Scales every member of the fleet until told to stop.
-pub(crate) async fn run(client: Client, fleet: Arc<Fleet>, stop: CancellationToken) {
-    let mut scaler = Scaler::new(client);
+pub(crate) async fn run(workloads: Arc<Workloads>, fleet: Arc<Fleet>, stop: CancellationToken) {
+    let mut scaler = Scaler::new(workloads);
     let mut ticks = interval(TICK);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
@@ -73,7 +67,7 @@ pub(crate) async fn run(client: Client, fleet: Arc<Fleet>, stop: CancellationTok
 }
 
 struct Scaler {
-    client: Client,
+    workloads: Arc<Workloads>,
     begun: Instant,
     /// Members that are busy or have pods.
     active: HashMap<Key, Arc<Member>>,
@@ -105,9 +99,9 @@ struct Seen {
 }
 
 impl Scaler {
-    fn new(client: Client) -> Self {
+    fn new(workloads: Arc<Workloads>) -> Self {
         Self {
-            client,
+            workloads,
             begun: Instant::now(),
             turn: Instant::now(),
             active: HashMap::new(),
@@ -172,7 +166,7 @@ impl Scaler {
                 self.turn = self.turn.max(rested) + PACE;
             }
             self.writing.insert(member.key.clone());
-            self.writes.push(write(self.client.clone(), member, pods).boxed());
+            self.writes.push(write(self.workloads.clone(), member, pods).boxed());
         }
     }
 
@@ -193,14 +187,9 @@ impl Scaler {
     }
 }
 
-async fn write(client: Client, member: Arc<Member>, pods: i32) -> Written {
-    let api: Api<Deployment> = Api::namespaced(client, &member.key.namespace);
-    let (name, params) = (names::deployment(&member.key.name), PatchParams::default());
-    let patch = Patch::Merge(json!({"spec": {"replicas": pods}}));
-    let outcome = match timeout(WRITE_LIMIT, api.patch(&name, &params, &patch)).await {
-        // The revision went meanwhile, and its deployment with it.
-        Ok(Err(kube::Error::Api(status))) if status.code == 404 => Ok(()),
-        Ok(done) => done.map(drop).map_err(|e| e.to_string()),
+async fn write(workloads: Arc<Workloads>, member: Arc<Member>, pods: i32) -> Written {
+    let outcome = match timeout(WRITE_LIMIT, workloads.scale(&member, pods)).await {
+        Ok(done) => done.map_err(|e| e.to_string()),
         Err(_) => Err("it took too long".into()),
     };
     Written { member, pods, outcome }
@@ -237,14 +226,15 @@ fn look(seen: &mut Seen, member: &Member, pods: i32, now: Duration, bounds: &Bou
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::fleet::Limits;
+    use crate::{cache::Cache, config::Live, fleet::Limits};
 
     /// An API that takes writes and never answers.
-    fn silent() -> Client {
+    fn silent() -> Arc<Workloads> {
         let service = tower::service_fn(|_: http::Request<kube::client::Body>| {
             std::future::pending::<Result<http::Response<kube::client::Body>, std::io::Error>>()
         });
-        Client::new(service, "default")
+        let client = kube::Client::new(service, "default");
+        Arc::new(Workloads::new(client, Live::new("example.com"), Cache::new()))
     }
 
     #[tokio::test(start_paused = true)]

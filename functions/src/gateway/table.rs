@@ -14,6 +14,7 @@ use parking_lot::Mutex;
 use wasmk_api::knative::{DomainMapping, Route};
 
 use crate::{
+    cache::key_of,
     config::Config,
     domain_mapping::leads_to_route,
     fleet::{Fleet, Key, Member},
@@ -117,19 +118,17 @@ pub struct Source {
 impl Source {
     /// A Route.
     pub fn route(route: &Route) -> Self {
-        Self { kind: "Route", namespace: route.namespace().unwrap_or_default(), name: route.name_any() }
+        Self::route_at(&key_of(route))
     }
 
-    /// A DomainMapping.
-    pub fn mapping(mapping: &DomainMapping) -> Self {
-        let (namespace, name) = (mapping.namespace().unwrap_or_default(), mapping.name_any());
-        Self { kind: "DomainMapping", namespace, name }
+    /// The Route of that key.
+    pub(crate) fn route_at(key: &Key) -> Self {
+        Self { kind: "Route", namespace: key.namespace.clone(), name: key.name.clone() }
     }
 
-    /// Whether it is the Route that a mapping leads to.
-    pub(crate) fn is_target_of(&self, mapping: &DomainMapping) -> bool {
-        let namespace = mapping.metadata.namespace.as_deref().unwrap_or("");
-        self.kind == "Route" && self.namespace == namespace && self.name == mapping.spec.reference.name
+    /// The DomainMapping of that key.
+    pub(crate) fn mapping_at(key: &Key) -> Self {
+        Self { kind: "DomainMapping", namespace: key.namespace.clone(), name: key.name.clone() }
     }
 }
 
@@ -378,11 +377,11 @@ mod tests {
             |revision: &str| route("hello", json!([{"revisionName": revision, "percent": 100}]), json!({}));
         let (late, early) = (mapping("a", "2026-01-02T00:00:00Z"), mapping("b", "2026-01-01T00:00:00Z"));
         for (mapping, revision) in [(&late, "late"), (&early, "early")] {
-            table.set([(Source::mapping(mapping), of_mapping(mapping, Some(&route(revision))))]);
+            table.set([(Source::mapping_at(&key_of(mapping)), of_mapping(mapping, Some(&route(revision))))]);
         }
         let name = |table: &Table| table.find("x.example.org").unwrap().only().unwrap().key().name.clone();
         assert_eq!(name(&table), "early");
-        table.set([(Source::mapping(&early), None)]);
+        table.set([(Source::mapping_at(&key_of(&early)), None)]);
         assert_eq!(name(&table), "late");
     }
 

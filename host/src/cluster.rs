@@ -37,6 +37,7 @@ use crate::{
     data_dir::{Claim, DataDir, Running},
     executor::{Elsewhere, InPlace},
     hook::{Knative, Unenforced},
+    imports::Imports,
     links::Links,
     metrics,
     pki::{Leaf, Pki},
@@ -148,6 +149,7 @@ impl Cluster {
         let mut config = Config::new(store, pki.token_key()?, pki.ca_cert().into());
         let live = Live::new(&settings.domain);
         config.hooks.push(Arc::new(Knative(Admission::new(live.clone()))));
+        config.hooks.push(Arc::new(Imports::new(images.clone(), running.registry)));
         // Without a node of its own it is an API, and whoever runs its nodes may enforce them.
         if settings.node.is_some() {
             config.hooks.push(Arc::new(Unenforced));

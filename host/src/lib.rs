@@ -14,6 +14,7 @@ mod encryption;
 mod executor;
 pub mod files;
 mod hook;
+mod imports;
 pub mod join;
 pub mod kubeconfig;
 mod links;

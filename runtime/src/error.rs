@@ -70,6 +70,14 @@ pub enum PullError {
         /// Media types found in its manifest, or the platforms of its index.
         media_types: Vec<String>,
     },
+    /// The image's program wants something the runtime does not offer.
+    #[error("image {reference} imports {interface}, which this runtime does not offer")]
+    MissingImport {
+        /// The image asked for.
+        reference: String,
+        /// The interface, or the core module and the name in it.
+        interface: String,
+    },
     /// The policy forbids a pull and the image is not here.
     #[error("image {reference} is not present and its pull policy is Never")]
     NotPresent {

@@ -20,6 +20,7 @@ mod guest;
 mod handler;
 mod histogram;
 pub mod images;
+mod imports;
 mod isolated;
 mod keyvalue;
 mod limits;
@@ -49,6 +50,7 @@ pub use exit::{ABORTED, Exit, ExitReason, KILLED, StopSignal};
 pub use handler::Handler;
 pub use histogram::Histogram;
 pub use images::{Auth, Image, ImageConfig, Images, PullPolicy, Reference, Tree};
+pub use imports::offers;
 pub use isolated::{Bare, Isolated};
 pub use metrics::{Metrics, Phases, Tally};
 pub use network::{

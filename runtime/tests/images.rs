@@ -174,6 +174,16 @@ async fn bad_images_are_refused_by_name() {
     registry.image("a/torn:1", &wasi, &[registry.blob(TAR_GZIP, vec![0x1f, 0x8b, 9, 9])]);
     check("a/torn:1", "a layer's archive").await;
 
+    let hammer = wat::parse_str(r#"(component (import "acme:tools/hammer@1.0.0" (instance)))"#).unwrap();
+    registry.image("a/hammer:1", &config, &[registry.blob(LAYER, hammer.clone())]);
+    check("a/hammer:1", "a/hammer:1 imports acme:tools/hammer@1.0.0, which this runtime does not offer")
+        .await;
+    registry.image("a/hammers:1", &wasi, &[registry.blob(TAR, tar(&[("app.wasm", &hammer)]))]);
+    check("a/hammers:1", "imports acme:tools/hammer@1.0.0").await;
+    let magic = wat::parse_str(r#"(module (import "env" "magic" (func)))"#).unwrap();
+    registry.image("a/magic:1", &config, &[registry.blob(LAYER, magic)]);
+    check("a/magic:1", "imports env::magic").await;
+
     let layer = registry.blob(LAYER, wasm());
     registry.image("a/changed:1", &config, std::slice::from_ref(&layer));
     let mut changed = wasm();

@@ -6,8 +6,11 @@ use std::fs;
 use std::path::Path;
 
 use bytes::Bytes;
-use common::{HELLO, command, component, digest, fixture, fixture_with, http_guest, settings, soon};
-use wasmk_runtime::{PrepareError, ProgramKind, Runtime, Spec, StopSignal};
+use common::{
+    HELLO, command, component, digest, fixture, fixture_with, http_guest, importer, interfaces, settings,
+    soon,
+};
+use wasmk_runtime::{PrepareError, ProgramKind, Runtime, Spec, StopSignal, offers};
 
 async fn prepare(runtime: &Runtime, wasm: Vec<u8>) -> Result<ProgramKind, PrepareError> {
     let name = digest(&wasm);
@@ -40,6 +43,20 @@ async fn bad_programs_are_refused_by_name() {
     .await;
     check(vec![0; 100_001], "100001 bytes, more than the 100000 allowed").await;
     assert_eq!(fixture.runtime.metrics().programs, 0);
+}
+
+#[tokio::test]
+async fn what_is_said_to_be_offered_is_what_can_be_linked() {
+    let fixture = fixture();
+    let mut counted = (0, 0);
+    for interface in interfaces() {
+        let error = prepare(&fixture.runtime, importer(&interface)).await.unwrap_err();
+        let linked =
+            !matches!(&error, PrepareError::MissingImport { interface: missing } if *missing == interface);
+        assert_eq!(offers(&interface), linked, "{interface}: {error}");
+        if linked { counted.0 += 1 } else { counted.1 += 1 }
+    }
+    assert!(counted.0 > 30 && counted.1 > 1, "{counted:?}");
 }
 
 #[tokio::test]

@@ -301,3 +301,50 @@ fn pods_of_a_directory_run_and_are_mirrored() {
     std::fs::remove_file(file).expect("a manifest to remove");
     program.until("the mirror goes with the manifest", running, |phase| phase.is_empty());
 }
+
+#[test]
+fn an_import_that_is_not_offered_is_named_at_once_or_when_it_is_pulled() {
+    let push = |name: &str, text: &str| {
+        let file = CLUSTER.scratch().join(format!("{name}.wasm"));
+        std::fs::write(&file, wat::parse_str(text).expect("WebAssembly")).expect("a file");
+        CLUSTER.wasmk(&["push", &file.display().to_string(), &format!("default/{name}:1")]);
+        format!("{}/default/{name}:1", CLUSTER.address("registry"))
+    };
+    let pod = |name: &str, image: &str| {
+        format!(
+            "apiVersion: v1\nkind: Pod\nmetadata: {{name: {name}}}\nspec: {{containers: [{{name: main, image: '{image}'}}]}}\n"
+        )
+    };
+    // The registry's artifact lists what it imports.
+    let image =
+        push("hammer", r#"(component (import "acme:tools/hammer@1.0.0" (instance (export "hit" (func)))))"#);
+    let refused = CLUSTER.kubectl_refused(&["apply", "-f", "-"], Some(&pod("hammer", &image)));
+    let why = format!(
+        "pods \"hammer\" is forbidden: container \"main\": image {image} imports acme:tools/hammer@1.0.0, which \
+         WebAssembly is not offered on this cluster"
+    );
+    assert!(refused.contains(&why), "{refused}");
+    // Who writes a template is warned, and what makes its pods says why there are none.
+    let out = CLUSTER.kubectl_output(&["create", "deployment", "hammers", "--image", &image], None);
+    let warned = String::from_utf8_lossy(&out.stderr).into_owned();
+    assert!(out.status.success() && warned.contains("Warning: container \"hammer\": image"), "{warned}");
+    CLUSTER.until(
+        "the reason is told",
+        |p| p.value("deployment/hammers", "{.status.conditions[?(@.type==\"ReplicaFailure\")].message}"),
+        |text| text.contains("imports acme:tools/hammer@1.0.0"),
+    );
+    CLUSTER.kubectl(&["delete", "deployment", "hammers"]);
+
+    // Of a module it lists nothing: whoever pulls it finds out.
+    let image = push("magic", r#"(module (import "env" "magic" (func)) (func (export "_start")))"#);
+    CLUSTER.apply(&pod("magic", &image));
+    let message = "{.status.containerStatuses[0].state.waiting.message}";
+    CLUSTER.until(
+        "the import is named",
+        |p| p.value("pod/magic", message),
+        |text| text.contains("imports env::magic, which this runtime does not offer"),
+    );
+    let reason = CLUSTER.value("pod/magic", "{.status.containerStatuses[0].state.waiting.reason}");
+    assert!(matches!(reason.as_str(), "ErrImagePull" | "ImagePullBackOff"), "{reason}");
+    CLUSTER.kubectl(&["delete", "pod", "magic", "--now"]);
+}

@@ -79,7 +79,7 @@ impl Engine for WasmEngine {
         let policy = wasmk_runtime::PullPolicy::IfNotPresent;
         let pull = images.pull(&reference, policy, login(wanted, &reference));
         match tokio::time::timeout(RECOGNIZE, pull).await {
-            Ok(Ok(_)) => Some(true),
+            Ok(Ok(_) | Err(PullError::MissingImport { .. })) => Some(true),
             Ok(Err(PullError::NotWasm { .. })) => Some(false),
             Ok(Err(_)) | Err(_) => None,
         }

@@ -182,7 +182,7 @@ impl Registry {
 
 /// Whether nothing else would be found elsewhere.
 fn is_answer<T>(outcome: &Result<T, PullError>) -> bool {
-    matches!(outcome, Ok(_) | Err(PullError::NotWasm { .. }))
+    matches!(outcome, Ok(_) | Err(PullError::NotWasm { .. } | PullError::MissingImport { .. }))
 }
 
 struct Session<'a> {
@@ -205,10 +205,25 @@ impl Session<'_> {
         let content = if store.has(&layer.digest, size) {
             None
         } else {
-            Some(self.download(store, layer, size).await?)
+            Some(self.linkable(self.download(store, layer, size).await?).await?)
         };
         let image = self.image(&manifest, digest, layer.digest.clone(), size, config);
         Ok(store.keep(content, image)?)
+    }
+
+    /// Content on its way in, unless it is a program with an import that is not offered. What is no program at all
+    /// is found out when it is prepared.
+    async fn linkable(&self, content: Incoming) -> Result<Incoming, PullError> {
+        let work = tokio::task::spawn_blocking(move || {
+            let missing = outline(&std::fs::read(&content.path)?).ok().and_then(Outline::missing);
+            Ok::<_, std::io::Error>((content, missing))
+        });
+        match work.await.map_err(|error| self.malformed(error.to_string()))?? {
+            (content, None) => Ok(content),
+            (_, Some(interface)) => {
+                Err(PullError::MissingImport { reference: self.reference.whole(), interface })
+            }
+        }
     }
 
     async fn pull_tree(&self, store: &Store, trees: &Trees) -> Result<Tree, PullError> {
@@ -325,6 +340,7 @@ impl Session<'_> {
         }
         let (content, module, size) =
             found.ok_or_else(|| self.malformed("its layers hold no .wasm file".into()))?;
+        let content = self.linkable(content).await?;
         let image = self.image(manifest, digest, module, size, config.into_config());
         Ok(store.keep(Some(content), image)?)
     }
@@ -530,7 +546,7 @@ fn config(outline: &Outline, layer: &str) -> serde_json::Value {
     let mut config = serde_json::json!({
         "created": "1970-01-01T00:00:00Z",
         "architecture": "wasm",
-        "os": if matches!(outline, Outline::Module) { "wasip1" } else { "wasip2" },
+        "os": if matches!(outline, Outline::Module { .. }) { "wasip1" } else { "wasip2" },
         "layerDigests": [layer],
     });
     if let Outline::Component { imports, exports } = outline {

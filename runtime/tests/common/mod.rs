@@ -112,6 +112,29 @@ pub fn component(core: &str) -> Vec<u8> {
     ComponentEncoder::default().validate(true).module(&core).unwrap().encode().unwrap()
 }
 
+/// All interfaces of the SDK's packages, with their versions.
+pub fn interfaces() -> Vec<String> {
+    let mut resolve = wit_parser::Resolve::default();
+    resolve.push_dir("../sdk/wit").unwrap();
+    let packages = resolve.packages.iter();
+    let names = packages.flat_map(|(_, p)| p.interfaces.keys().map(|name| p.name.interface_id(name)));
+    names.collect()
+}
+
+/// A component that imports an interface with all it has, and exports nothing.
+pub fn importer(interface: &str) -> Vec<u8> {
+    use wit_component::{ComponentEncoder, StringEncoding, dummy_module, embed_component_metadata};
+    let mut resolve = wit_parser::Resolve::default();
+    resolve.push_dir("../sdk/wit").unwrap();
+    let world = format!("package test:importer; world importer {{ import {interface}; }}");
+    let package = resolve.push_str("importer.wit", &world).unwrap();
+    let world = resolve.select_world(&[package], Some("importer")).unwrap();
+    let mangling = wit_parser::ManglingAndAbi::Legacy(wit_parser::LiftLowerAbi::Sync);
+    let mut core = dummy_module(&resolve, world, mangling);
+    embed_component_metadata(&mut core, &resolve, world, StringEncoding::UTF8).unwrap();
+    ComponentEncoder::default().validate(true).module(&core).unwrap().encode().unwrap()
+}
+
 /// A wasi:http guest whose `handle` is `code`. It can use:
 /// `$answer` (sends the head with status 200 and leaves the body's stream in `$stream`, the body in
 /// `$body`), `$say` (address, length), `$finish`, and the parameters `$request` and `$out`.

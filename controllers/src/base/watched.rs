@@ -19,7 +19,7 @@ use k8s_openapi::{
         policy::v1::PodDisruptionBudget,
         rbac::v1::ClusterRole,
         scheduling::v1::PriorityClass,
-        storage::v1::{CSIDriver, StorageClass, VolumeAttachment},
+        storage::v1::{CSIDriver, CSINode, StorageClass, VolumeAttachment},
     },
     apimachinery::pkg::apis::meta::v1::ObjectMeta,
 };
@@ -104,6 +104,7 @@ cluster!(
     PriorityClass,
     StorageClass,
     CSIDriver,
+    CSINode,
     VolumeAttachment
 );
 

@@ -6,6 +6,7 @@ use k8s_openapi::api::node::v1::RuntimeClass;
 
 use super::{
     groups::Said,
+    limits::Limits,
     pod::PodInfo,
     rules::{Constraint, Namespaces},
     snapshot::Snapshot,
@@ -20,6 +21,8 @@ pub(super) struct Given {
     pub(super) class: Option<Arc<RuntimeClass>>,
     /// Where its volumes can be reached from.
     pub(super) volumes: Vec<Place>,
+    /// How many volumes nodes can have, if that is about its own.
+    pub(super) limits: Option<Arc<Limits>>,
 }
 
 /// Facts about one pod's attempt.
@@ -31,6 +34,8 @@ pub(super) struct Cycle {
     pub(super) class_selector: Option<BTreeMap<String, String>>,
     /// Where the pod's volumes can be reached from.
     pub(super) volume_places: Vec<Place>,
+    /// How many volumes nodes can have, if that is about the pod's own.
+    pub(super) volume_limits: Option<Arc<Limits>>,
     /// Spread constraints that had better hold.
     pub(super) soft_spread: Vec<Spread>,
     /// What other pods forbid.
@@ -151,6 +156,7 @@ impl Cycle {
             runtime_handler: class.map(|c| c.handler.clone()),
             class_selector: class.and_then(|c| c.scheduling.as_ref()?.node_selector.clone()),
             volume_places: given.volumes.clone(),
+            volume_limits: given.limits.clone(),
             ..Self::default()
         };
         let mut ask = |question| tallies.ask(question, pod, snapshot);
@@ -183,6 +189,7 @@ impl Cycle {
             runtime_handler: self.runtime_handler.clone(),
             class_selector: self.class_selector.clone(),
             volume_places: self.volume_places.clone(),
+            volume_limits: self.volume_limits.clone(),
             others,
             ..Self::default()
         }

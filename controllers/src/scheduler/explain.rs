@@ -16,6 +16,7 @@ pub(super) enum Plugin {
     VolumeBinding,
     VolumeZone,
     VolumeRestrictions,
+    NodeVolumeLimits,
     PodTopologySpread,
     InterPodAffinity,
 }

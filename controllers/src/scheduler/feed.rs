@@ -5,7 +5,7 @@ use std::sync::Arc;
 use k8s_openapi::api::{
     core::v1::{Namespace, Node, PersistentVolume, PersistentVolumeClaim, Pod},
     node::v1::RuntimeClass,
-    storage::v1::StorageClass,
+    storage::v1::{CSINode, StorageClass},
 };
 use parking_lot::Mutex;
 use tokio::sync::Notify;
@@ -41,6 +41,8 @@ impl Scheduler {
         self.feed(&self.volumes.claims, |_, _, _: Option<&Arc<PersistentVolumeClaim>>| Some(Change::VOLUME));
         self.feed(&self.volumes.volumes, |_, _, _: Option<&Arc<PersistentVolume>>| Some(Change::VOLUME));
         self.feed(&self.volumes.classes, |_, _, _: Option<&Arc<StorageClass>>| Some(Change::VOLUME));
+        self.drivers.ready().await;
+        self.feed(&self.drivers, |_, _, _: Option<&Arc<CSINode>>| Some(Change::VOLUME));
         self.budgets.ready().await;
         self.pods.ready().await;
         let (state, wake, settings) = (self.state.clone(), self.wake.clone(), self.settings.clone());

@@ -29,6 +29,7 @@ pub(super) const FILTERS: &[Filter] = &[
     host_ports,
     resources,
     volumes,
+    volume_limits,
     topology_spread,
     pod_affinity,
 ];
@@ -202,6 +203,13 @@ fn volumes(_: &PodInfo, node: &NodeInfo, cycle: &Cycle) -> Result<(), Rejection>
         None => Ok(()),
         Some(place) => Err(Rejection::by_node(place.filter, place.reason)),
     }
+}
+
+fn volume_limits(_: &PodInfo, node: &NodeInfo, cycle: &Cycle) -> Result<(), Rejection> {
+    if cycle.volume_limits.as_ref().is_none_or(|limits| limits.allow(node)) {
+        return Ok(());
+    }
+    Err(Rejection::by_pods(Plugin::NodeVolumeLimits, vec!["node(s) exceed max volume count".into()]))
 }
 
 fn topology_spread(_: &PodInfo, node: &NodeInfo, cycle: &Cycle) -> Result<(), Rejection> {

@@ -13,7 +13,9 @@
 
 use std::{sync::Arc, time::Duration};
 
-use k8s_openapi::api::{core::v1::Pod, node::v1::RuntimeClass, policy::v1::PodDisruptionBudget};
+use k8s_openapi::api::{
+    core::v1::Pod, node::v1::RuntimeClass, policy::v1::PodDisruptionBudget, storage::v1::CSINode,
+};
 use kube::Client;
 use parking_lot::Mutex;
 use tokio::{sync::Notify, task::JoinSet, time::Instant};
@@ -28,6 +30,7 @@ mod explain;
 mod feed;
 mod filter;
 mod groups;
+mod limits;
 mod node;
 mod planner;
 mod pod;
@@ -48,6 +51,7 @@ pub use settings::{Profile, Settings, Strategy};
 use choose::choose;
 use cycle::{Cycle, Given};
 use explain::{Plugin, Plugins, Rejection};
+use limits::Limits;
 use pod::{PodInfo, is_waiting};
 use preempt::{Budget, Victims};
 use queue::{Change, Queue};
@@ -101,6 +105,7 @@ struct Scheduler {
     classes: Arc<Informer<RuntimeClass>>,
     budgets: Arc<Informer<PodDisruptionBudget>>,
     volumes: volumes::Caches,
+    drivers: Arc<Informer<CSINode>>,
 }
 
 /// How a task that ran beside the loop ended.
@@ -126,6 +131,7 @@ impl Scheduler {
                 classes: cx.cache(),
                 pods: cx.cache(),
             },
+            drivers: cx.cache(),
             cx,
             settings: Arc::new(settings),
         }
@@ -196,7 +202,8 @@ impl Scheduler {
                 return true;
             }
         };
-        let given = Given { class, volumes: volumes.nodes.clone() };
+        let limits = Limits::of(&pod.pod, &snapshot, &self.volumes, &self.drivers);
+        let given = Given { class, volumes: volumes.nodes.clone(), limits };
         let cycle = Cycle::new(&pod, &snapshot, &given, &mut self.tallies.lock());
         match choose(&pod, &snapshot, &cycle, profile, start) {
             Ok((index, next_start)) => {

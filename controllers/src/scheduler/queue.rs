@@ -41,7 +41,12 @@ impl Change {
     pub(super) const POD_PLACED: Self = Self { filters: ABOUT_PODS, room: None };
     /// Volumes or claims changed.
     pub(super) const VOLUME: Self = Self {
-        filters: Plugins::of(&[Plugin::VolumeBinding, Plugin::VolumeZone, Plugin::VolumeRestrictions]),
+        filters: Plugins::of(&[
+            Plugin::VolumeBinding,
+            Plugin::VolumeZone,
+            Plugin::VolumeRestrictions,
+            Plugin::NodeVolumeLimits,
+        ]),
         room: None,
     };
     /// A namespace's labels changed.
@@ -61,6 +66,7 @@ impl Change {
             Plugin::NodeResourcesFit,
             Plugin::NodePorts,
             Plugin::VolumeRestrictions,
+            Plugin::NodeVolumeLimits,
             Plugin::InterPodAffinity,
             Plugin::PodTopologySpread,
         ]);

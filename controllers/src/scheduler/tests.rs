@@ -61,7 +61,7 @@ fn cluster(nodes: &[&str], placed: &[(&str, Arc<PodInfo>)]) -> Cluster {
 
 fn decide(cluster: &Cluster, pod: &PodInfo, class: Option<&RuntimeClass>) -> String {
     let snapshot = cluster.snapshot();
-    let given = Given { class: class.map(|c| Arc::new(c.clone())), volumes: Vec::new() };
+    let given = Given { class: class.map(|c| Arc::new(c.clone())), volumes: Vec::new(), limits: None };
     let cycle = Cycle::new(pod, &snapshot, &given, &mut Tallies::default());
     match choose(pod, &snapshot, &cycle, &Profile::default(), 0) {
         Ok((index, _)) => snapshot.nodes[index].name.clone(),

@@ -170,6 +170,10 @@ pub struct NodeOptions {
     /// expect them in /var/log/containers [default: node/logs/containers in the data directory]
     #[arg(long, value_name = "DIR")]
     pub container_log_dir: Option<PathBuf>,
+    /// Directory where device plugins register, at the socket kubelet.sock; plugins expect /var/lib/kubelet/device-plugins
+    /// [default: node/device-plugins in the data directory]
+    #[arg(long, value_name = "DIR")]
+    pub device_plugin_dir: Option<PathBuf>,
     /// What is to be left of the node's resources before pods are evicted, as kubelets take it:
     /// memory.available<64Mi,nodefs.available<256Mi,pid.available<200
     #[arg(long, value_name = "LIST", default_value = "", hide_default_value = true)]
@@ -288,6 +292,9 @@ pub async fn node(name: &str, data: &DataDir, client: kube::Client, options: &No
         above_percent: options.image_gc_high_threshold,
         unused_for: Duration::from_secs(options.minimum_image_ttl),
     };
+    if let Some(dir) = &options.device_plugin_dir {
+        settings.device_plugins = dir.clone();
+    }
     if let Some(links) = &options.container_log_dir {
         settings.log_links = links.clone();
     }

@@ -158,17 +158,21 @@ calls! {
     image_fs_info = "ImageFsInfo", images, ImageFsInfoRequest -> ImageFsInfoResponse, QUICK;
 }
 
+/// A channel to a Unix socket. Nothing is connected yet.
+pub fn unix_channel(socket: &Path) -> Channel {
+    let path = socket.to_path_buf();
+    let connect = tower::service_fn(move |_| {
+        let path = path.clone();
+        async move { UnixStream::connect(path).await.map(TokioIo::new) }
+    });
+    // The address is never used: the connector knows where the socket is.
+    Endpoint::from_static("http://localhost").connect_timeout(CONNECT).connect_with_connector_lazy(connect)
+}
+
 impl Client {
     /// A client of the runtime at a Unix socket. Nothing is connected yet.
     pub fn new(socket: &Path) -> Self {
-        let path = socket.to_path_buf();
-        let connect = tower::service_fn(move |_| {
-            let path = path.clone();
-            async move { UnixStream::connect(path).await.map(TokioIo::new) }
-        });
-        // The address is never used: the connector knows where the socket is.
-        let endpoint = Endpoint::from_static("http://localhost").connect_timeout(CONNECT);
-        let channel = endpoint.connect_with_connector_lazy(connect);
+        let channel = unix_channel(socket);
         Self {
             socket: socket.to_path_buf(),
             runtime: RuntimeServiceClient::new(channel.clone()).max_decoding_message_size(MAX_MESSAGE),

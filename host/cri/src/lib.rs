@@ -6,7 +6,13 @@
 
 mod client;
 
-pub use client::{Client, Error, Info, MAX_MESSAGE};
+pub use client::{Client, Error, Info, MAX_MESSAGE, unix_channel};
+
+/// Messages and services of device plugins.
+#[allow(missing_docs, clippy::all, clippy::pedantic)]
+pub mod devices {
+    tonic::include_proto!("v1beta1");
+}
 
 /// Messages of the interface.
 #[allow(missing_docs, clippy::all, clippy::pedantic)]

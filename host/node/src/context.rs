@@ -9,6 +9,7 @@ use wasmk_net::{AddressPool, View};
 use crate::{
     containers::Containers,
     csi::Csi,
+    devices::Devices,
     engine::Engine,
     events::Events,
     functions::Functions,
@@ -35,6 +36,8 @@ pub(crate) struct Context {
     pub engine: Arc<dyn Engine>,
     /// Volumes of storage drivers.
     pub csi: Arc<Csi>,
+    /// Devices that plugins announce.
+    pub devices: Arc<Devices>,
     /// The container runtime beside it, if one is named.
     pub containers: Option<Arc<Containers>>,
     /// What runs now.

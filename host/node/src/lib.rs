@@ -12,6 +12,7 @@
 mod containers;
 mod context;
 mod csi;
+mod devices;
 pub mod engine;
 mod events;
 mod exec;
@@ -36,6 +37,7 @@ mod shortage;
 mod sources;
 mod starts;
 mod static_pods;
+mod volume_stats;
 pub mod wasm;
 
 pub use containers::Sandbox;

@@ -13,6 +13,7 @@ use crate::{
     containers::Containers,
     context::{Context, STARTS},
     csi::Csi,
+    devices::Devices,
     engine::Engine,
     events::Events,
     functions::Functions,
@@ -22,7 +23,7 @@ use crate::{
     pod::{Records, env::Place},
     pods::Pods,
     pressure,
-    register::{Registrar, amounts, known_range},
+    register::{News, Registrar, amounts, known_range},
     running::Registry,
     settings::Settings,
     sources::ApiSources,
@@ -103,9 +104,12 @@ impl Node {
         let csi = Csi::open(&settings.name, client.clone(), data, &uids)
             .map_err(|source| NodeError::Directory { path: data.join("plugins"), source })?;
         let in_use = csi.in_use();
+        let devices = Devices::open(&settings.device_plugins, &uids)
+            .map_err(|source| NodeError::Directory { path: settings.device_plugins.clone(), source })?;
         let cx = Arc::new(Context {
             classes: Default::default(),
             csi: csi.clone(),
+            devices: devices.clone(),
             node: settings.name.clone(),
             began: Timestamp::now(),
             host_ip: settings.address,
@@ -143,6 +147,8 @@ impl Node {
         tasks.spawn(until_stopped(Box::pin(write_events)));
         tasks.spawn(until_stopped(Box::pin(keep_view)));
         tasks.spawn(until_stopped(Box::pin(csi.keep())));
+        let announced = devices.amounts();
+        tasks.spawn(until_stopped(Box::pin(devices.keep())));
         tasks.spawn(pods.clone().follow(stop.clone()));
         tasks.spawn(pressure::run(
             cx.clone(),
@@ -166,7 +172,8 @@ impl Node {
             let connections = cx.connections.clone();
             tasks.spawn(proxy::run(view, settings.name.clone(), connections, stop.clone()));
         }
-        let registrar = Registrar::new(settings, capacity, engine.version(), client, addresses, info, in_use);
+        let news = News { containers: info, volumes: in_use, devices: announced };
+        let registrar = Registrar::new(settings, capacity, engine.version(), client, addresses, news);
         tasks.spawn(registrar.run(stop.clone()));
         tasks.close();
         Ok(Self { cx, pods, stop, tasks })

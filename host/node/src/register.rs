@@ -36,6 +36,7 @@ use wasmk_cri::Info;
 use wasmk_net::AddressPool;
 
 use crate::{
+    devices::Amounts,
     machine,
     settings::{Capacity, Settings},
     shortage::Short,
@@ -77,6 +78,16 @@ pub(crate) fn known_range(data_dir: &Path) -> Option<String> {
     Some(text.trim().to_string()).filter(|t| AddressPool::new(t).is_ok())
 }
 
+/// What other parts of the node tell of it.
+pub(crate) struct News {
+    /// How the container runtime is, if one is named.
+    pub(crate) containers: watch::Receiver<Option<Info>>,
+    /// Volumes that may not be detached from this node.
+    pub(crate) volumes: watch::Receiver<Vec<String>>,
+    /// Devices that plugins announce.
+    pub(crate) devices: watch::Receiver<Amounts>,
+}
+
 /// Keeps one node registered.
 pub(crate) struct Registrar {
     settings: Settings,
@@ -84,10 +95,7 @@ pub(crate) struct Registrar {
     runtime: String,
     client: kube::Client,
     addresses: watch::Sender<Option<Arc<AddressPool>>>,
-    /// How the container runtime is, if one is named.
-    containers: watch::Receiver<Option<Info>>,
-    /// Volumes that may not be detached from this node.
-    volumes: watch::Receiver<Vec<String>>,
+    news: News,
     /// The Lease was renewed after a lapse, so that the Node may say what is no longer true.
     lapsed: Notify,
 }
@@ -100,10 +108,9 @@ impl Registrar {
         runtime: String,
         client: kube::Client,
         addresses: watch::Sender<Option<Arc<AddressPool>>>,
-        containers: watch::Receiver<Option<Info>>,
-        volumes: watch::Receiver<Vec<String>>,
+        news: News,
     ) -> Self {
-        Self { settings, capacity, runtime, client, addresses, containers, volumes, lapsed: Notify::new() }
+        Self { settings, capacity, runtime, client, addresses, news, lapsed: Notify::new() }
     }
 
     /// Registers, then renews and updates until told to stop.
@@ -188,12 +195,12 @@ impl Registrar {
     }
 
     fn runs_containers(&self) -> bool {
-        self.containers.borrow().as_ref().is_some_and(|i| i.trouble.is_none())
+        self.news.containers.borrow().as_ref().is_some_and(|i| i.trouble.is_none())
     }
 
     /// The default handler, ours, and the container runtime's while it is there.
     fn handlers(&self) -> Vec<NodeRuntimeHandler> {
-        let containers = self.containers.borrow();
+        let containers = self.news.containers.borrow();
         let theirs = containers.iter().flat_map(|i| i.handlers.iter().map(String::as_str));
         let names = std::iter::once("").chain(WASM_HANDLERS.iter().copied()).chain(theirs);
         names.map(|h| NodeRuntimeHandler { name: Some(h.into()), features: None }).collect()
@@ -218,20 +225,23 @@ impl Registrar {
         let mut news = self.addresses.subscribe();
         // The registration may have told of a node that had no range at the time.
         news.mark_changed();
-        let mut containers = self.containers.clone();
-        let mut volumes = self.volumes.clone();
+        let mut containers = self.news.containers.clone();
+        let mut volumes = self.news.volumes.clone();
+        let mut devices = self.news.devices.clone();
         loop {
             tokio::select! {
                 changed = news.changed() => if changed.is_err() { return },
                 // Without a container runtime there is no news of one.
                 Ok(()) = containers.changed() => {}
                 Ok(()) = volumes.changed() => {}
+                Ok(()) = devices.changed() => {}
                 () = self.shortness_changed() => {}
                 () = self.lapsed.notified() => {}
                 () = tokio::time::sleep(STATUS_PERIOD) => {}
             }
             containers.mark_unchanged();
             volumes.mark_unchanged();
+            devices.mark_unchanged();
             self.until_done("write the node's status", || Box::pin(self.write_all())).await;
         }
     }
@@ -248,16 +258,21 @@ impl Registrar {
         // No more pods than there are addresses.
         let addresses = self.addresses.borrow().as_ref().map(|pool| pool.size());
         let most = addresses.and_then(|n| u32::try_from(n).ok()).unwrap_or(u32::MAX);
-        let amounts = amounts(&self.capacity, self.settings.max_pods.min(most));
-        let in_use = self.volumes.borrow().clone();
+        let mut capacity = amounts(&self.capacity, self.settings.max_pods.min(most));
+        let mut allocatable = capacity.clone();
+        for (resource, (all, good)) in &*self.news.devices.borrow() {
+            capacity.insert(resource.clone(), ApiQuantity(all.to_string()));
+            allocatable.insert(resource.clone(), ApiQuantity(good.to_string()));
+        }
+        let in_use = self.news.volumes.borrow().clone();
         let address = |kind: &str, value: String| NodeAddress { type_: kind.into(), address: value };
         NodeStatus {
             addresses: Some(vec![
                 address("InternalIP", self.settings.address.to_string()),
                 address("Hostname", self.settings.name.clone()),
             ]),
-            capacity: Some(amounts.clone()),
-            allocatable: Some(amounts),
+            capacity: Some(capacity),
+            allocatable: Some(allocatable),
             conditions: Some(conditions(
                 self.addresses.borrow().is_some(),
                 Short::now(&self.settings.data_dir, &self.settings.thresholds),
@@ -277,7 +292,7 @@ impl Registrar {
 
     /// The container runtime's name and version while it is there, else the Wasm runtime's.
     fn runtime_version(&self) -> String {
-        let containers = self.containers.borrow();
+        let containers = self.news.containers.borrow();
         containers.as_ref().map_or_else(|| self.runtime.clone(), |i| format!("{}://{}", i.name, i.version))
     }
 

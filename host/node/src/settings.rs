@@ -50,6 +50,8 @@ pub struct Settings {
     pub proxy: bool,
     /// Socket of the container runtime that runs OCI containers; `None` when there is none.
     pub container_runtime: Option<PathBuf>,
+    /// Directory where device plugins register, at the socket `kubelet.sock`.
+    pub device_plugins: PathBuf,
     /// Directory of manifests of pods that this node runs without being told by the API.
     pub manifests: Option<PathBuf>,
 }
@@ -72,6 +74,7 @@ impl Settings {
         Self {
             name: name.into(),
             log_links: data_dir.join("logs/containers"),
+            device_plugins: data_dir.join("device-plugins"),
             data_dir,
             pod_cidr: None,
             labels: BTreeMap::new(),

@@ -53,6 +53,20 @@ impl Disk {
         self.calls().iter().filter(|c| c.starts_with(call)).count()
     }
 
+    /// How many volumes it has on a node at most, from its next life on.
+    pub(crate) fn limit(&self, most: i64) {
+        fs::write(self.dir.join("most"), most.to_string()).expect("a file");
+    }
+
+    fn most(&self) -> i64 {
+        fs::read_to_string(self.dir.join("most")).ok().and_then(|text| text.parse().ok()).unwrap_or(12)
+    }
+
+    /// The file behind a volume that is a device.
+    fn image(&self, volume: &str) -> PathBuf {
+        self.volume(volume).join("image")
+    }
+
     /// Makes the next calls fail after they were done, as if the answer was lost.
     pub(crate) fn fail(&self, call: &str, times: u32) {
         self.fail.lock().expect("failures").insert(call.into(), times);
@@ -102,14 +116,15 @@ fn mount(from: &Path, to: &str, read_only: bool) -> Result<(), Status> {
     }
     fs::create_dir_all(to).map_err(|e| Status::internal(e.to_string()))?;
     run(&["mount", "--bind", &from.display().to_string(), to])?;
-    if read_only { run(&["mount", "-o", "remount,bind,ro", to]) } else { Ok(()) }
+    if read_only { run(&["mount", "-o", "remount,bind,ro", to]).map(drop) } else { Ok(()) }
 }
 
 fn unmount(place: &str) -> Result<(), Status> {
     if is_mounted(place) {
         run(&["umount", place])?;
     }
-    match fs::remove_dir(place) {
+    let removed = if Path::new(place).is_file() { fs::remove_file(place) } else { fs::remove_dir(place) };
+    match removed {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
             Err(Status::internal(error.to_string()))
         }
@@ -117,10 +132,37 @@ fn unmount(place: &str) -> Result<(), Status> {
     }
 }
 
-fn run(words: &[&str]) -> Result<(), Status> {
+fn run(words: &[&str]) -> Result<String, Status> {
     let out = Command::new(words[0]).args(&words[1..]).output().expect("a command");
     let said = String::from_utf8_lossy(&out.stderr);
-    if out.status.success() { Ok(()) } else { Err(Status::internal(format!("{words:?}: {said}"))) }
+    match out.status.success() {
+        true => Ok(String::from_utf8_lossy(&out.stdout).into_owned()),
+        false => Err(Status::internal(format!("{words:?}: {said}"))),
+    }
+}
+
+/// Attaches a file to a loop device unless it is; the device.
+fn attach(image: &Path) -> Result<String, Status> {
+    let image = image.display().to_string();
+    let known = run(&["losetup", "--noheadings", "--output", "NAME", "--associated", &image])?;
+    match known.trim() {
+        "" => Ok(run(&["losetup", "--find", "--show", &image])?.trim().to_string()),
+        device => Ok(device.to_string()),
+    }
+}
+
+/// Puts a device where a file is asked for.
+fn put_device(device: &str, place: &str) -> Result<(), Status> {
+    if is_mounted(place) {
+        return Ok(());
+    }
+    fs::write(place, "").map_err(|e| Status::internal(e.to_string()))?;
+    run(&["mount", "--bind", device, place]).map(drop)
+}
+
+fn is_device(capability: Option<&v1::VolumeCapability>) -> bool {
+    use v1::volume_capability::AccessType;
+    matches!(capability.and_then(|c| c.access_type.as_ref()), Some(AccessType::Block(_)))
 }
 
 #[derive(Clone)]
@@ -168,6 +210,10 @@ impl v1::controller_server::Controller for Driver {
         let request = request.into_inner();
         let bytes = request.capacity_range.unwrap_or_default().required_bytes;
         fs::create_dir_all(self.0.volume(&request.name)).expect("a volume");
+        if is_device(request.volume_capabilities.first()) {
+            let image = fs::File::create(self.0.image(&request.name)).expect("a file");
+            image.set_len(bytes.unsigned_abs()).expect("a size");
+        }
         let mut said: Vec<_> = request.parameters.iter().map(|(k, v)| format!("{k}={v}")).collect();
         said.sort();
         let volume = v1::Volume {
@@ -267,7 +313,11 @@ impl v1::node_server::Node for Driver {
         let request = request.into_inner();
         let device = request.publish_context.get("device").cloned().unwrap_or_default();
         let key = request.secrets.get("key").cloned().unwrap_or_default();
-        mount(&self.0.volume(&request.volume_id), &request.staging_target_path, false)?;
+        if is_device(request.volume_capability.as_ref()) {
+            attach(&self.0.image(&request.volume_id))?;
+        } else {
+            mount(&self.0.volume(&request.volume_id), &request.staging_target_path, false)?;
+        }
         let more = format!("{} {device} {key}", request.volume_id);
         self.0.asked("NodeStageVolume", more, v1::NodeStageVolumeResponse {})
     }
@@ -278,6 +328,10 @@ impl v1::node_server::Node for Driver {
     ) -> Answer<v1::NodeUnstageVolumeResponse> {
         let request = request.into_inner();
         unmount(&request.staging_target_path)?;
+        let image = self.0.image(&request.volume_id);
+        if image.exists() {
+            run(&["losetup", "--detach", &attach(&image)?])?;
+        }
         self.0.asked("NodeUnstageVolume", request.volume_id, v1::NodeUnstageVolumeResponse {})
     }
 
@@ -288,7 +342,9 @@ impl v1::node_server::Node for Driver {
         let request = request.into_inner();
         let told = |key: &str| request.volume_context.get(key).cloned().unwrap_or_default();
         let (pod, colour) = (told("csi.storage.k8s.io/pod.name"), told("colour"));
-        if request.staging_target_path.is_empty() {
+        if is_device(request.volume_capability.as_ref()) {
+            put_device(&attach(&self.0.image(&request.volume_id))?, &request.target_path)?;
+        } else if request.staging_target_path.is_empty() {
             // One of the pod's own.
             let own = self.0.volume(&request.volume_id);
             fs::create_dir_all(&own).expect("a volume");
@@ -320,8 +376,22 @@ impl v1::node_server::Node for Driver {
         &self,
         request: Request<v1::NodeGetVolumeStatsRequest>,
     ) -> Answer<v1::NodeGetVolumeStatsResponse> {
-        let more = request.into_inner().volume_id;
-        self.0.asked("NodeGetVolumeStats", more, v1::NodeGetVolumeStatsResponse { usage: Vec::new() })
+        let request = request.into_inner();
+        if !is_mounted(&request.volume_path) {
+            return Err(Status::not_found(request.volume_path));
+        }
+        let entries = fs::read_dir(&request.volume_path).expect("the volume");
+        let files: Vec<u64> = entries.map(|e| e.and_then(|e| e.metadata()).expect("a file").len()).collect();
+        let usage = |unit: v1::volume_usage::Unit, total: i64, used: u64| {
+            let used = used.cast_signed();
+            v1::VolumeUsage { available: total - used, total, used, unit: unit.into() }
+        };
+        let usage = vec![
+            usage(v1::volume_usage::Unit::Bytes, 5 << 20, files.iter().sum()),
+            usage(v1::volume_usage::Unit::Inodes, 1000, files.len() as u64),
+        ];
+        let answer = v1::NodeGetVolumeStatsResponse { usage };
+        self.0.asked("NodeGetVolumeStats", request.volume_id, answer)
     }
 
     async fn node_expand_volume(
@@ -339,7 +409,7 @@ impl v1::node_server::Node for Driver {
         _: Request<v1::NodeGetCapabilitiesRequest>,
     ) -> Answer<v1::NodeGetCapabilitiesResponse> {
         use v1::node_service_capability::{Rpc, Type, rpc};
-        let can = [rpc::Type::StageUnstageVolume, rpc::Type::ExpandVolume];
+        let can = [rpc::Type::StageUnstageVolume, rpc::Type::ExpandVolume, rpc::Type::GetVolumeStats];
         let capability = |kind: rpc::Type| v1::NodeServiceCapability {
             r#type: Some(Type::Rpc(Rpc { r#type: kind.into() })),
         };
@@ -351,7 +421,7 @@ impl v1::node_server::Node for Driver {
         let topology = v1::Topology { segments: [("topology.example.com/rack".into(), "r1".into())].into() };
         let answer = v1::NodeGetInfoResponse {
             node_id: "machine-7".into(),
-            max_volumes_per_node: 12,
+            max_volumes_per_node: self.0.most(),
             accessible_topology: Some(topology),
         };
         self.0.asked("NodeGetInfo", String::new(), answer)

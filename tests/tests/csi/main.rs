@@ -316,6 +316,98 @@ fn containers_share_a_drivers_volume() {
     p.kubectl(&["delete", "pod", "box", "reader", "--now"]);
 }
 
+#[test]
+fn a_driver_has_so_many_volumes_on_a_node_and_tells_what_is_in_use() {
+    let p = Program::start();
+    let Some(shared) = Shared::new() else { return };
+    let story = Story::over(&p, &shared.at.clone(), shared);
+    story.disk.limit(2);
+    let _life = Life::start(&story.disk, &story.registry);
+    p.until_value("csinode/node-a", "{.spec.drivers[0].allocatable.count}", "2");
+    for name in ["one", "two", "three"] {
+        p.apply(&claim(name));
+        p.until_value(&format!("pvc/{name}"), "{.status.phase}", "Bound");
+    }
+    p.apply(&guest(&p, "one", "[write, /v/note, kept]", &claimed("one")));
+    p.until_value("pod/one", "{.status.phase}", "Succeeded");
+    p.kubectl(&["delete", "pod", "one", "--now"]);
+    for name in ["one", "two"] {
+        p.apply(&guest(&p, name, "[tick, '500']", &claimed(name)));
+        p.until_row(name, "1/1 Running");
+    }
+    // A third volume is one too many; one that is there already is none.
+    p.apply(&guest(&p, "three", "[tick, '500']", &claimed("three")));
+    p.until_event("three", "1 node(s) exceed max volume count");
+    p.apply(&guest(&p, "again", "[tick, '500']", &claimed("one")));
+    p.until_row("again", "1/1 Running");
+
+    // What is in use is the driver's to say.
+    let summary = |p: &Program| -> serde_json::Value {
+        let text = p.kubectl(&["get", "--raw", "/api/v1/nodes/node-a/proxy/stats/summary"]);
+        serde_json::from_str(&text).expect("a summary")
+    };
+    let of = |summary: &serde_json::Value| {
+        let pods = summary["pods"].as_array().cloned().unwrap_or_default();
+        pods.into_iter().find(|pod| pod["podRef"]["name"] == "again").map(|pod| pod["volume"][0].clone())
+    };
+    let found =
+        p.until("its figures", |p| of(&summary(p)).unwrap_or_default(), |v| !v["usedBytes"].is_null());
+    assert_eq!((&found["name"], &found["pvcRef"]["name"]), (&"v".into(), &"one".into()));
+    let figures = ["capacityBytes", "usedBytes", "availableBytes", "inodes", "inodesUsed"]
+        .map(|name| found[name].as_i64());
+    assert_eq!(figures, [5 << 20, 4, (5 << 20) - 4, 1000, 1].map(Some), "{found}");
+    let metrics = p.kubectl(&["get", "--raw", "/api/v1/nodes/node-a/proxy/metrics"]);
+    let line = "kubelet_volume_stats_used_bytes{namespace=\"default\",persistentvolumeclaim=\"one\"} 4";
+    assert_eq!(metrics.lines().filter(|l| *l == line).count(), 1, "{metrics}");
+
+    p.kubectl(&["delete", "pod", "two", "--now"]);
+    p.until_row("three", "1/1 Running");
+    p.kubectl(&["delete", "pod", "one", "three", "again", "--now"]);
+    gone(&p, "volumeattachments");
+}
+
+#[test]
+fn a_volume_is_a_device_where_a_claim_asks_for_one() {
+    let tried = Command::new("losetup").arg("--find").output();
+    if !tried.is_ok_and(|out| out.status.success()) {
+        return skip("loop devices", "there is no free loop device");
+    }
+    let Some(node) = Node::start() else { return };
+    let p = &node.program;
+    let Some((story, _life)) = Story::start(p) else { return };
+    p.apply(&claim("raw").replace("spec: {", "spec: {volumeMode: Block, "));
+    let spec = format!("restartPolicy: Never, volumes: [{{name: v, {}}}], ", claimed("raw"));
+    let device = ", volumeDevices: [{name: v, devicePath: /dev/disk}]";
+    let line = "test -b /dev/disk && printf raw | dd of=/dev/disk conv=notrunc 2>/dev/null";
+    p.apply(&pod("writer", &spec, &[container("main", line, device)]));
+    p.until_value("pod/writer", "{.status.phase}", "Succeeded");
+    let line = "dd if=/dev/disk bs=3 count=1 2>/dev/null; echo; wc -c </dev/disk";
+    p.apply(&pod("reader", &spec, &[container("main", line, device)]));
+    p.until_value("pod/reader", "{.status.phase}", "Succeeded");
+    assert_eq!(p.kubectl(&["logs", "reader"]), format!("raw\n{}\n", 5 << 20));
+
+    // What has no devices says so.
+    let wasm = guest(p, "wasm", "[tick, '500']", &claimed("raw"));
+    p.apply(&wasm.replace(
+        "volumeMounts: [{name: v, mountPath: /v}]",
+        "volumeDevices: [{name: v, devicePath: /dev/disk}]",
+    ));
+    p.until_event("wasm", "a Wasm container can be given directories only, and this is a device");
+    // The file system of a claim that asks for none is no device.
+    p.apply(&claim("files"));
+    let spec = format!("restartPolicy: Never, volumes: [{{name: v, {}}}], ", claimed("files"));
+    p.apply(&pod("mistaken", &spec, &[container("main", "true", device)]));
+    p.until_event("mistaken", "the volume is no block device; its claim needs volumeMode Block");
+
+    p.kubectl(&["delete", "pod", "writer", "reader", "wasm", "mistaken", "--now"]);
+    gone(p, "volumeattachments");
+    p.kubectl(&["delete", "pvc", "raw", "files"]);
+    gone(p, "pv");
+    let left = Command::new("losetup").args(["--list", "--noheadings", "--output", "BACK-FILE"]).output();
+    let left = String::from_utf8(left.expect("losetup runs").stdout).expect("text");
+    assert!(!left.contains(&story.disk.volume("").display().to_string()), "{left}");
+}
+
 /// The process of a driver in a pod.
 #[test]
 #[ignore = "is started by a test that deploys the driver"]

@@ -34,11 +34,14 @@ pub(crate) async fn run(client: Client, endpoint: Arc<Path>) {
     }
 }
 
-fn capability() -> v1::VolumeCapability {
-    use v1::volume_capability::{AccessMode, AccessType, MountVolume, access_mode::Mode};
+fn capability(mode: Option<&str>) -> v1::VolumeCapability {
+    use v1::volume_capability::{AccessMode, AccessType, BlockVolume, MountVolume, access_mode::Mode};
     v1::VolumeCapability {
         access_mode: Some(AccessMode { mode: Mode::SingleNodeWriter.into() }),
-        access_type: Some(AccessType::Mount(MountVolume::default())),
+        access_type: Some(match mode {
+            Some("Block") => AccessType::Block(BlockVolume {}),
+            _ => AccessType::Mount(MountVolume::default()),
+        }),
     }
 }
 
@@ -61,7 +64,7 @@ async fn provision(client: &Client, driver: &Driver) -> Outcome {
         let request = v1::CreateVolumeRequest {
             name: name.clone(),
             capacity_range: Some(v1::CapacityRange { required_bytes: mib << 20, limit_bytes: 0 }),
-            volume_capabilities: vec![capability()],
+            volume_capabilities: vec![capability(spec.volume_mode.as_deref())],
             parameters: class.parameters.clone().unwrap_or_default().into_iter().collect(),
             ..Default::default()
         };
@@ -72,6 +75,7 @@ async fn provision(client: &Client, driver: &Driver) -> Outcome {
             "spec": {
                 "capacity": {"storage": storage},
                 "accessModes": spec.access_modes,
+                "volumeMode": spec.volume_mode,
                 "persistentVolumeReclaimPolicy": class.reclaim_policy,
                 "storageClassName": class.name_any(),
                 "mountOptions": class.mount_options,
@@ -117,7 +121,9 @@ async fn attach(client: &Client, driver: &Driver) -> Outcome {
         let name = attachment.name_any();
         let volumes: Api<PersistentVolume> = Api::all(client.clone());
         let volume = attachment.spec.source.persistent_volume_name.clone().unwrap_or_default();
-        let volume = volumes.get(&volume).await?.spec.and_then(|s| s.csi).ok_or("no volume of a driver")?;
+        let volume = volumes.get(&volume).await?.spec.unwrap_or_default();
+        let mode = volume.volume_mode.clone();
+        let volume = volume.csi.ok_or("no volume of a driver")?;
         let nodes: Api<CSINode> = Api::all(client.clone());
         let node = nodes.get(&attachment.spec.node_name).await?;
         let node = node.spec.drivers.into_iter().find(|d| d.name == NAME).ok_or("no such node")?;
@@ -138,7 +144,7 @@ async fn attach(client: &Client, driver: &Driver) -> Outcome {
             let request = v1::ControllerPublishVolumeRequest {
                 volume_id: volume.volume_handle,
                 node_id: node.node_id,
-                volume_capability: Some(capability()),
+                volume_capability: Some(capability(mode.as_deref())),
                 ..Default::default()
             };
             driver.controller_publish_volume(request.clone()).await?;

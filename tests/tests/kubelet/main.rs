@@ -1,6 +1,7 @@
 //! Pods of containers as a kubelet runs them: what containers share, how they live and end, how they are
 //! watched, and what they are given. Skipped, with a word, where containers cannot be run.
 
+mod devices;
 mod lives;
 mod node;
 mod probes;

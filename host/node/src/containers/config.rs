@@ -13,10 +13,10 @@ use wasmk_api::{
     },
 };
 use wasmk_cri::v1::{
-    Capability, ContainerConfig, ContainerMetadata, DnsConfig, ImageSpec, Int64Value, KeyValue,
-    LinuxContainerConfig, LinuxContainerResources, LinuxContainerSecurityContext, LinuxPodSandboxConfig,
-    LinuxSandboxSecurityContext, Mount as CriMount, MountPropagation, NamespaceMode, NamespaceOption,
-    PodSandboxConfig, PodSandboxMetadata, PortMapping, Protocol, SecurityProfile,
+    Capability, CdiDevice, ContainerConfig, ContainerMetadata, Device as CriDevice, DnsConfig, ImageSpec,
+    Int64Value, KeyValue, LinuxContainerConfig, LinuxContainerResources, LinuxContainerSecurityContext,
+    LinuxPodSandboxConfig, LinuxSandboxSecurityContext, Mount as CriMount, MountPropagation, NamespaceMode,
+    NamespaceOption, PodSandboxConfig, PodSandboxMetadata, PortMapping, Protocol, SecurityProfile,
     security_profile::ProfileType,
 };
 
@@ -54,6 +54,17 @@ const MASKED: [&str; 11] = [
 /// Paths that no container writes to, unless it is privileged.
 const READ_ONLY: [&str; 5] = ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
 
+/// A device of this machine that a container is given.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Device {
+    /// On this machine.
+    pub host: PathBuf,
+    /// In the container.
+    pub guest: String,
+    /// What may be done with it: some of `r`, `w` and `m`.
+    pub permissions: String,
+}
+
 /// What one run of a container is given.
 pub(crate) struct Identity<'a> {
     pub(crate) pod: &'a Pod,
@@ -68,6 +79,11 @@ pub(crate) struct Identity<'a> {
     pub(crate) command: Option<Vec<String>>,
     pub(crate) args: Option<Vec<String>>,
     pub(crate) mounts: Vec<Mount>,
+    pub(crate) devices: Vec<Device>,
+    /// Devices by the names of the container device interface, which the runtime looks up.
+    pub(crate) cdi: Vec<String>,
+    /// Notes for the runtime and its hooks.
+    pub(crate) annotations: HashMap<String, String>,
     /// Memory of the node in bytes, which the order of killing depends on.
     pub(crate) node_memory: i64,
 }
@@ -224,9 +240,10 @@ pub(super) fn container(
         working_dir: c.working_dir.clone().unwrap_or_default(),
         envs: env.collect(),
         mounts: of.mounts.into_iter().map(mount).collect(),
-        devices: Vec::new(),
+        devices: of.devices.into_iter().map(device).collect(),
+        cdi_devices: of.cdi.into_iter().map(|name| CdiDevice { name }).collect(),
         labels,
-        annotations: HashMap::new(),
+        annotations: of.annotations,
         log_path: format!("{}/{}.log", c.name, of.attempt),
         stdin: c.stdin == Some(true),
         stdin_once: c.stdin_once == Some(true),
@@ -236,6 +253,14 @@ pub(super) fn container(
             security_context,
         }),
     })
+}
+
+fn device(device: Device) -> CriDevice {
+    CriDevice {
+        container_path: device.guest,
+        host_path: device.host.display().to_string(),
+        permissions: device.permissions,
+    }
 }
 
 fn mount(mount: Mount) -> CriMount {

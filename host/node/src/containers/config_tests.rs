@@ -19,6 +19,9 @@ fn made(spec: Value, user: User) -> Result<ContainerConfig, String> {
         command: None,
         args: Some(vec!["x".into()]),
         mounts: Vec::new(),
+        devices: Vec::new(),
+        cdi: Vec::new(),
+        annotations: HashMap::new(),
         node_memory: 1 << 30,
     };
     container(of, HashMap::new()).map_err(|e| format!("{}: {e}", e.reason))

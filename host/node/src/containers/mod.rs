@@ -27,6 +27,7 @@ use wasmk_net::View;
 
 use crate::engine::Failure;
 
+pub(crate) use config::Device;
 pub(crate) use config::{Identity, hosts};
 pub use sandbox::Sandbox;
 pub(crate) use stats::ContainerUsage;
@@ -66,7 +67,7 @@ impl Containers {
         let client = Client::new(socket);
         let home = home.canonicalize().unwrap_or_else(|_| home.into());
         let digest = Sha256::digest(home.as_os_str().as_encoded_bytes());
-        let owner = digest.iter().take(8).map(|b| format!("{b:02x}")).collect();
+        let owner = hex::encode(&digest[..8]);
         let states = States::new(client.clone());
         let fetched = image::Fetched::open(home.join("fetched-images.json"));
         Arc::new(Self { client, states, info: channel::Sender::new(None), owner, logs, view, fetched })

@@ -13,6 +13,7 @@ mod record;
 mod registry;
 mod request;
 mod rest;
+mod stats;
 mod unmount;
 
 use std::{

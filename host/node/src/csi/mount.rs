@@ -114,7 +114,7 @@ impl Mount<'_> {
         }
         let context = if attach { map(self.attached().await?) } else { HashMap::new() };
         let group = own::group(self.pod);
-        let by_driver = group.filter(|_| self.driver.can(Ability::VolumeMountGroup));
+        let by_driver = group.filter(|_| !self.wanted.block && self.driver.can(Ability::VolumeMountGroup));
         let capability = self.wanted.capability(self.driver.can(Ability::SingleNodeMultiWriter), by_driver);
         self.stage(&context, &capability).await?;
         self.publish(context, capability).await?;

@@ -74,9 +74,7 @@ impl Records {
     }
 
     fn of_volume(&self, driver: &str, handle: &str) -> PathBuf {
-        let digest = Sha256::digest(handle);
-        let name: String = digest.iter().map(|byte| format!("{byte:02x}")).collect();
-        self.volumes.join(driver).join(name)
+        self.volumes.join(driver).join(hex::encode(Sha256::digest(handle)))
     }
 
     fn of_use(&self, uid: &str, volume: &str) -> PathBuf {

@@ -6,7 +6,7 @@ use std::{
     os::unix::fs::{FileTypeExt, MetadataExt},
     path::{Path, PathBuf},
     sync::Arc,
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use futures::future::join_all;
@@ -31,7 +31,7 @@ use wasmk_csi::{
     },
 };
 
-use super::{Csi, Registered};
+use super::{Csi, Registered, rest::BackOff};
 
 /// How often the directory is looked at.
 const POLL: Duration = Duration::from_secs(1);
@@ -39,9 +39,6 @@ const POLL: Duration = Duration::from_secs(1);
 const MOST: usize = 256;
 /// What plugins call themselves that are storage drivers.
 const KIND: &str = "CSIPlugin";
-/// The first rest after a registration that failed, and the longest.
-const FIRST_REST: Duration = Duration::from_millis(500);
-const LONGEST_REST: Duration = Duration::from_secs(60);
 
 /// A socket that was seen.
 struct Seen {
@@ -49,8 +46,7 @@ struct Seen {
     identity: (u64, i64, i64),
     /// The driver behind it, once it is registered.
     driver: Option<String>,
-    rest: Duration,
-    until: Instant,
+    rest: BackOff,
 }
 
 /// Follows the directory for ever.
@@ -73,12 +69,11 @@ pub(super) async fn follow(csi: &Arc<Csi>) {
                 csi.forget_driver(&name).await;
             }
         }
-        let now = Instant::now();
         for (path, identity) in there {
-            let fresh = || Seen { identity, driver: None, rest: FIRST_REST, until: now };
+            let fresh = || Seen { identity, driver: None, rest: BackOff::default() };
             seen.entry(path).or_insert_with(fresh);
         }
-        let due = seen.iter_mut().filter(|(_, s)| s.driver.is_none() && s.until <= now);
+        let due = seen.iter_mut().filter(|(_, s)| s.driver.is_none() && !s.rest.rests());
         join_all(due.map(|(path, seen)| csi.try_register(path, seen))).await;
     }
 }
@@ -112,8 +107,7 @@ impl Csi {
             }
             Err(error) => {
                 tracing::debug!(socket = %path.display(), error, "a plugin cannot be registered yet");
-                seen.until = Instant::now() + seen.rest;
-                seen.rest = (seen.rest * 2).min(LONGEST_REST);
+                seen.rest.failed();
             }
         }
     }

@@ -16,7 +16,7 @@ use wasmk_api::{
 };
 use wasmk_csi::v1::{
     VolumeCapability,
-    volume_capability::{AccessMode, AccessType, MountVolume, access_mode::Mode},
+    volume_capability::{AccessMode, AccessType, BlockVolume, MountVolume, access_mode::Mode},
 };
 
 use super::MOUNT_ERROR;
@@ -42,6 +42,8 @@ pub(super) struct Wanted {
     pub(super) read_only: bool,
     /// It lives and ends with the pod.
     pub(super) ephemeral: bool,
+    /// It is a device, and no directory.
+    pub(super) block: bool,
     pub(super) stage_secret: Option<SecretReference>,
     pub(super) publish_secret: Option<SecretReference>,
     pub(super) expand_secret: Option<SecretReference>,
@@ -65,10 +67,6 @@ impl Wanted {
         let Some(claim) = claim_of(pod, volume) else { return Ok(None) };
         let found = claims::volume(pod, &claim, sources).await?;
         let Some(source) = found.spec.as_ref().and_then(|s| s.csi.clone()) else { return Ok(None) };
-        if found.spec.as_ref().and_then(|s| s.volume_mode.as_deref()) == Some("Block") {
-            let text = "volumeMode Block: this node gives volumes as directories only";
-            return Err(Failure::new(MOUNT_ERROR, text));
-        }
         let claim_read_only = volume.persistent_volume_claim.as_ref().and_then(|c| c.read_only);
         Ok(Some(Self::persistent(found, source, claim, claim_read_only == Some(true))))
     }
@@ -105,6 +103,7 @@ impl Wanted {
             flags: spec.mount_options.unwrap_or_default(),
             read_only: read_only || source.read_only == Some(true),
             ephemeral: false,
+            block: spec.volume_mode.as_deref() == Some("Block"),
             stage_secret: source.node_stage_secret_ref,
             publish_secret: source.node_publish_secret_ref,
             expand_secret: source.node_expand_secret_ref,
@@ -138,17 +137,21 @@ impl Wanted {
         };
         VolumeCapability {
             access_mode: Some(AccessMode { mode: mode.into() }),
-            access_type: Some(AccessType::Mount(MountVolume {
-                fs_type: self.fs_type.clone(),
-                mount_flags: self.flags.clone(),
-                volume_mount_group: group.map(|g| g.to_string()).unwrap_or_default(),
-            })),
+            access_type: Some(match self.block {
+                true => AccessType::Block(BlockVolume {}),
+                false => AccessType::Mount(MountVolume {
+                    fs_type: self.fs_type.clone(),
+                    mount_flags: self.flags.clone(),
+                    volume_mount_group: group.map(|g| g.to_string()).unwrap_or_default(),
+                }),
+            }),
         }
     }
 
     /// Whether the volume's files are to be given to the pod's group.
     pub(super) fn owned_by_group(&self, driver: &CSIDriverSpec) -> bool {
         match driver.fs_group_policy.as_deref() {
+            _ if self.block => false,
             Some("None") => false,
             Some("File") => true,
             _ => self.mode == "ReadWriteOnce" && !self.fs_type.is_empty() && !self.read_only,
@@ -226,7 +229,7 @@ pub(super) fn uid(pod: &Pod) -> &str {
 }
 
 fn digest(parts: &[&str]) -> String {
-    Sha256::digest(parts.concat()).iter().map(|byte| format!("{byte:02x}")).collect()
+    hex::encode(Sha256::digest(parts.concat()))
 }
 
 #[cfg(test)]
@@ -289,6 +292,8 @@ mod tests {
                 volume_mount_group: "7".into(),
             };
             assert_eq!(capability.access_type, Some(AccessType::Mount(mount)));
+            let device = Wanted { block: true, ..wanted }.capability(many, Some(7));
+            assert_eq!(device.access_type, Some(AccessType::Block(BlockVolume {})));
         }
     }
 

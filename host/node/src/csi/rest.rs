@@ -14,15 +14,35 @@ const LONGEST: Duration = Duration::from_secs(122);
 /// Failures remembered at most; others are tried again at once.
 const MOST: usize = 10_000;
 
-/// What failed lately, by what it was.
-#[derive(Default)]
-pub(super) struct Rest(Mutex<HashMap<String, Failed>>);
-
-struct Failed {
-    rest: Duration,
+/// When what failed may be tried again.
+#[derive(Debug)]
+pub(super) struct BackOff {
+    next: Duration,
     until: Instant,
-    why: String,
 }
+
+impl Default for BackOff {
+    fn default() -> Self {
+        Self { next: FIRST, until: Instant::now() }
+    }
+}
+
+impl BackOff {
+    /// Whether it rests now.
+    pub(super) fn rests(&self) -> bool {
+        self.until > Instant::now()
+    }
+
+    /// It failed (again).
+    pub(super) fn failed(&mut self) {
+        self.until = Instant::now() + self.next;
+        self.next = (self.next * 2).min(LONGEST);
+    }
+}
+
+/// What failed lately, by what it was, with the words.
+#[derive(Default)]
+pub(super) struct Rest(Mutex<HashMap<String, (BackOff, String)>>);
 
 impl Rest {
     /// Makes a call unless it rests; then it is the earlier error again.
@@ -34,8 +54,8 @@ impl Rest {
         key: &str,
         work: impl Future<Output = Result<T, E>>,
     ) -> Result<T, String> {
-        if let Some(failed) = self.0.lock().get(key).filter(|f| f.until > Instant::now()) {
-            return Err(failed.why.clone());
+        if let Some((_, why)) = self.0.lock().get(key).filter(|(rest, _)| rest.rests()) {
+            return Err(why.clone());
         }
         match work.await {
             Ok(value) => {
@@ -48,13 +68,13 @@ impl Rest {
 
     fn failed(&self, key: &str, why: String) -> String {
         let mut all = self.0.lock();
-        let rest = all.get(key).map_or(FIRST, |f| (f.rest * 2).min(LONGEST));
-        let now = Instant::now();
+        let mut rest = all.remove(key).map(|(rest, _)| rest).unwrap_or_default();
+        rest.failed();
         if all.len() >= MOST {
-            all.retain(|_, f| f.until > now);
+            all.retain(|_, (rest, _)| rest.rests());
         }
         if all.len() < MOST {
-            all.insert(key.into(), Failed { rest, until: now + rest, why: why.clone() });
+            all.insert(key.into(), (rest, why.clone()));
         }
         why
     }
@@ -78,12 +98,12 @@ mod tests {
         };
         assert_eq!(call(&rest, Err("no")).await, (Some("no".into()), 1));
         assert_eq!(call(&rest, Ok(())).await, (Some("no".into()), 1), "it rests");
-        rest.0.lock().get_mut("v").unwrap().until = Instant::now();
+        rest.0.lock().get_mut("v").unwrap().0.until = Instant::now();
         assert_eq!(call(&rest, Err("still not")).await, (Some("still not".into()), 2));
-        assert_eq!(rest.0.lock()["v"].rest, FIRST * 2);
-        rest.0.lock().get_mut("v").unwrap().until = Instant::now();
+        assert_eq!(rest.0.lock()["v"].0.next, FIRST * 4);
+        rest.0.lock().get_mut("v").unwrap().0.until = Instant::now();
         assert_eq!(call(&rest, Ok(())).await, (None, 3));
         assert_eq!(call(&rest, Err("again")).await, (Some("again".into()), 4));
-        assert_eq!(rest.0.lock()["v"].rest, FIRST, "a success forgets");
+        assert_eq!(rest.0.lock()["v"].0.next, FIRST * 2, "a success forgets");
     }
 }

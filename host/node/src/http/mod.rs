@@ -21,13 +21,15 @@ use axum::{
     routing::{any, get},
 };
 
-use crate::{context::Context, pods::Pods};
+use crate::{context::Context, pods::Pods, volume_stats::VolumeStats};
 
 /// What the handlers need.
 #[derive(Clone)]
 pub(crate) struct Shared {
     pub(crate) cx: Arc<Context>,
     pub(crate) pods: Arc<Pods>,
+    /// What of volumes is in use.
+    pub(crate) volumes: Arc<VolumeStats>,
 }
 
 /// The routes.
@@ -45,7 +47,7 @@ pub(crate) fn router(cx: Arc<Context>, pods: Arc<Pods>) -> Router {
         .route("/exec/{namespace}/{pod}/{container}", any(exec::exec))
         .route("/attach/{namespace}/{pod}/{container}", any(attach::attach))
         .route("/portForward/{namespace}/{pod}", any(forward::forward))
-        .with_state(Shared { cx, pods })
+        .with_state(Shared { cx, pods, volumes: Arc::default() })
 }
 
 /// Serves a node's API on one stream (a pipe in this process, or one out of the agent's tunnel)

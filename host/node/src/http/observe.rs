@@ -45,13 +45,24 @@ pub(super) async fn metrics(State(shared): State<Shared>) -> String {
     shared.cx.functions.metrics(&mut out);
     out.push_str(&shared.cx.started.text());
     out.push_str(&shared.cx.engine.metrics());
+    shared.volumes.read(&shared.cx, &shared.pods.list()).await.metrics(&mut out);
     out
 }
 
 pub(super) async fn summary(State(shared): State<Shared>) -> Json<Value> {
     let now = Timestamp::now();
     let usage = Usages::read(&shared).await;
-    let pods: Vec<Value> = shared.pods.list().iter().map(|pod| pod_summary(&usage, pod, now)).collect();
+    let pods = shared.pods.list();
+    let volumes = shared.volumes.read(&shared.cx, &pods).await;
+    let summary = |pod: &std::sync::Arc<Pod>| {
+        let mut summary = pod_summary(&usage, pod, now);
+        let volumes = volumes.of_pod(pod.metadata.uid.as_deref().unwrap_or_default(), now);
+        if !volumes.is_empty() {
+            summary["volume"] = volumes.into();
+        }
+        summary
+    };
+    let pods: Vec<Value> = pods.iter().map(summary).collect();
     let node = machine::usage();
     Json(json!({
         "node": {

@@ -3,6 +3,7 @@
 
 use std::{
     io,
+    os::unix::fs::FileTypeExt,
     path::{Path, PathBuf},
 };
 
@@ -30,7 +31,7 @@ pub(super) async fn attach(
     let name = volume.metadata.name.as_deref().unwrap_or_default();
     let directory = directory(&volume).map_err(|e| failed(format!("persistentvolume \"{name}\": {e}")))?;
     own::link(target, &directory).map_err(|e| failed(e.to_string()))?;
-    let Some(group) = own::group(pod) else { return Ok(()) };
+    let Some(group) = own::group(pod).filter(|_| directory.is_dir()) else { return Ok(()) };
     own::scratch(&directory, Some(group)).map_err(|e| failed(e.to_string()))
 }
 
@@ -67,10 +68,15 @@ fn directory(volume: &PersistentVolume) -> io::Result<PathBuf> {
     }
     if let Some(local) = &spec.local {
         let path = PathBuf::from(&local.path);
-        if path.exists() {
-            return Ok(path);
+        let kind = match std::fs::metadata(&path) {
+            Ok(meta) => meta.file_type(),
+            Err(_) => return Err(io::Error::other(format!("path \"{}\" does not exist", local.path))),
+        };
+        if spec.volume_mode.as_deref() == Some("Block") && !kind.is_block_device() {
+            let text = format!("path \"{}\" is no block device, which volumeMode Block asks for", local.path);
+            return Err(io::Error::other(text));
         }
-        return Err(io::Error::other(format!("path \"{}\" does not exist", local.path)));
+        return Ok(path);
     }
     Err(io::Error::other("this node mounts volumes of kind csi, hostPath and local only"))
 }
@@ -94,6 +100,8 @@ mod tests {
         check(json!({"local": {"path": path}}), Err(&missing));
         check(json!({"hostPath": {"path": path, "type": "DirectoryOrCreate"}}), Ok(&path));
         check(json!({"local": {"path": path}}), Ok(&path));
+        let no_device = format!("path \"{path}\" is no block device, which volumeMode Block asks for");
+        check(json!({"local": {"path": path}, "volumeMode": "Block"}), Err(&no_device));
         check(
             json!({"nfs": {"server": "a", "path": "/"}}),
             Err("this node mounts volumes of kind csi, hostPath and local only"),

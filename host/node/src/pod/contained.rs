@@ -37,7 +37,9 @@ impl Run {
             containers.pull(wanted).await.inspect_err(|e| self.not_pulled(wanted, e))?
         };
         self.pulled(wanted, image.fetched, image.size, began);
-        let env = env::environment(&self.pod, &self.container, &self.place, &*self.cx.sources).await?;
+        let mut env = env::environment(&self.pod, &self.container, &self.place, &*self.cx.sources).await?;
+        let grant = self.cx.devices.give(&self.pod, &self.container).await?;
+        grant.add_env(&mut env);
         self.image_volumes().await?;
         let mut mounts = volumes::mounts(&self.pod, &self.container, &self.volumes(), &env, true)?;
         let broken = |e: std::io::Error| Failure::new("CreateContainerError", e);
@@ -46,6 +48,9 @@ impl Run {
         file_mount(&mut mounts, host, &guest);
         // The runtime opens the log by itself; its directory must be there.
         self.cx.logs.attend(&self.log_name()).map_err(broken)?;
+        grant.add_mounts(&mut mounts);
+        let mut devices = volumes::devices(&self.pod, &self.container, &self.volumes())?;
+        devices.extend(grant.devices());
         let of = Identity {
             pod: &self.pod,
             container: &self.container,
@@ -56,6 +61,9 @@ impl Run {
             args: env::words(self.container.args.as_ref(), &env),
             env: &env,
             mounts,
+            devices,
+            cdi: grant.cdi,
+            annotations: grant.annotations.into_iter().collect(),
             node_memory: self.cx.memory(),
         };
         let id = containers.launch(sandbox, of).await?;

@@ -121,10 +121,22 @@ impl Run {
             return self.contain(containers, sandbox, &wanted).await;
         }
         let prepared = self.image(&wanted).await?;
-        let env = env::environment(&self.pod, &self.container, &self.place, &*self.cx.sources).await?;
+        let mut env = env::environment(&self.pod, &self.container, &self.place, &*self.cx.sources).await?;
         let command = prepared.kind == Kind::Command;
         self.image_volumes().await?;
+        let grant = self.cx.devices.give(&self.pod, &self.container).await?;
+        grant.add_env(&mut env);
+        if !grant.devices.is_empty() || !grant.cdi.is_empty() {
+            let text = "a Wasm container can be given variables and directories only, and its limits ask for devices";
+            return Err(Failure::new(env::CONFIG_ERROR, text));
+        }
+        if let Some(device) = self.container.volume_devices.iter().flatten().next() {
+            let text = "a Wasm container can be given directories only, and this is a device";
+            let text = format!("volumeDevice {}: {text}", device.device_path);
+            return Err(Failure::new(env::CONFIG_ERROR, text));
+        }
         let mut mounts = volumes::mounts(&self.pod, &self.container, &self.volumes(), &env, false)?;
+        grant.add_mounts(&mut mounts);
         if command {
             message::offer_directory(&self.container, &self.dir, &mut mounts);
         }

@@ -99,7 +99,7 @@ impl Records {
     }
 
     /// A pod's own directory.
-    pub(super) fn pod_dir(&self, uid: &str) -> PathBuf {
+    pub(crate) fn pod_dir(&self, uid: &str) -> PathBuf {
         self.dir.join(uid)
     }
 

@@ -1,6 +1,7 @@
 //! Puts a pod's volumes on disk, under the agent's own directory, and says what each
 //! container mounts where.
 
+mod devices;
 mod files;
 mod mounts;
 
@@ -16,6 +17,7 @@ use wasmk_api::k8s_openapi::api::core::v1::{
     ProjectedVolumeSource, Volume, VolumeProjection,
 };
 
+pub use devices::devices;
 use files::{Files, write_files};
 pub use mounts::mounts;
 

@@ -331,8 +331,9 @@ impl Worker {
         }
     }
 
-    /// Nothing uses the pod's volumes of storage drivers any longer: another node may want them.
+    /// Nothing uses the pod's devices and its volumes of storage drivers any longer: others may want them.
     fn unmount(&mut self) {
+        self.cx.devices.release(self.uid());
         // One that is deleted frees them on its way out.
         let stays = self.pod.metadata.deletion_timestamp.is_none();
         let free = self.state.sandbox.is_none() && self.state.setup != Setup::Underway;

@@ -129,6 +129,7 @@ impl Worker {
         if let Some(pool) = &*self.cx.addresses.borrow() {
             pool.give_back(self.uid());
         }
+        self.cx.devices.release(self.uid());
         self.cx.running.set_namespace(self.uid(), None);
         self.cx.running.set_ports(self.uid(), Default::default());
         Some(Left {

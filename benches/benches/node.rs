@@ -2,8 +2,9 @@
 //! arrived, and how much memory one takes while nobody asks it anything.
 //!
 //! Promises: >= 2,000 pods a second, <= 5 ms from arrival to Running, a few hundred KiB at most. The pods are
-//! those of one Deployment, so that controllers, scheduler and API are in the first figure. Run with
-//! `make bench`, or `cargo bench -p wasmk-benches --bench node [PODS]`; the machine should be otherwise idle.
+//! those of one Deployment, so that controllers, scheduler and API are in the first figure. Then as many as a node
+//! takes, 10,000: that they run at all, and what they cost then. Run with `make bench`, or
+//! `cargo bench -p wasmk-benches --bench node [PODS [MANY]]`; the machine should be otherwise idle.
 #![allow(clippy::print_stdout, reason = "a bench prints its figures")]
 
 use std::time::{Duration, Instant};
@@ -12,13 +13,16 @@ use wasmk_tests::program::Program;
 
 /// Pods started when nothing is said.
 const PODS: usize = 500;
+/// Pods on the node in the end when nothing is said.
+const MANY: usize = 10_000;
 /// Longest wait for all of them.
 const PATIENCE: Duration = Duration::from_secs(300);
 /// The histogram of starts.
 const STARTS: &str = "kubelet_pod_start_duration_seconds_bucket{le=\"";
 
 fn main() {
-    let pods = std::env::args().skip(1).find_map(|a| a.parse().ok()).unwrap_or(PODS);
+    let mut numbers = std::env::args().skip(1).filter_map(|a| a.parse().ok());
+    let (pods, many) = (numbers.next().unwrap_or(PODS), numbers.next().unwrap_or(MANY));
     // Room on the node for more pods than the tests' share of addresses has.
     let program = Program::start_with(&["--pod-cidr", "127.60.0.0/16", "--node-cidr-mask-size", "18"]);
     let image = program.push("hello");
@@ -42,6 +46,28 @@ fn main() {
     println!(
         "memory of an idle Wasm pod                  {each:8.1} KiB  controllers' and API's part included"
     );
+    crowd(&program, &image, pods + 1, many, before);
+}
+
+/// Fills the node, and sees that it still answers.
+fn crowd(program: &Program, image: &str, here: usize, many: usize, before: f64) {
+    let began = Instant::now();
+    deploy(program, image, many);
+    let took = began.elapsed();
+    let each = (resident(program) - before) / to_f64(many);
+    println!(
+        "Wasm pods started, {many:6} on one node         {:8.0} /s   promise: all of them run",
+        to_f64(many.saturating_sub(here)) / took.as_secs_f64()
+    );
+    println!("memory of an idle Wasm pod among as many    {each:8.1} KiB");
+    for (what, path) in [("its metrics", "metrics/resource"), ("its summary", "stats/summary")] {
+        let began = Instant::now();
+        program.kubectl(&["get", "--raw", &format!("/api/v1/nodes/node-a/proxy/{path}")]);
+        println!(
+            "{what} of as many                      {:8.0} ms   kubectl's start included",
+            began.elapsed().as_secs_f64() * 1000.0
+        );
+    }
 }
 
 fn deploy(program: &Program, image: &str, replicas: usize) {

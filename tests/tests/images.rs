@@ -1,9 +1,12 @@
 //! Images of containers: where they are pulled from, when, by which names, what of them is applied, which
 //! OCI runtime starts them, and when they go again. Skipped, with a word, where containers cannot be run.
 
+use std::process::Command;
+
 use wasmk_tests::{
     node::{Node, container, fetch, pod},
     program::Program,
+    required::skip,
 };
 
 /// A pod that prints one line of an image.
@@ -32,6 +35,7 @@ fn images_come_from_registries_and_go_when_unused() {
     policies_decide_when_to_pull(&node);
     another_oci_runtime_can_be_chosen(&node);
     images_are_volumes(&node);
+    a_registry_is_a_workload(&node);
     unused_images_go(node);
 }
 
@@ -183,6 +187,42 @@ fn images_are_volumes(node: &Node) {
     let spec = format!("restartPolicy: Never, volumes: [{{name: v, image: {{reference: '{image}'}}}}], ");
     p.apply(&pod("with-files", &spec, &[container("main", line, mounts)]));
     assert_eq!(ended(p, "with-files"), "upper\nupper\n1\nRead-only\n");
+}
+
+/// It is pushed to where each node has it, and pods run what was pushed.
+fn a_registry_is_a_workload(node: &Node) {
+    let p = &node.program;
+    if !node.containerd.images().contains("localhost/registry:1") {
+        return skip("docker-registry", "docker-registry is not installed");
+    }
+    p.apply(
+        "apiVersion: apps/v1\nkind: Deployment\nmetadata: {name: registry}\nspec: {selector: {matchLabels: {app: registry}}, \
+         template: {metadata: {labels: {app: registry}}, spec: {terminationGracePeriodSeconds: 1, containers: [{name: registry, \
+         image: 'localhost/registry:1', ports: [{containerPort: 5000}], readinessProbe: {httpGet: {path: /v2/, port: 5000}, \
+         periodSeconds: 1}}]}}}\n",
+    );
+    p.kubectl(&["expose", "deployment", "registry", "--port=5000", "--type=NodePort"]);
+    p.kubectl(&["rollout", "status", "deployment/registry", "--timeout=60s"]);
+    let own = format!("127.0.0.1:{}", p.value("service/registry", "{.spec.ports[0].nodePort}"));
+    let catalog = |_: &Program| fetch(&format!("http://{own}/v2/_catalog"));
+    p.until("the registry answers", catalog, |text| text.contains(r#""repositories":[]"#));
+    let image = format!("{own}/busybox");
+    node.containerd.push("localhost/box:1", &format!("{image}:latest"));
+    assert!(catalog(p).contains(r#""repositories":["busybox"]"#));
+    p.apply(&run("from-own", &format!("{image}:latest"), "Always"));
+    assert_eq!(ended(p, "from-own"), "box\n");
+    let id = p.value("pod/from-own", "{.status.containerStatuses[0].imageID}");
+    assert!(id.starts_with(&format!("{image}@sha256:")), "{id}");
+    // A client of its own kind copies from one registry to the other.
+    let there = format!("docker://{own}/made/entry:1");
+    let copy = ["copy", "--src-tls-verify=false", "--dest-tls-verify=false"];
+    let from = format!("docker://{}/made/entry:1", registry(p));
+    let copied = Command::new("skopeo").args(copy).args([&from, &there]).output().expect("skopeo runs");
+    assert!(copied.status.success(), "{}", String::from_utf8_lossy(&copied.stderr));
+    p.apply(&run("copied", &format!("{own}/made/entry:1"), ""));
+    assert_eq!(ended(p, "copied"), "upper\n");
+    p.kubectl(&["delete", "pod", "from-own", "copied", "--now"]);
+    p.kubectl(&["delete", "service,deployment", "registry"]);
 }
 
 fn unused_images_go(node: Node) {

@@ -1,14 +1,15 @@
 //! Events about pods, written in the background. Repeats are counted on the
-//! event that is there; when the API cannot keep up, events are dropped, never waited for.
+//! event that is there; when the API cannot keep up, events are dropped, never waited for. Of many at a time
+//! most are written later, as kubelets do: a thousand pods that start do not wait for what is told of them.
 
-use std::{collections::VecDeque, sync::Arc};
+use std::{collections::VecDeque, sync::Arc, time::Duration};
 
 use kube::{
     Api,
     api::{Patch, PatchParams, PostParams},
 };
 use serde_json::json;
-use tokio::sync::mpsc;
+use tokio::{sync::mpsc, time::Instant};
 use wasmk_api::{
     Timestamp,
     k8s_openapi::{
@@ -18,7 +19,11 @@ use wasmk_api::{
 };
 
 /// Events that wait to be written at most.
-const QUEUE: usize = 1024;
+const QUEUE: usize = 8192;
+/// Events written one right after the other; beyond that one per [`PACE`].
+const BURST: u32 = 200;
+/// Time in which room for one more event is earned.
+const PACE: Duration = Duration::from_millis(10);
 /// Events remembered for counting repeats.
 const REMEMBERED: usize = 1024;
 /// Longest message of an event, in bytes; the API takes no more.
@@ -113,9 +118,29 @@ struct Counted {
     count: i32,
 }
 
+/// When the next event may be written.
+struct Pace {
+    /// When as much room has been earned as there can be.
+    full: Instant,
+}
+
+impl Pace {
+    fn new(now: Instant) -> Self {
+        Self { full: now }
+    }
+
+    /// Takes the room for one event; from when on there is that.
+    fn turn(&mut self, now: Instant) -> Instant {
+        self.full = self.full.max(now) + PACE;
+        now.max(self.full.checked_sub(PACE * BURST).unwrap_or(now))
+    }
+}
+
 async fn write_all(client: kube::Client, node: Arc<str>, mut notes: mpsc::Receiver<Note>) {
     let mut known: VecDeque<Counted> = VecDeque::new();
+    let mut pace = Pace::new(Instant::now());
     while let Some(note) = notes.recv().await {
+        tokio::time::sleep_until(pace.turn(Instant::now())).await;
         if let Err(error) = write(&client, &node, note, &mut known).await {
             tracing::debug!(%error, "cannot write an event");
         }
@@ -178,5 +203,21 @@ fn event(node: &str, namespace: &str, note: Note) -> Event {
         reporting_component: Some("kubelet".into()),
         reporting_instance: Some(node.into()),
         ..Event::default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_flood_is_written_in_its_time() {
+        let now = Instant::now();
+        let mut pace = Pace::new(now);
+        assert!((0..BURST).all(|_| pace.turn(now) == now));
+        assert_eq!([pace.turn(now), pace.turn(now)], [now + PACE, now + PACE * 2]);
+        let later = now + PACE * (BURST + 2);
+        assert!((0..BURST).all(|_| pace.turn(later) == later), "rest earns all of it again, and no more");
+        assert_eq!(pace.turn(later), later + PACE);
     }
 }

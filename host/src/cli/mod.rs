@@ -205,6 +205,7 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
             return ExitCode::from(u8::from(e.use_stderr()));
         }
     };
+    take_descriptors();
     // Guests and the API share the process; both want the same provider.
     let _ = rustls::crypto::ring::default_provider().install_default();
     match dispatch(cli) {
@@ -215,6 +216,18 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
             output::report(&e);
             ExitCode::from(1)
         }
+    }
+}
+
+/// As many file descriptors as the system lets this process have: each pod listens at an address of its own, and
+/// what shells usually give is enough for a few hundred.
+fn take_descriptors() {
+    use nix::sys::resource::{Resource, getrlimit, setrlimit};
+    if let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE)
+        && soft < hard
+    {
+        // Without it everything works, for fewer pods.
+        let _ = setrlimit(Resource::RLIMIT_NOFILE, hard, hard);
     }
 }
 

@@ -1,13 +1,12 @@
 //! The one Wasm file in an image's archives.
 
-use std::io::{self, BufReader, Read, Write};
+use std::io::{self, Read, Write};
 use std::path::Path;
 
-use flate2::bufread::GzDecoder;
+use super::inflate::inflate;
 
 /// Most entries of an archive that are looked at.
 const MAX_ENTRIES: usize = 10_000;
-const GZIP_MAGIC: [u8; 2] = [0x1f, 0x8b];
 
 /// Copies the wanted file of an archive to `out`, at most `limit` bytes; its length.
 ///
@@ -19,13 +18,7 @@ pub(super) fn extract(
     limit: u64,
     out: &mut impl Write,
 ) -> io::Result<Option<u64>> {
-    let mut archive = BufReader::new(archive);
-    let zipped = io::BufRead::fill_buf(&mut archive)?.starts_with(&GZIP_MAGIC);
-    if zipped {
-        search(GzDecoder::new(archive), program, limit, out)
-    } else {
-        search(archive, program, limit, out)
-    }
+    search(inflate(archive)?, program, limit, out)
 }
 
 fn search(

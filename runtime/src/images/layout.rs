@@ -21,6 +21,7 @@ const WASM_LAYERS: &[&str] = &[
 const ARCHIVES: &[&str] = &[
     "application/vnd.oci.image.layer.v1.tar",
     "application/vnd.oci.image.layer.v1.tar+gzip",
+    "application/vnd.oci.image.layer.v1.tar+zstd",
     "application/vnd.docker.image.rootfs.diff.tar",
     "application/vnd.docker.image.rootfs.diff.tar.gzip",
 ];
@@ -239,7 +240,8 @@ mod tests {
         let title = || json!({TITLE: "model.bin"});
         check(OCI_CONFIG, targz, json!({}), Content::Archive);
         check(OCI_CONFIG, targz, title(), Content::Archive);
-        check(OCI_CONFIG, "application/vnd.oci.image.layer.v1.tar+zstd", json!({}), Content::Unknown);
+        check(OCI_CONFIG, "application/vnd.oci.image.layer.v1.tar+zstd", json!({}), Content::Archive);
+        check(OCI_CONFIG, "application/vnd.oci.image.layer.v1.tar+encrypted", json!({}), Content::Unknown);
         check(OCI_CONFIG, "text/plain", json!({}), Content::Unknown);
         check(empty, targz, title(), file("model.bin"));
         check(empty, targz, json!({TITLE: "dir", UNPACK: "true"}), Content::Archive);

@@ -1,6 +1,7 @@
 //! Images: fetched from registries, kept by digest, pushed.
 
 mod archive;
+mod inflate;
 mod inspect;
 mod layout;
 mod registry;

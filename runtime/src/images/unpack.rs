@@ -7,14 +7,15 @@
 use std::collections::{BTreeSet, VecDeque};
 use std::ffi::{OsStr, OsString};
 use std::fs::{self, Permissions};
-use std::io::{self, BufReader, Read};
+use std::io::{self, Read};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::{PermissionsExt, lchown, symlink};
 use std::path::{Component, Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
-use flate2::bufread::MultiGzDecoder;
 use tar::{EntryType, Header, PaxExtensions};
+
+use super::inflate::inflate;
 
 /// Most entries of all layers together.
 const MAX_ENTRIES: usize = 200_000;
@@ -22,7 +23,6 @@ const MAX_ENTRIES: usize = 200_000;
 const MAX_EXTENSION: u64 = 64 << 10;
 /// Most links on the way to one file.
 const MAX_LINKS: usize = 40;
-const GZIP_MAGIC: [u8; 2] = [0x1f, 0x8b];
 /// Names that begin so say what a layer takes away from those below it.
 const WHITEOUT: &[u8] = b".wh.";
 /// A directory with this has nothing of the layers below.
@@ -63,10 +63,7 @@ impl Unpacker {
     /// # Errors
     /// Naming the entry that leads out or is none of what is allowed, or the bound that is passed.
     pub(super) fn layer(&mut self, archive: impl Read) -> io::Result<()> {
-        let mut archive = BufReader::new(archive);
-        let zipped = io::BufRead::fill_buf(&mut archive)?.starts_with(&GZIP_MAGIC);
-        let source: Box<dyn Read + '_> =
-            if zipped { Box::new(MultiGzDecoder::new(archive)) } else { Box::new(archive) };
+        let source = inflate(archive)?;
         let mut metered = Metered { source, left: self.left, limit: self.limit };
         let unpacked = self.entries(&mut metered);
         self.left = metered.left;

@@ -29,7 +29,8 @@ pub struct LogWriter {
 }
 
 struct Inner {
-    file: File,
+    /// Open once something is written: most of ten thousand idle pods say nothing.
+    file: Option<File>,
     size: u64,
     /// Begun lines of stdout and stderr.
     partial: [Vec<u8>; 2],
@@ -39,9 +40,8 @@ struct Inner {
 impl LogWriter {
     /// Appends to the file at `path`.
     pub(super) fn open(path: PathBuf) -> io::Result<Self> {
-        let file = OpenOptions::new().create(true).append(true).open(&path)?;
-        let size = file.metadata()?.len();
-        let inner = Inner { file, size, partial: Default::default(), broken: false };
+        let size = append(&path)?.metadata()?.len();
+        let inner = Inner { file: None, size, partial: Default::default(), broken: false };
         Ok(Self { path, inner: Mutex::new(inner), version: Arc::new(watch::Sender::new(0)) })
     }
 
@@ -57,6 +57,7 @@ impl LogWriter {
             }
         }
         self.put(&mut inner, &out);
+        inner.file = None;
         drop(inner);
         self.version.send_replace(u64::MAX);
     }
@@ -83,11 +84,7 @@ impl LogWriter {
         if bytes.is_empty() {
             return;
         }
-        let outcome = inner.file.write_all(bytes).and_then(|()| {
-            inner.size += bytes.len() as u64;
-            if inner.size >= FILE_BYTES { self.rotate(inner) } else { Ok(()) }
-        });
-        match outcome {
+        match self.append(inner, bytes) {
             Ok(()) => inner.broken = false,
             Err(error) if !inner.broken => {
                 inner.broken = true;
@@ -97,9 +94,19 @@ impl LogWriter {
         }
     }
 
+    fn append(&self, inner: &mut Inner, bytes: &[u8]) -> io::Result<()> {
+        let file = match &mut inner.file {
+            Some(file) => file,
+            none => none.insert(append(&self.path)?),
+        };
+        file.write_all(bytes)?;
+        inner.size += bytes.len() as u64;
+        if inner.size >= FILE_BYTES { self.rotate(inner) } else { Ok(()) }
+    }
+
     fn rotate(&self, inner: &mut Inner) -> io::Result<()> {
         rotate(&self.path)?;
-        inner.file = OpenOptions::new().create(true).append(true).open(&self.path)?;
+        inner.file = Some(append(&self.path)?);
         inner.size = 0;
         Ok(())
     }
@@ -117,6 +124,10 @@ impl LogSink for LogWriter {
         drop(inner);
         self.tick();
     }
+}
+
+fn append(path: &Path) -> io::Result<File> {
+    OpenOptions::new().create(true).append(true).open(path)
 }
 
 /// Calls `line` for each whole line (`true`) and each full part of a long one; the rest stays

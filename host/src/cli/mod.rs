@@ -219,15 +219,18 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     }
 }
 
-/// As many file descriptors as the system lets this process have: each pod listens at an address of its own, and
+/// File descriptors that are asked for at most.
+const DESCRIPTORS: u64 = 1 << 20;
+
+/// As many file descriptors as the system lets this process have, within reason: each pod listens at an address of its own, and
 /// what shells usually give is enough for a few hundred.
 fn take_descriptors() {
     use nix::sys::resource::{Resource, getrlimit, setrlimit};
     if let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE)
-        && soft < hard
+        && soft < hard.min(DESCRIPTORS)
     {
         // Without it everything works, for fewer pods.
-        let _ = setrlimit(Resource::RLIMIT_NOFILE, hard, hard);
+        let _ = setrlimit(Resource::RLIMIT_NOFILE, hard.min(DESCRIPTORS), hard);
     }
 }
 

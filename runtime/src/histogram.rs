@@ -4,6 +4,8 @@ use std::fmt::Write;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
+
 /// Upper ends of the buckets, in microseconds; a last one has no end.
 const ENDS: [u64; 19] = [
     10, 25, 50, 100, 250, 500, 1_000, 2_500, 5_000, 10_000, 25_000, 50_000, 100_000, 250_000, 500_000,
@@ -17,6 +19,21 @@ pub struct Histogram {
     nanos: AtomicU64,
 }
 
+/// A distribution of times at one moment, or how much it has grown.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Times {
+    buckets: [u64; ENDS.len() + 1],
+    nanos: u64,
+}
+
+impl Times {
+    /// How much it has grown since `before`.
+    pub(crate) fn since(&self, before: &Self) -> Self {
+        let buckets = std::array::from_fn(|i| self.buckets[i].saturating_sub(before.buckets[i]));
+        Self { buckets, nanos: self.nanos.saturating_sub(before.nanos) }
+    }
+}
+
 impl Histogram {
     /// Counts one time.
     pub fn record(&self, time: Duration) {
@@ -24,6 +41,20 @@ impl Histogram {
         let bucket = ENDS.partition_point(|end| end * 1000 < nanos);
         self.buckets[bucket].fetch_add(1, Ordering::Relaxed);
         self.nanos.fetch_add(nanos, Ordering::Relaxed);
+    }
+
+    /// All that is counted.
+    pub(crate) fn times(&self) -> Times {
+        let buckets = std::array::from_fn(|i| self.buckets[i].load(Ordering::Relaxed));
+        Times { buckets, nanos: self.nanos.load(Ordering::Relaxed) }
+    }
+
+    /// Adds what was counted elsewhere.
+    pub(crate) fn add(&self, times: &Times) {
+        for (bucket, more) in self.buckets.iter().zip(times.buckets) {
+            bucket.fetch_add(more, Ordering::Relaxed);
+        }
+        self.nanos.fetch_add(times.nanos, Ordering::Relaxed);
     }
 
     /// Times counted so far.

@@ -12,7 +12,7 @@ use wasmtime::{Engine, Module, Precompiled};
 
 use crate::engine::{self, Allocation};
 use crate::error::{Error, PrepareError};
-use crate::metrics::Metrics;
+use crate::metrics::Tally;
 use crate::prepare::{Code, Compiled, link};
 use crate::program::Program;
 use crate::settings::Settings;
@@ -64,9 +64,20 @@ impl Isolated {
         link(&self.0, digest.to_owned(), 0, &Compiled { code, reuse }).map(Arc::new)
     }
 
-    /// Counters and gauges of this moment.
-    pub fn metrics(&self) -> Metrics {
-        self.0.metrics(0)
+    /// What has been counted so far, for [`Runtime::count`](crate::Runtime::count).
+    pub fn tally(&self) -> Tally {
+        let all = self.0.metrics(0);
+        Tally {
+            instances: all.instances,
+            waits: all.waits,
+            refused: all.refused,
+            requests: all.requests,
+            traps: all.traps,
+            out_of_memory: all.out_of_memory,
+            timeouts: all.timeouts,
+            over_cpu: all.over_cpu,
+            instantiate: self.0.phases.instantiate.times(),
+        }
     }
 }
 
@@ -102,7 +113,7 @@ mod tests {
         let there = Isolated::new(Bare::new(&settings).unwrap(), &settings).unwrap();
         let copy = there.load(here.code(&program).unwrap(), &digest, None).unwrap();
         assert_eq!(copy.run(Spec::default(), StopSignal::new()).await.unwrap().code, 7);
-        assert_eq!(there.metrics().instances, 1);
+        assert_eq!(there.tally().instances, 1);
 
         // Without the file on disk it is made again.
         std::fs::remove_dir_all(dir.path().join("compiled")).unwrap();

@@ -48,7 +48,7 @@ pub use engine::Allocation;
 pub use error::{CallError, Error, PrepareError, PullError};
 pub use exit::{ABORTED, Exit, ExitReason, KILLED, StopSignal};
 pub use handler::Handler;
-pub use histogram::Histogram;
+pub use histogram::{Histogram, Times};
 pub use images::{Auth, Image, ImageConfig, Images, PullPolicy, Reference, Tree};
 pub use imports::offers;
 pub use isolated::{Bare, Isolated};

@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use serde::{Deserialize, Serialize};
 
-use crate::histogram::Histogram;
+use crate::histogram::{Histogram, Times};
 
 /// A counter that only rises.
 #[derive(Debug, Default)]
@@ -67,6 +67,8 @@ pub struct Tally {
     pub timeouts: u64,
     /// Requests that used too much processor time.
     pub over_cpu: u64,
+    /// How long it took to make instances that answer HTTP.
+    pub instantiate: Times,
 }
 
 impl Tally {
@@ -81,21 +83,7 @@ impl Tally {
             out_of_memory: self.out_of_memory.saturating_sub(before.out_of_memory),
             timeouts: self.timeouts.saturating_sub(before.timeouts),
             over_cpu: self.over_cpu.saturating_sub(before.over_cpu),
-        }
-    }
-}
-
-impl From<Metrics> for Tally {
-    fn from(all: Metrics) -> Self {
-        Self {
-            instances: all.instances,
-            waits: all.waits,
-            refused: all.refused,
-            requests: all.requests,
-            traps: all.traps,
-            out_of_memory: all.out_of_memory,
-            timeouts: all.timeouts,
-            over_cpu: all.over_cpu,
+            instantiate: self.instantiate.since(&before.instantiate),
         }
     }
 }

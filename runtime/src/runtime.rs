@@ -144,6 +144,7 @@ impl Runtime {
         counters.out_of_memory.add(since.out_of_memory);
         counters.timeouts.add(since.timeouts);
         counters.over_cpu.add(since.over_cpu);
+        self.0.shared.phases.instantiate.add(&since.instantiate);
     }
 
     /// The machine code of a program that this runtime has prepared, as a file open for reading only: for

@@ -219,7 +219,7 @@ impl Guests {
                 used.push((*number, now));
             }
         }
-        let tally = Tally::from(self.isolated.metrics());
+        let tally = self.isolated.tally();
         let changed = std::mem::replace(&mut *self.told.lock(), tally) != tally;
         if changed || !used.is_empty() {
             self.tell(&ToAgent::Report { used, tally });

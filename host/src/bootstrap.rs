@@ -235,6 +235,15 @@ fn objects(running: &Running, ca: &str) -> Vec<Value> {
             json!([{"apiGroups": [""], "resources": ["namespaces"], "verbs": ["get"]}]),
         ),
         binding("wasmk:node-namespaces", "wasmk:node-namespaces", group("system:nodes")),
+        // Every node holds its pods to the policies of the cluster, whose peers are any pods and namespaces.
+        cluster_role(
+            "wasmk:node-policies",
+            json!([
+                {"apiGroups": ["networking.k8s.io"], "resources": ["networkpolicies"], "verbs": ["list", "watch"]},
+                {"apiGroups": [""], "resources": ["pods", "namespaces"], "verbs": ["list", "watch"]},
+            ]),
+        ),
+        binding("wasmk:node-policies", "wasmk:node-policies", group("system:nodes")),
         // Every agent is its own service proxy.
         binding("wasmk:node-proxier", "system:node-proxier", group("system:nodes")),
         binding("kubeadm:kubelet-bootstrap", "system:node-bootstrapper", group(JOINERS)),

@@ -36,7 +36,7 @@ use crate::{
     controllers::Control,
     data_dir::{Claim, DataDir, Running},
     executor::{Elsewhere, InPlace},
-    hook::{Knative, Unenforced},
+    hook::Knative,
     imports::Imports,
     links::Links,
     metrics,
@@ -150,10 +150,6 @@ impl Cluster {
         let live = Live::new(&settings.domain);
         config.hooks.push(Arc::new(Knative(Admission::new(live.clone()))));
         config.hooks.push(Arc::new(Imports::new(images.clone(), running.registry)));
-        // Without a node of its own it is an API, and whoever runs its nodes may enforce them.
-        if settings.node.is_some() {
-            config.hooks.push(Arc::new(Unenforced));
-        }
         config.dialer = links.clone();
         // An authority of its own: no certificate of a user can pass for the server's.
         let proxies = Pki::open(&settings.data.join("pki").join("front-proxy"))?;

@@ -1,5 +1,4 @@
-//! What parts of the program have to say of objects, as the API server asks them: Knative's defaults and rules, and
-//! what this cluster does not do.
+//! What parts of the program have to say of objects, as the API server asks them: Knative's defaults and rules.
 
 use wasmk_api::{Object, Reason, Status};
 use wasmk_apiserver::KindHook;
@@ -20,24 +19,5 @@ impl KindHook for Knative {
     fn validate(&self, object: &Object, old: Option<&Object>) -> Result<(), Status> {
         // Knative's webhooks answer so, and not with `Invalid`.
         self.0.validate(object, old).map_err(|why| Status::new(Reason::BadRequest, why))
-    }
-}
-
-/// Says of network policies that nodes do not hold anybody to them.
-pub(crate) struct Unenforced;
-
-impl KindHook for Unenforced {
-    fn applies(&self, group: &str, resource: &str) -> bool {
-        (group, resource) == ("networking.k8s.io", "networkpolicies")
-    }
-
-    fn mutate(&self, _object: &mut Object, _old: Option<&Object>, _user: &str) {}
-
-    fn validate(&self, _object: &Object, _old: Option<&Object>) -> Result<(), Status> {
-        Ok(())
-    }
-
-    fn warnings(&self, _object: &Object) -> Vec<String> {
-        vec!["network policies are kept, but nothing on this cluster enforces them".into()]
     }
 }

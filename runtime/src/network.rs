@@ -71,6 +71,13 @@ pub trait Network: Send + Sync {
         false
     }
 
+    /// Address that a connection to `remote` starts from; `None` leaves that to the host. By default it is the
+    /// guest's own.
+    fn source(&self, remote: SocketAddr) -> Option<IpAddr> {
+        let _ = remote;
+        self.address()
+    }
+
     /// Does `work`, which makes a socket, where the guest's sockets belong: another network namespace,
     /// perhaps. `remote` is what the socket is for, when that is known. By default it is done here.
     fn enter(&self, remote: Option<SocketAddr>, work: &mut (dyn FnMut() + Send)) {

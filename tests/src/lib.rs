@@ -3,6 +3,7 @@
 //! `ledger/features.tsv` has a row for every feature: its proof is the path of a test
 //! (`package::test_name`), or `not yet`.
 
+pub mod agent;
 pub mod containerd;
 pub mod etcd;
 pub mod ledger;

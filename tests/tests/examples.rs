@@ -30,6 +30,7 @@ const OUTCOMES: &[(&str, &str, &str, &str)] = &[
     ("job.yaml", "job/count", "{.status.succeeded}", "3"),
     ("pages.yaml", "ksvc/helloworld-go", "{.status.conditions[?(@.type=='Ready')].status}", "True"),
     ("spinapp.yaml", "spinapp/simple-spinapp", "{.status.conditions[0].status}", "True"),
+    ("network-policy.yaml", "networkpolicy/allow-front", "{.spec.policyTypes[0]}", "Ingress"),
     ("rbac.yaml", "rolebinding/reader-reads-pods", "{.roleRef.name}", "pod-reader"),
 ];
 

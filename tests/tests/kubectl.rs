@@ -557,14 +557,3 @@ fn objects_are_applied_by_kubectl_and_by_wasmk_in_turn() {
     wasmk(&manifest("two", "a: '3'", "{name: A, value: '3'}"));
     assert_eq!(shown("two"), r#"{"a":"3","c":"1"} A=3 C=1"#);
 }
-
-#[test]
-fn whoever_makes_a_network_policy_is_told_that_nobody_enforces_it() {
-    let policy = "apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {name: none}\nspec: {podSelector: {}}\n";
-    let out = CLUSTER.kubectl_output(&["create", "-f", "-"], Some(policy));
-    let said = String::from_utf8_lossy(&out.stderr);
-    assert!(
-        out.status.success() && said.contains("Warning: network policies are kept, but nothing"),
-        "{said}"
-    );
-}

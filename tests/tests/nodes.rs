@@ -1,49 +1,14 @@
 //! Machines that join as nodes: reached only by what they dial themselves, going on without their cluster, and
 //! of different kinds beside each other.
 
-use std::{
-    collections::BTreeSet,
-    process::{Child, Command, Stdio},
-};
+use std::{collections::BTreeSet, process::Command};
 
 use wasmk_tests::{
+    agent::{Agent, NO_CONTAINERS},
     containerd::Containerd,
     node::{Node, container, fetch, pod},
-    program::{Program, binary, guest},
+    program::{Program, guest},
 };
-
-/// A `wasmk agent`, ended when dropped.
-struct Agent(Child);
-
-impl Agent {
-    /// Joins, or comes back without a token; `flags` are more of its flags.
-    fn start(program: &Program, name: &str, token: Option<&str>, flags: &[&str]) -> Self {
-        let mut command = Command::new(binary());
-        command
-            .args(["agent", "--node-name", name, "--data-dir"])
-            .arg(program.scratch().join(name))
-            .args(flags);
-        if let Some(token) = token {
-            command.args([
-                "--server",
-                &format!("https://{}", program.address("api")),
-                "--token",
-                token.trim(),
-            ]);
-        }
-        let log = std::fs::File::create(program.scratch().join(format!("{name}.log"))).expect("a log file");
-        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
-        Self(command.spawn().expect("the agent starts"))
-    }
-}
-
-impl Drop for Agent {
-    fn drop(&mut self) {
-        // One that is halted is ended, too.
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
 
 /// Halts a process, or lets it go on.
 fn signal(name: &str, process: u32) {
@@ -52,15 +17,13 @@ fn signal(name: &str, process: u32) {
 }
 
 const READY: &str = "{.status.conditions[?(@.type=='Ready')].status}";
-const NO_CONTAINERS: [&str; 2] = ["--container-runtime-endpoint", "none"];
 
 #[test]
 fn an_agent_goes_on_without_its_cluster_and_reports_again() {
     let program = Program::start();
     let p = &program;
     let hello = p.push("hello");
-    let token = p.wasmk(&["token", "create", "-q"]);
-    let agent = Agent::start(p, "edge", Some(&token), &NO_CONTAINERS);
+    let agent = Agent::join(p, "edge", &NO_CONTAINERS);
     p.until_value("node/edge", READY, "True");
     p.apply(&format!(
         "apiVersion: v1\nkind: Pod\nmetadata: {{name: remote}}\nspec: {{nodeName: edge, terminationGracePeriodSeconds: 1, \
@@ -76,7 +39,7 @@ fn an_agent_goes_on_without_its_cluster_and_reports_again() {
     signal("STOP", p.id());
     assert!(fetch(&url).contains("hello"));
     drop(agent);
-    let agent = Agent::start(p, "edge", None, &NO_CONTAINERS);
+    let agent = Agent::return_to(p, "edge", &NO_CONTAINERS);
     p.until("it answers again", |_| fetch(&url), |text| text.contains("hello"));
     signal("CONT", p.id());
     p.until_value("node/edge", READY, "True");
@@ -89,7 +52,7 @@ fn an_agent_goes_on_without_its_cluster_and_reports_again() {
     );
 
     // A node that says nothing is not ready, and its bare pods are nobody else's.
-    signal("STOP", agent.0.id());
+    signal("STOP", agent.id());
     p.until_value("node/edge", READY, "Unknown");
     p.until_event("edge", "NodeNotReady");
     let taints = p.value("node/edge", "{.spec.taints[*].key}");
@@ -99,7 +62,7 @@ fn an_agent_goes_on_without_its_cluster_and_reports_again() {
     assert_eq!(p.value("pod/remote", "{.spec.nodeName}"), "edge");
 
     // It goes on as if nothing had been.
-    signal("CONT", agent.0.id());
+    signal("CONT", agent.id());
     p.until_value("node/edge", READY, "True");
     p.until_value("node/edge", "{.spec.taints}", "");
     p.until_row("remote", "1/1 Running 0");
@@ -112,8 +75,7 @@ fn services_go_on_without_the_control_plane() {
     let program = Program::start_with(&["--no-node"]);
     let p = &program;
     let hello = p.push("hello");
-    let token = p.wasmk(&["token", "create", "-q"]);
-    let _agent = Agent::start(p, "edge", Some(&token), &NO_CONTAINERS);
+    let _agent = Agent::join(p, "edge", &NO_CONTAINERS);
     p.until_value("node/edge", READY, "True");
     p.apply(&format!(
         "apiVersion: apps/v1\nkind: Deployment\nmetadata: {{name: web}}\nspec: {{replicas: 2, selector: {{matchLabels: {{app: web}}}}, \
@@ -139,10 +101,8 @@ fn nodes_of_all_kinds_are_one_cluster() {
     let Some(node) = Node::start() else { return };
     let Some(other) = Containerd::start() else { return };
     let p = &node.program;
-    let token = p.wasmk(&["token", "create", "-q"]);
-    let _second =
-        Agent::start(p, "second", Some(&token), &["--container-runtime-endpoint", &other.endpoint()]);
-    let _third = Agent::start(p, "third", Some(&token), &NO_CONTAINERS);
+    let _second = Agent::join(p, "second", &["--container-runtime-endpoint", &other.endpoint()]);
+    let _third = Agent::join(p, "third", &NO_CONTAINERS);
     for name in ["second", "third"] {
         p.until_value(&format!("node/{name}"), READY, "True");
     }

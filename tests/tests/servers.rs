@@ -7,14 +7,14 @@ use std::{
     io::copy,
     net::{Shutdown, SocketAddr, TcpListener, TcpStream},
     path::Path,
-    process::{Child, Command, Stdio},
     thread,
 };
 
 use tempfile::TempDir;
 use wasmk_tests::{
+    agent::{Agent, NO_CONTAINERS},
     etcd::Etcd,
-    program::{Program, binary},
+    program::Program,
 };
 
 /// Leads connections to the first of these servers that accepts them, as a balancer before them does; the address
@@ -67,36 +67,6 @@ fn copy_files(from: &Path, to: &Path) {
         } else {
             fs::copy(&path, &target).expect("a readable file");
         }
-    }
-}
-
-/// A machine that has joined by the clients' address; ended when dropped.
-struct Agent(Child);
-
-impl Agent {
-    fn join(program: &Program, server: SocketAddr) -> Self {
-        let token = program.wasmk(&["token", "create", "-q"]);
-        let log = fs::File::create(program.scratch().join("agent.log")).expect("a log file");
-        let mut command = Command::new(binary());
-        command.args([
-            "agent",
-            "--node-name",
-            "worker",
-            "--container-runtime-endpoint",
-            "none",
-            "--data-dir",
-        ]);
-        command.arg(program.scratch().join("agent"));
-        command.args(["--server", &format!("https://{server}"), "--token", token.trim()]);
-        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
-        Self(command.spawn().expect("the agent starts"))
-    }
-}
-
-impl Drop for Agent {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
     }
 }
 
@@ -163,7 +133,7 @@ fn the_cluster_goes_on_without_the_server_that_led_it() {
     let server = format!("--server=https://{door}");
     // By the address of all, with what the third has given out.
     let kubectl = |args: &[&str]| third.kubectl(&[&[server.as_str()], args].concat());
-    let _agent = Agent::join(&second, door);
+    let _agent = Agent::join_at(&second, &format!("https://{door}"), "worker", &NO_CONTAINERS);
     second.until_value("node/worker", "{.status.conditions[?(@.type=='Ready')].status}", "True");
     let names = dns(&third);
     assert_eq!([dns(&first), dns(&second)], [names.clone(), names.clone()]);

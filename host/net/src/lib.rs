@@ -6,6 +6,7 @@
 //! - [`tunnel`] carries streams to an agent over the one connection that the agent opened.
 //! - [`dns`] answers the same names to programs that ask by the protocol.
 //! - [`ingress`] leads HTTP from outside to pods, by host and path.
+//! - [`policy`] says who may talk to whom, as NetworkPolicies want it.
 //! - [`View`] keeps Services and EndpointSlices at hand; [`names`] resolves cluster names with it.
 
 pub mod bind;
@@ -13,6 +14,7 @@ pub mod dns;
 pub mod ingress;
 pub mod names;
 pub mod plan;
+pub mod policy;
 mod pool;
 pub mod proxy;
 mod slices;

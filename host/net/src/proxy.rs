@@ -20,6 +20,7 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     bind::Acceptor,
     plan::{Backends, Listener, Protocol, Table},
+    policy::Gate,
     view::View,
 };
 use balance::Balancer;
@@ -68,7 +69,7 @@ pub async fn run_in(
     view: View,
     node: String,
     place: Arc<dyn Place>,
-    permits: Arc<Semaphore>,
+    (permits, gate): (Arc<Semaphore>, Gate),
     stop: CancellationToken,
 ) {
     let (there, redirections) = (place.clone(), Vec::new());
@@ -84,14 +85,15 @@ pub async fn run_in(
             None
         }
     };
-    let mut proxy = Proxy { place: Some(place), redirected, permits, ..Proxy::default() };
+    let mut proxy = Proxy { place: Some(place), redirected, permits, gate, ..Proxy::default() };
     keep(view, node, &mut proxy, stop).await;
 }
 
-/// Keeps the proxy of `node` as Services and EndpointSlices say, until told to stop.
+/// Keeps the proxy of `node` as Services and EndpointSlices say, until told to stop. The gate judges
+/// clients by the endpoint that is chosen for them.
 /// Connections under way go on while a Service changes.
-pub async fn run(view: View, node: String, permits: Arc<Semaphore>, stop: CancellationToken) {
-    keep(view, node, &mut Proxy { permits, ..Proxy::default() }, stop).await;
+pub async fn run(view: View, node: String, (permits, gate): (Arc<Semaphore>, Gate), stop: CancellationToken) {
+    keep(view, node, &mut Proxy { permits, gate, ..Proxy::default() }, stop).await;
 }
 
 async fn keep(view: View, node: String, proxy: &mut Proxy, stop: CancellationToken) {
@@ -132,12 +134,13 @@ pub struct Proxy {
     /// Addresses that cannot be listened on, with the reason last said.
     refused: HashMap<Listener, io::ErrorKind>,
     permits: Arc<Semaphore>,
+    gate: Gate,
 }
 
 impl Default for Proxy {
     fn default() -> Self {
         let (listeners, refused) = (HashMap::new(), HashMap::new());
-        Self { place: None, redirected: None, listeners, refused, permits: permits() }
+        Self { place: None, redirected: None, listeners, refused, permits: permits(), gate: Gate::open() }
     }
 }
 
@@ -154,6 +157,11 @@ impl Drop for Running {
 }
 
 impl Proxy {
+    /// One that listens on nothing yet.
+    pub fn new(gate: Gate) -> Self {
+        Self { gate, ..Self::default() }
+    }
+
     /// Makes the listeners be those of the table. One that stays keeps its connections.
     pub fn set(&mut self, table: &Table) {
         self.take(table, |_| true);
@@ -223,13 +231,13 @@ impl Proxy {
                 let socket = self.bind(|| crate::bind::tcp(address, !free)).map_err(failed)?;
                 let local = socket.local_addr().map_err(failed)?;
                 let acceptor = Acceptor::new(socket, self.permits.clone());
-                tokio::spawn(tcp::serve(acceptor, balancer.clone(), stop.clone()));
+                tokio::spawn(tcp::serve(acceptor, balancer.clone(), self.gate.clone(), stop.clone()));
                 local
             }
             Protocol::Udp => {
                 let socket = self.bind(|| crate::bind::udp(address, !free)).map_err(failed)?;
                 let local = socket.local_addr().map_err(failed)?;
-                tokio::spawn(udp::serve(socket, balancer.clone(), stop.clone()));
+                tokio::spawn(udp::serve(socket, balancer.clone(), self.gate.clone(), stop.clone()));
                 local
             }
         };

@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, net::IpAddr, path::PathBuf, sync::Arc};
 
 use tokio::sync::{Semaphore, watch};
 use wasmk_api::{Quantity, Timestamp};
-use wasmk_net::{AddressPool, View};
+use wasmk_net::{AddressPool, View, policy::Policies};
 
 use crate::{
     containers::Containers,
@@ -14,6 +14,7 @@ use crate::{
     events::Events,
     functions::Functions,
     logs::Logs,
+    network::Neighbours,
     pod::{Classes, Records, env::Sources},
     running::Registry,
     starts::Starts,
@@ -50,6 +51,8 @@ pub(crate) struct Context {
     pub classes: Classes,
     /// Services and endpoints of the cluster.
     pub view: View,
+    /// Who may talk to whom.
+    pub policies: Policies,
     /// Serve Services' addresses in the pods' network namespaces.
     pub proxy: bool,
     /// Permits for the connections to Services that are passed on.
@@ -73,6 +76,12 @@ pub(crate) struct Context {
 }
 
 impl Context {
+    /// What the networks of pods are made of.
+    pub(crate) fn neighbours(&self) -> Neighbours {
+        let (view, policies) = (self.view.clone(), self.policies.clone());
+        Neighbours { view, policies, node: self.node.as_str().into() }
+    }
+
     /// What pods may use of the memory, in bytes.
     pub(crate) fn memory(&self) -> i64 {
         self.allocatable.get("memory").copied().map_or(0, Quantity::value)

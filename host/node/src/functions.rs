@@ -6,6 +6,7 @@
 
 use std::{
     collections::HashMap,
+    net::Ipv4Addr,
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},
@@ -20,18 +21,23 @@ use wasmk_api::k8s_openapi::{
     api::core::v1::{Container, Pod, PodSpec},
     apimachinery::pkg::apis::meta::v1::ObjectMeta,
 };
-use wasmk_net::View;
+use wasmk_net::{
+    plan::Protocol,
+    policy::{End, Member},
+};
 use wasmk_runtime::Histogram;
 
 use crate::{
     engine::{Body, Engine, Failure, Handler, Kind, Launch, PullPolicy, Wanted},
     logs::LogRing,
-    network::PodNetwork,
+    network::{Neighbours, PodNetwork},
     pod::env::{self, Place, Sources},
 };
 
 /// The family of figures about the way from an image's name to an answer's first byte.
 pub(crate) const PHASES: &str = "wasmk_function_phase_seconds";
+/// Where a function is served that names no port.
+const HTTP_PORT: u16 = 8080;
 /// Functions known to one node at most.
 pub const MAX_FUNCTIONS: usize = 20_000;
 
@@ -115,7 +121,7 @@ pub struct Functions {
 struct Inner {
     engine: Arc<dyn Engine>,
     sources: Arc<dyn Sources>,
-    view: View,
+    neighbours: Neighbours,
     place: Place,
     known: RwLock<HashMap<String, HashMap<String, Slot>>>,
     times: Arc<Times>,
@@ -136,6 +142,9 @@ pub struct Function {
     log: Arc<LogRing>,
     in_flight: AtomicUsize,
     times: Arc<Times>,
+    /// As what policies know it.
+    member: Arc<Member>,
+    neighbours: Neighbours,
 }
 
 /// How long the steps of requests took, of all functions together.
@@ -147,8 +156,14 @@ struct Times {
 
 impl Functions {
     /// None at first.
-    pub fn new(engine: Arc<dyn Engine>, sources: Arc<dyn Sources>, view: View, place: Place) -> Self {
-        let inner = Inner { engine, sources, view, place, known: RwLock::default(), times: Arc::default() };
+    pub(crate) fn new(
+        engine: Arc<dyn Engine>,
+        sources: Arc<dyn Sources>,
+        neighbours: Neighbours,
+        place: Place,
+    ) -> Self {
+        let inner =
+            Inner { engine, sources, neighbours, place, known: RwLock::default(), times: Arc::default() };
         Self { inner: Arc::new(inner) }
     }
 
@@ -238,6 +253,8 @@ impl Functions {
             return Err(FunctionError::NotHttp(image));
         }
         let env = env::environment(&pod, container, &self.inner.place, sources).await?;
+        let neighbours = self.inner.neighbours.clone();
+        let member = Arc::new(Member::of(&pod).unwrap_or_default());
         let launch = Launch {
             name: format!("{}/{}", spec.namespace, spec.revision),
             command: env::words(container.command.as_ref(), &env),
@@ -246,7 +263,7 @@ impl Functions {
             env,
             mounts: Vec::new(),
             // A function has no address of its own and listens on nothing.
-            network: PodNetwork::new(self.inner.view.clone(), &spec.namespace, None, None),
+            network: PodNetwork::of_function(neighbours.clone(), member.clone()),
             memory: crate::pod::memory_limit(container),
             cpu_millis: crate::pod::cpu_limit(container),
             timeout: spec.timeout,
@@ -260,7 +277,8 @@ impl Functions {
         let handler = prepared.program.handler(launch)?;
         let image_id = prepared.image_id;
         let times = self.inner.times.clone();
-        Ok(Arc::new(Function { spec, image_id, handler, log, in_flight: AtomicUsize::new(0), times }))
+        let in_flight = AtomicUsize::new(0);
+        Ok(Arc::new(Function { spec, image_id, handler, log, in_flight, times, member, neighbours }))
     }
 }
 
@@ -280,9 +298,36 @@ fn stand_in(spec: &FunctionSpec) -> Pod {
 }
 
 impl Function {
-    /// Answers one request in an instance of its own. A guest's fault becomes a 5xx response.
+    /// Answers one request in an instance of its own. A guest's fault becomes a 5xx response, and so does what
+    /// network policies do not let through to the revision's pods.
     /// `routed` is the time that went by before, for the figures.
     pub async fn call(&self, request: http::Request<Body>, routed: Duration) -> http::Response<Body> {
+        if !self.admits() {
+            let text = "a network policy lets no request through to this function\n";
+            let mut response = http::Response::new(wasmk_runtime::full(text));
+            *response.status_mut() = http::StatusCode::GATEWAY_TIMEOUT;
+            return response;
+        }
+        self.answer(request, routed).await
+    }
+
+    /// Whether a pod of the revision would take connections of the gateway, which is a program of this machine.
+    fn admits(&self) -> bool {
+        let policies = &self.neighbours.policies;
+        if !policies.is_active() {
+            return true;
+        }
+        let table = policies.table();
+        let gateway = table.end(Ipv4Addr::LOCALHOST.into());
+        table.allows_between(gateway, End::nameless(&self.member), self.port(), Protocol::Tcp)
+    }
+
+    fn port(&self) -> u16 {
+        let ports = self.spec.pod.containers.first().and_then(|c| c.ports.as_ref()?.first());
+        ports.and_then(|p| u16::try_from(p.container_port).ok()).unwrap_or(HTTP_PORT)
+    }
+
+    async fn answer(&self, request: http::Request<Body>, routed: Duration) -> http::Response<Body> {
         self.in_flight.fetch_add(1, Ordering::Relaxed);
         let _guard = Leave(&self.in_flight);
         let began = std::time::Instant::now();
@@ -331,6 +376,7 @@ struct Adopted(Arc<Function>);
 #[async_trait]
 impl Handler for Adopted {
     async fn handle(&self, request: http::Request<Body>) -> http::Response<Body> {
-        self.0.call(request, Duration::ZERO).await
+        // The pod's listener has asked the policies.
+        self.0.answer(request, Duration::ZERO).await
     }
 }

@@ -23,6 +23,7 @@ mod keyvalue;
 pub mod logs;
 mod machine;
 mod memory;
+mod netfilter;
 mod netns;
 mod network;
 mod node;

@@ -113,7 +113,11 @@ fn rules(to: &[Redirection]) -> String {
     )
 }
 
-fn nft(rules: &str) -> io::Result<()> {
+/// Gives `nft` a script, which it carries out as a whole or not at all.
+///
+/// # Errors
+/// When it is not there, or refuses.
+pub(crate) fn nft(rules: &str) -> io::Result<()> {
     let mut child = Command::new("nft")
         .args(["-f", "-"])
         .stdin(Stdio::piped())

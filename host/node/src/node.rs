@@ -7,7 +7,11 @@ use thiserror::Error;
 use tokio::sync::{Semaphore, watch};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use wasmk_api::{Quantity, Timestamp};
-use wasmk_net::{AddressPool, View, proxy};
+use wasmk_net::{
+    AddressPool, View,
+    policy::{Gate, Policies},
+    proxy,
+};
 
 use crate::{
     containers::Containers,
@@ -20,6 +24,7 @@ use crate::{
     http,
     logs::Logs,
     machine, memory,
+    network::Neighbours,
     pod::{Records, env::Place},
     pods::Pods,
     pressure,
@@ -80,6 +85,12 @@ impl Node {
         let capacity = settings.capacity.unwrap_or_else(|| machine::capacity(&settings.data_dir));
         let (events, write_events) = Events::new(client.clone(), &settings.name);
         let (view, keep_view) = View::new(client.clone());
+        let (policies, keep_policies) = Policies::new(client.clone(), view.clone());
+        let neighbours = Neighbours {
+            view: view.clone(),
+            policies: policies.clone(),
+            node: settings.name.as_str().into(),
+        };
         let memory_dir = memory::open(&settings.data_dir);
         let kept = settings.data_dir.join("sources");
         let sources = Arc::new(ApiSources::new(client.clone(), view.clone(), kept, memory_dir.as_deref()));
@@ -114,10 +125,11 @@ impl Node {
             began: Timestamp::now(),
             host_ip: settings.address,
             client: client.clone(),
-            functions: Functions::new(engine.clone(), sources.clone(), view.clone(), place),
+            functions: Functions::new(engine.clone(), sources.clone(), neighbours, place),
             engine: engine.clone(),
             sources,
             view: view.clone(),
+            policies: policies.clone(),
             logs: Arc::new(Logs::new(logs, settings.log_links.clone())),
             containers: containers.clone(),
             proxy: settings.proxy,
@@ -146,6 +158,7 @@ impl Node {
         };
         tasks.spawn(until_stopped(Box::pin(write_events)));
         tasks.spawn(until_stopped(Box::pin(keep_view)));
+        tasks.spawn(until_stopped(Box::pin(keep_policies)));
         tasks.spawn(until_stopped(Box::pin(csi.keep())));
         let announced = devices.amounts();
         tasks.spawn(until_stopped(Box::pin(devices.keep())));
@@ -169,8 +182,8 @@ impl Node {
             tasks.spawn(until_stopped(Box::pin(containers.keep())));
         }
         if settings.proxy {
-            let connections = cx.connections.clone();
-            tasks.spawn(proxy::run(view, settings.name.clone(), connections, stop.clone()));
+            let asked = (cx.connections.clone(), Gate::new(policies));
+            tasks.spawn(proxy::run(view, settings.name.clone(), asked, stop.clone()));
         }
         let news = News { containers: info, volumes: in_use, devices: announced };
         let registrar = Registrar::new(settings, capacity, engine.version(), client, addresses, news);

@@ -4,7 +4,7 @@ use std::{collections::HashMap, sync::Arc};
 
 use parking_lot::Mutex;
 use tokio_util::sync::DropGuard;
-use wasmk_net::{plan::Table, proxy::Proxy};
+use wasmk_net::{plan::Table, policy::Gate, proxy::Proxy};
 
 use crate::{engine::Launch, netns::Netns};
 
@@ -86,14 +86,19 @@ impl Registry {
         }
     }
 
-    /// Makes the node's ports that lead to a pod be those of the table.
-    pub(crate) fn set_ports(&self, uid: &str, table: Table) {
+    /// Makes the node's ports that lead to a pod be those of the table, for those whom the gate lets pass.
+    pub(crate) fn set_ports(&self, uid: &str, table: Table, gate: Gate) {
         let mut inner = self.inner.lock();
         if table.is_empty() {
             drop(inner.ports.remove(uid));
         } else {
-            inner.ports.entry(uid.into()).or_default().set(&table);
+            inner.ports.entry(uid.into()).or_insert_with(|| Proxy::new(gate)).set(&table);
         }
+    }
+
+    /// Forgets the node's ports that lead to a pod.
+    pub(crate) fn clear_ports(&self, uid: &str) {
+        self.inner.lock().ports.remove(uid);
     }
 
     /// The network namespace of a pod that has one of its own.

@@ -15,7 +15,7 @@ use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore},
     time::{Instant, timeout, timeout_at},
 };
-use wasmk_net::bind::Acceptor;
+use wasmk_net::{bind::Acceptor, policy::Gate};
 use wasmk_runtime::StopSignal;
 
 use crate::{
@@ -63,11 +63,16 @@ pub(crate) fn bind_in(namespace: &Netns, address: SocketAddr) -> Result<TcpListe
 }
 
 /// Serves until asked to stop. Open requests then have their grace, and so have those that come later: a
-/// Service goes on sending here until it hears of the stop.
-pub(crate) async fn run(listener: TcpListener, handler: Arc<dyn Handler>, stop: StopSignal) {
+/// Service goes on sending here until it hears of the stop. Whom the gate does not let pass gets no answer.
+pub(crate) async fn run(listener: TcpListener, handler: Arc<dyn Handler>, gate: Gate, stop: StopSignal) {
+    let local = listener.local_addr();
     let acceptor = Acceptor::new(listener, Arc::new(Semaphore::new(CONNECTIONS)));
     let graceful = GracefulShutdown::new();
-    let serve = |(stream, _, permit): (TcpStream, SocketAddr, OwnedSemaphorePermit)| {
+    let serve = |(stream, client, permit): (TcpStream, SocketAddr, OwnedSemaphorePermit)| {
+        let Some(stream) = local.as_ref().ok().and_then(|local| gate.pass(stream, client.ip(), *local))
+        else {
+            return;
+        };
         let (handler, stop, watcher) = (handler.clone(), stop.clone(), graceful.watcher());
         tokio::spawn(async move {
             connection(stream, handler, &stop, watcher).await;
@@ -148,7 +153,7 @@ mod tests {
         let listener = bind(([127, 0, 0, 1], 0).into()).unwrap();
         let address = listener.local_addr().unwrap();
         let stop = StopSignal::new();
-        let running = tokio::spawn(run(listener, Arc::new(Hello), stop.clone()));
+        let running = tokio::spawn(run(listener, Arc::new(Hello), Gate::open(), stop.clone()));
         let silent = TcpStream::connect(address).await.unwrap();
         let before = ask(address);
         stop.stop(Duration::from_secs(30));
@@ -170,7 +175,7 @@ mod tests {
         let listener = bind(([127, 0, 0, 1], 0).into()).unwrap();
         let address = listener.local_addr().unwrap();
         let stop = StopSignal::new();
-        let running = tokio::spawn(run(listener, Arc::new(Hello), stop.clone()));
+        let running = tokio::spawn(run(listener, Arc::new(Hello), Gate::open(), stop.clone()));
         let silent = TcpStream::connect(address).await.unwrap();
         stop.kill();
         timeout(Duration::from_secs(20), running).await.unwrap().unwrap();

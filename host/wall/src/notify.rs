@@ -170,7 +170,7 @@ impl<N: Networks> Sockets<N> {
         }
         let free = networks.iter().find(|network| network.address().is_none());
         let network = free.or(networks.first()).cloned().ok_or(Errno::EACCES)?;
-        if let Some(own) = network.address().filter(|own: &IpAddr| own.is_ipv4() == remote.is_ipv4()) {
+        if let Some(own) = network.source(remote).filter(|own: &IpAddr| own.is_ipv4() == remote.is_ipv4()) {
             socket::bind(socket.as_raw_fd(), &SockaddrStorage::from(SocketAddr::new(own, 0)))?;
         }
         Ok(network)

@@ -211,7 +211,7 @@ async fn connect_from(to: SocketAddr, network: &dyn Network) -> std::io::Result<
         made = Some(if to.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() });
     });
     let socket = made.unwrap_or_else(|| Err(std::io::ErrorKind::NetworkUnreachable.into()))?;
-    if let Some(own) = network.address().filter(|own| own.is_ipv4() == to.is_ipv4()) {
+    if let Some(own) = network.source(to).filter(|own| own.is_ipv4() == to.is_ipv4()) {
         socket.bind(SocketAddr::new(own, 0))?;
     }
     socket.connect(to).await

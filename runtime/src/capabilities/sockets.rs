@@ -151,7 +151,7 @@ async fn tcp_connect(
     let network = Arc::clone(&store.data().network);
     let remote = network.connect(Protocol::Tcp, remote.into()).map_err(|error| refusal(&error))?;
     let mut sockets = store.data_mut().sockets();
-    if let Some(own) = network.address().filter(|own| own.is_ipv4() == remote.is_ipv4()) {
+    if let Some(own) = network.source(remote).filter(|own| own.is_ipv4() == remote.is_ipv4()) {
         let (this, other) = (borrow(&socket), borrow(&handle));
         // A socket that is bound already says so, and stays where it is.
         let local = SocketAddr::new(own, 0).into();

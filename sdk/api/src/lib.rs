@@ -28,3 +28,7 @@ pub use schedule::Schedule;
 pub use selector::{FieldSelector, LabelSelector, Operator, Requirement, SelectorError};
 pub use status::{Cause, Reason, Status};
 pub use time::{Timestamp, human_duration, parse_duration};
+
+/// Where the parts of a node connect from when they reach a pod for the cluster's sake: probes, port-forwards, proxies
+/// that have judged whom they speak for. Network policies let it pass; no pod can have it.
+pub const NODE_SOURCE: std::net::Ipv4Addr = std::net::Ipv4Addr::new(127, 0, 42, 1);

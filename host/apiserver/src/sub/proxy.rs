@@ -1,11 +1,12 @@
 //! `nodes|pods|services/proxy`: HTTP to whatever listens there, over TLS where the name says `https:`.
 
-use std::sync::Arc;
+use std::{io, net::Ipv4Addr, sync::Arc};
 
 use axum::extract::Request;
 use hyper_util::rt::TokioIo;
 use serde_json::Value;
-use wasmk_api::{Object, Reason, Status};
+use tokio::net::{TcpSocket, TcpStream};
+use wasmk_api::{NODE_SOURCE, Object, Reason, Status};
 
 use super::node;
 use crate::{
@@ -59,14 +60,25 @@ pub(crate) async fn serve(
         let stream = stream.map_err(|why| unreachable(&endpoint.name, &why))?;
         return node::over(TokioIo::new(stream), name, &target, request).await;
     }
-    let connected =
-        tokio::time::timeout(CONNECT, tokio::net::TcpStream::connect((address.as_str(), port))).await;
+    let connected = tokio::time::timeout(CONNECT, connect(&address, port)).await;
     let stream = match connected {
         Ok(Ok(stream)) => stream,
         Ok(Err(error)) => return Err(unreachable(&address, &error.to_string())),
         Err(_) => return Err(unreachable(&address, "it does not answer")),
     };
     node::over(TokioIo::new(stream), name, &target, request).await
+}
+
+/// Connects as a node does for its own sake: whoever may use the proxy reaches pods that policies keep others from.
+async fn connect(host: &str, port: u16) -> io::Result<TcpStream> {
+    match host.parse::<Ipv4Addr>() {
+        Ok(ip) if ip.is_loopback() => {
+            let socket = TcpSocket::new_v4()?;
+            socket.bind((NODE_SOURCE, 0).into())?;
+            socket.connect((ip, port).into()).await
+        }
+        _ => TcpStream::connect((host, port)).await,
+    }
 }
 
 fn unreachable(whom: &str, why: &str) -> Status {

@@ -34,6 +34,10 @@ impl Kind for NetworkPolicy {
         policy_spec(spec(obj), errors);
     }
 
+    fn warnings(&self, obj: &Object, _old: Option<&Object>) -> Vec<String> {
+        without_effect(spec(obj))
+    }
+
     fn columns(&self) -> &'static [Column] {
         columns::of("networking.k8s.io/NetworkPolicy")
     }
@@ -144,4 +148,27 @@ fn ip_block(block: &Value, at: &At<'_>, errors: &mut Errors) {
             errors.invalid_text(&place.index(i), except, "must be a strict subset of `cidr`");
         }
     }
+}
+
+/// What is accepted as elsewhere and changes nothing here.
+fn without_effect(spec: &Value) -> Vec<String> {
+    let mut all = Vec::new();
+    for (direction, peers) in [("ingress", "from"), ("egress", "to")] {
+        for (i, rule) in list(spec, direction).iter().enumerate() {
+            let at = format!("spec.{direction}[{i}]");
+            for (j, port) in list(rule, "ports").iter().enumerate() {
+                if text(port, "protocol") == "SCTP" {
+                    let why = "Wasm pods have no SCTP, so this opens nothing for them";
+                    all.push(format!("{at}.ports[{j}].protocol: {why}"));
+                }
+            }
+            for (j, peer) in list(rule, peers).iter().enumerate() {
+                if get(peer, "ipBlock").is_some_and(|block| text(block, "cidr").contains(':')) {
+                    let why = "pods here have IPv4 addresses only, so this means nobody";
+                    all.push(format!("{at}.{peers}[{j}].ipBlock.cidr: {why}"));
+                }
+            }
+        }
+    }
+    all
 }

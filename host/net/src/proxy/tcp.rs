@@ -6,7 +6,7 @@ use tokio::{net::TcpStream, time::timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::balance::Balancer;
-use crate::bind::Acceptor;
+use crate::{bind::Acceptor, plan::Protocol, policy::Gate};
 
 /// Endpoints tried for one connection.
 const TRIES: usize = 3;
@@ -16,23 +16,28 @@ const CONNECT: Duration = Duration::from_secs(5);
 const BUFFER: usize = 16 * 1024;
 
 /// Accepts until told to stop; connections under way go on.
-pub(super) async fn serve(acceptor: Acceptor, balancer: Arc<Balancer>, stop: CancellationToken) {
+pub(super) async fn serve(acceptor: Acceptor, balancer: Arc<Balancer>, gate: Gate, stop: CancellationToken) {
     loop {
         let (stream, client, permit) = tokio::select! {
             () = stop.cancelled() => return,
             accepted = acceptor.next() => accepted,
         };
-        let balancer = balancer.clone();
+        let (balancer, gate) = (balancer.clone(), gate.clone());
         tokio::spawn(async move {
-            pass(stream, client, &balancer).await;
+            pass(stream, client, &balancer, &gate).await;
             drop(permit);
         });
     }
 }
 
-async fn pass(mut stream: TcpStream, client: SocketAddr, balancer: &Balancer) {
+async fn pass(mut stream: TcpStream, client: SocketAddr, balancer: &Balancer, gate: &Gate) {
     for endpoint in balancer.choose(client.ip()).into_iter().take(TRIES) {
-        let Ok(Ok(mut backend)) = timeout(CONNECT, TcpStream::connect(endpoint)).await else { continue };
+        // Whom the choice falls on decides: a network that forbids it would not choose another either.
+        if !gate.allows(client.ip(), endpoint, Protocol::Tcp) {
+            return gate.policies().hold(stream);
+        }
+        let connected = timeout(CONNECT, gate.policies().connect(endpoint)).await;
+        let Ok(Ok(mut backend)) = connected else { continue };
         balancer.connected(client.ip(), endpoint);
         // Small requests must not wait for more.
         let _ = backend.set_nodelay(true);

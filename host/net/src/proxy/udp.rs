@@ -19,6 +19,10 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use super::balance::Balancer;
+use crate::{
+    plan::Protocol,
+    policy::{Gate, Policies},
+};
 
 /// Clients of one service port at a time; for one more the one that was silent longest is forgotten.
 const SESSIONS: usize = 1024;
@@ -34,7 +38,7 @@ const QUEUE: usize = 64;
 const DATAGRAM: usize = 65_535;
 
 /// Receives until told to stop.
-pub(super) async fn serve(socket: UdpSocket, balancer: Arc<Balancer>, stop: CancellationToken) {
+pub(super) async fn serve(socket: UdpSocket, balancer: Arc<Balancer>, gate: Gate, stop: CancellationToken) {
     let socket = Arc::new(socket);
     let mut sessions = Sessions::new(SESSIONS);
     let mut buffer = vec![0; DATAGRAM];
@@ -48,9 +52,14 @@ pub(super) async fn serve(socket: UdpSocket, balancer: Arc<Balancer>, stop: Canc
         let datagram = buffer[..length].to_vec();
         if !sessions.is_open(client) {
             let Some(endpoint) = balancer.choose(client.ip()).first().copied() else { continue };
+            if !gate.allows(client.ip(), endpoint, Protocol::Udp) {
+                continue;
+            }
             balancer.connected(client.ip(), endpoint);
             let (datagrams, used) = sessions.open(client);
-            tokio::spawn(session(socket.clone(), client, endpoint, datagrams, used, stop.clone()));
+            let policies = gate.policies().clone();
+            let ends = (client, endpoint);
+            tokio::spawn(session(socket.clone(), ends, policies, (datagrams, used), stop.clone()));
         }
         sessions.pass(client, datagram);
     }
@@ -118,17 +127,13 @@ impl Sessions {
 
 async fn session(
     front: Arc<UdpSocket>,
-    client: SocketAddr,
-    endpoint: SocketAddr,
-    mut datagrams: mpsc::Receiver<Vec<u8>>,
-    used: Arc<Used>,
+    (client, endpoint): (SocketAddr, SocketAddr),
+    policies: Policies,
+    (mut datagrams, used): (mpsc::Receiver<Vec<u8>>, Arc<Used>),
     stop: CancellationToken,
 ) {
     let work = async {
-        let local: SocketAddr =
-            if endpoint.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" }.parse().map_err(io::Error::other)?;
-        let back = UdpSocket::bind(local).await?;
-        back.connect(endpoint).await?;
+        let back = policies.datagrams(endpoint).await?;
         // Room that nothing is written to costs no memory.
         let mut buffer = Vec::with_capacity(DATAGRAM);
         let (mut asked, mut answered) = (0, 0);

@@ -35,6 +35,8 @@ use super::{
     spdy::{self, Event, Reader},
     upgrade::{self, SPDY},
 };
+use wasmk_net::policy::Policies;
+
 use crate::netns::Netns;
 
 /// Protocol inside the streams.
@@ -67,6 +69,7 @@ pub(super) async fn forward(
     };
     let target = Target {
         address,
+        policies: shared.cx.policies.clone(),
         namespace: shared.cx.running.namespace(known.metadata.uid.as_deref().unwrap_or_default()),
     };
     let Some((answer, over)) = handshake(request.headers()) else {
@@ -151,6 +154,7 @@ async fn unwrap<S: AsyncRead + AsyncWrite + Unpin>(io: S, target: Target) -> io:
 #[derive(Clone)]
 struct Target {
     address: IpAddr,
+    policies: Policies,
     /// A pod with a network namespace of its own may listen on its loopback only.
     namespace: Option<Netns>,
 }
@@ -160,7 +164,7 @@ impl Target {
         let address = SocketAddr::new(self.address, port);
         match &self.namespace {
             Some(namespace) => namespace.connect(address, CONNECT).await,
-            None => tokio::time::timeout(CONNECT, TcpStream::connect(address)).await?,
+            None => tokio::time::timeout(CONNECT, self.policies.connect(address)).await?,
         }
     }
 }
@@ -366,7 +370,11 @@ mod tests {
     async fn exchange(port: u16) -> Vec<Vec<u8>> {
         let (out, mut frames) = mpsc::channel(QUEUE);
         let (mut streams, mut tasks) = (Streams::default(), JoinSet::new());
-        let target = Target { address: "127.0.0.1".parse().unwrap(), namespace: None };
+        let target = Target {
+            address: "127.0.0.1".parse().unwrap(),
+            policies: wasmk_net::policy::Policies::none(),
+            namespace: None,
+        };
         assert!(open(&mut streams, 1, &headers("error", port), &target, &out, &mut tasks));
         assert!(open(&mut streams, 3, &headers("data", port), &target, &out, &mut tasks));
         let _ = streams.inbox[&3].send(b"ping".to_vec()).await;
@@ -396,7 +404,11 @@ mod tests {
     async fn an_error_stream_that_is_ended_at_once_still_belongs_to_its_connection() {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let port = listener.local_addr().unwrap().port().to_string();
-        let target = Target { address: "127.0.0.1".parse().unwrap(), namespace: None };
+        let target = Target {
+            address: "127.0.0.1".parse().unwrap(),
+            policies: wasmk_net::policy::Policies::none(),
+            namespace: None,
+        };
         let (mut near, far) = tokio::io::duplex(PIPE);
         let session = tokio::spawn(session(far, target));
         let headers = |kind| [("streamtype", kind), ("port", &*port), ("requestid", "0")];
@@ -429,7 +441,11 @@ mod tests {
         let limit = Duration::from_secs(20);
         for over in [Over::Spdy, Over::Tunnel] {
             let (port, talk) = talker().await;
-            let target = Target { address: "127.0.0.1".parse().unwrap(), namespace: None };
+            let target = Target {
+                address: "127.0.0.1".parse().unwrap(),
+                policies: wasmk_net::policy::Policies::none(),
+                namespace: None,
+            };
             let (near, far) = tokio::io::duplex(PIPE);
             let wire = ["error", "data"].into_iter().zip([1, 3]).flat_map(|(kind, id)| {
                 let port = port.to_string();

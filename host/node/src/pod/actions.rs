@@ -1,6 +1,6 @@
 //! What probes and lifecycle hooks do: ask a container by HTTP, TCP or gRPC, or run a command in it.
 
-use std::{fmt::Display, net::IpAddr, sync::Arc, time::Duration};
+use std::{fmt::Display, io, net::IpAddr, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use http_body_util::{BodyExt, Empty, Limited};
@@ -21,6 +21,8 @@ use wasmk_api::k8s_openapi::{
     apimachinery::pkg::util::intstr::IntOrString,
 };
 
+use wasmk_net::policy::Policies;
+
 use crate::engine::Exec;
 
 /// Bytes of an answer that are read at most.
@@ -38,6 +40,8 @@ pub(super) struct Reach<'a> {
     pub(super) address: IpAddr,
     /// Runs commands in it.
     pub(super) exec: &'a dyn Exec,
+    /// What would hold up other clients.
+    pub(super) policies: &'a Policies,
     /// For the names of its ports.
     pub(super) container: &'a Container,
 }
@@ -102,10 +106,22 @@ impl Reach<'_> {
         named.filter(|h| !h.is_empty()).cloned().unwrap_or_else(|| self.address.to_string())
     }
 
+    /// To the first address of the host that answers.
+    async fn connect(&self, host: &str, port: u16) -> io::Result<TcpStream> {
+        let mut failed = io::Error::from(io::ErrorKind::AddrNotAvailable);
+        for address in tokio::net::lookup_host((host, port)).await? {
+            match self.policies.connect(address).await {
+                Ok(stream) => return Ok(stream),
+                Err(error) => failed = error,
+            }
+        }
+        Err(failed)
+    }
+
     async fn tcp(&self, tcp: &TCPSocketAction) -> Result<(), String> {
         let port = port(&tcp.port, self.container)?;
         let host = self.host(tcp.host.as_ref());
-        TcpStream::connect((host.as_str(), port)).await.map(drop).map_err(|e| e.to_string())
+        self.connect(&host, port).await.map(drop).map_err(|e| e.to_string())
     }
 
     async fn http_get(&self, get: &HTTPGetAction) -> Result<(), String> {
@@ -114,7 +130,7 @@ impl Reach<'_> {
         let host = self.host(get.host.as_ref());
         let (url, request) = request(get, &host, port, secure)?;
         let failed = |e: &dyn Display| format!("Get \"{url}\": {e}");
-        let stream = TcpStream::connect((host.as_str(), port)).await.map_err(|e| failed(&e))?;
+        let stream = self.connect(&host, port).await.map_err(|e| failed(&e))?;
         let answer = if secure {
             let stream = tls(&host, stream).await.map_err(|e| failed(&e))?;
             exchange(stream, request).await
@@ -133,6 +149,7 @@ impl Reach<'_> {
         let address = format!("http://{}:{}", self.address, grpc.port);
         let failed = |e: &dyn Display| format!("service unhealthy: {address}: {e}");
         let endpoint = tonic::transport::Endpoint::from_shared(address.clone()).map_err(|e| failed(&e))?;
+        let endpoint = endpoint.local_address(self.policies.source(self.address));
         let channel = endpoint.connect().await.map_err(|_| failed(&"cannot connect"))?;
         let mut client = tonic::client::Grpc::new(channel);
         client.ready().await.map_err(|e| failed(&e))?;

@@ -45,7 +45,8 @@ async fn attempts_say_what_went_wrong() {
         serde_json::from_value(json!({"name": "c", "ports": [{"name": "web", "containerPort": port}]}))
             .unwrap();
     let address = IpAddr::V4(Ipv4Addr::LOCALHOST);
-    let reach = Reach { address, exec: &Codes, container: &container };
+    let policies = Policies::none();
+    let reach = Reach { address, exec: &Codes, policies: &policies, container: &container };
     for (probe, expect) in [
         (json!({"httpGet": {"path": "/good", "port": "web"}}), Ok(())),
         (json!({"httpGet": {"path": "bad", "port": port}}), Err("HTTP probe failed with statuscode: 503")),
@@ -95,7 +96,13 @@ async fn https_is_asked_without_looking_at_the_certificate() {
         let _ = stream.shutdown().await;
     });
     let container = Container { name: "c".into(), ..Container::default() };
-    let reach = Reach { address: Ipv4Addr::LOCALHOST.into(), exec: &Codes, container: &container };
+    let policies = Policies::none();
+    let reach = Reach {
+        address: Ipv4Addr::LOCALHOST.into(),
+        exec: &Codes,
+        policies: &policies,
+        container: &container,
+    };
     let probe = json!({"httpGet": {"path": "/", "port": port, "scheme": "HTTPS"}});
     let probe = serde_json::from_value(probe).unwrap();
     assert_eq!(reach.probe(&probe, Duration::from_secs(10)).await, Ok(()));

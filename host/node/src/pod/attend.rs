@@ -70,6 +70,7 @@ impl Attended<'_> {
         Reach {
             address: place.pod_ip.unwrap_or(place.host_ip),
             exec: self.exec,
+            policies: &self.run.cx.policies,
             container: &self.run.container,
         }
     }

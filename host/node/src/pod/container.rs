@@ -23,6 +23,8 @@ use super::{
     probe::{Finding, Tell, Which},
     volumes,
 };
+use wasmk_net::policy::Gate;
+
 use crate::{
     containers::Sandbox,
     context::Context,
@@ -143,7 +145,8 @@ impl Run {
         let log = self.open_log()?;
         self.event(Level::Normal, "Created", &format!("Container created: {}", self.container.name));
         let namespace = self.cx.running.namespace(self.uid());
-        let network = PodNetwork::new(self.cx.view.clone(), self.namespace(), self.place.pod_ip, namespace);
+        let network =
+            PodNetwork::of_pod(self.cx.neighbours(), self.namespace(), self.place.pod_ip, namespace);
         let launch = Launch {
             name: self.full_name(),
             command: env::words(self.container.command.as_ref(), &env),
@@ -276,7 +279,13 @@ impl Run {
             Some(function) => function.handler(),
             None => prepared.program.handler((*launch).clone())?,
         };
-        let listener = match self.cx.running.namespace(self.uid()) {
+        let namespace = self.cx.running.namespace(self.uid());
+        // What comes into a namespace of its own is judged there.
+        let gate = match &namespace {
+            Some(_) => Gate::open(),
+            None => Gate::new(self.cx.policies.clone()),
+        };
+        let listener = match namespace {
             // All addresses there are the pod's own, and its other containers use the loopback.
             Some(namespace) => serve::bind_in(&namespace, (IpAddr::V4(Ipv4Addr::UNSPECIFIED), port).into()),
             None => serve::bind((self.place.pod_ip.unwrap_or(self.place.host_ip), port).into()),
@@ -291,7 +300,7 @@ impl Run {
             tokio::select! {
                 biased;
                 end = handler.ended() => end,
-                () = serve::run(listener, handler.clone(), stop) => {
+                () = serve::run(listener, handler.clone(), gate, stop) => {
                     End { code: 0, reason: "Completed".into(), message: String::new() }
                 }
             }

@@ -5,12 +5,13 @@ use std::{
     net::Ipv4Addr,
     path::{Path, PathBuf},
     sync::Arc,
+    time::Duration,
 };
 
 use futures::{StreamExt, stream};
 use tokio_util::sync::{CancellationToken, DropGuard};
 use wasmk_api::k8s_openapi::api::core::v1::{Pod, PodSpec};
-use wasmk_net::proxy;
+use wasmk_net::{policy::Gate, proxy};
 
 use super::{
     env::Place,
@@ -21,10 +22,14 @@ use crate::{
     containers::{Containers, Sandbox},
     context::Context,
     engine::Failure,
+    events::Level,
+    netfilter::Filter,
     netns::Netns,
     register::WASM_HANDLERS,
 };
 
+/// Longest wait for policies to know a pod.
+const SETTLE: Duration = Duration::from_secs(1);
 /// Images of one pod looked at at a time.
 const LOOKS: usize = 4;
 
@@ -56,7 +61,8 @@ impl SetUp {
         let outcome = match outcome {
             Ok(()) => {
                 let table = placed.ip.map(|ip| ports::table(&self.pod, ip.into(), self.cx.host_ip));
-                self.cx.running.set_ports(self.uid(), table.unwrap_or_default());
+                let gate = Gate::new(self.cx.policies.clone());
+                self.cx.running.set_ports(self.uid(), table.unwrap_or_default(), gate);
                 self.volumes(placed.ip).await
             }
             failed => failed,
@@ -77,7 +83,9 @@ impl SetUp {
         let host_network = self.pod.spec.as_ref().and_then(|s| s.host_network) == Some(true);
         if !host_network {
             let address = self.address(placed.ip);
-            placed.ip = Some(address.map_err(|text| Failure::new("FailedCreatePodSandBox", text))?);
+            let address = address.map_err(|text| Failure::new("FailedCreatePodSandBox", text))?;
+            placed.ip = Some(address);
+            self.settle(address).await;
         }
         Ok(())
     }
@@ -115,8 +123,15 @@ impl SetUp {
             }
             None => None,
         };
-        self.cx.running.set_namespace(self.uid(), namespace.map(|netns| self.serve(netns)));
         placed.ip = ready.sandbox.ip.or(placed.ip);
+        if let Some(ip) = ready.sandbox.ip {
+            self.settle(ip).await;
+        }
+        let surroundings = match namespace {
+            Some(netns) => Some(self.serve(netns, ready.sandbox.ip).await),
+            None => None,
+        };
+        self.cx.running.set_namespace(self.uid(), surroundings);
         placed.fresh = ready.fresh;
         placed.sandbox = Some(ready.sandbox);
         Ok(())
@@ -124,13 +139,41 @@ impl SetUp {
 
     /// The addresses of Services are on the machine's loopback, which a pod's namespace has not: a proxy
     /// inside has them instead.
-    fn serve(&self, netns: Netns) -> (Netns, DropGuard) {
+    async fn serve(&self, netns: Netns, ip: Option<Ipv4Addr>) -> (Netns, DropGuard) {
         let stop = CancellationToken::new();
+        if let Some(ip) = ip {
+            self.filter(netns.clone(), ip, stop.clone()).await;
+        }
         if self.cx.proxy {
             let (view, node, place) = (self.cx.view.clone(), self.cx.node.clone(), Arc::new(netns.clone()));
-            tokio::spawn(proxy::run_in(view, node, place, self.cx.connections.clone(), stop.clone()));
+            let policies = self.cx.policies.clone();
+            let gate =
+                ip.map_or_else(|| Gate::new(policies.clone()), |ip| Gate::of(policies.clone(), ip.into()));
+            let asked = (self.cx.connections.clone(), gate);
+            tokio::spawn(proxy::run_in(view, node, place, asked, stop.clone()));
         }
         (netns, stop.drop_guard())
+    }
+
+    /// Lets policies know the pod before it is anybody's peer.
+    async fn settle(&self, ip: Ipv4Addr) {
+        self.cx.policies.place(&self.pod, ip.into());
+        self.cx.policies.settled(ip.into(), SETTLE).await;
+    }
+
+    /// Holds what comes and goes by the pod's namespace to the policies, from now on.
+    async fn filter(&self, netns: Netns, ip: Ipv4Addr, stop: CancellationToken) {
+        let mut filter = Filter::new(self.cx.policies.clone(), netns, ip);
+        let (cx, pod) = (self.cx.clone(), self.pod.clone());
+        let failed = move |error: &std::io::Error| {
+            let text =
+                format!("network policies are not enforced for this pod (is nftables installed?): {error}");
+            tracing::warn!(pod = pod.metadata.name, "{text}");
+            cx.events.pod(&pod, Level::Warning, "NetworkPolicyNotEnforced", &text);
+        };
+        // What fails now is tried and told again.
+        let _ = filter.update().await;
+        tokio::spawn(filter.keep(failed, stop));
     }
 
     /// The runtime's handler for the pod; those of WebAssembly are ours and mean its default.

@@ -325,7 +325,7 @@ impl Worker {
             if let Some(pool) = &*self.cx.addresses.borrow() {
                 pool.give_back(self.uid());
             }
-            self.cx.running.set_ports(self.uid(), Default::default());
+            self.cx.running.clear_ports(self.uid());
             self.discard_sandbox();
             self.unmount();
         }

@@ -66,6 +66,11 @@ impl Network for Asking {
         self.address
     }
 
+    fn source(&self, remote: SocketAddr) -> Option<IpAddr> {
+        // From loopback no other machine can be reached; the agent gives a socket that is not bound its address.
+        self.address.filter(|own| !own.is_loopback() || remote.ip().is_loopback())
+    }
+
     async fn resolve(&self, name: &str) -> Result<Vec<IpAddr>, NetworkError> {
         match self.questions.ask(self.guest, Question::Resolve(name.to_owned())).await {
             Some(Answer::Resolved(found)) => found.map_err(Into::into),

@@ -147,7 +147,11 @@ mod tests {
         let unused = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let closed = unused.local_addr().unwrap().port();
         drop(unused);
-        let target = Target { address: "127.0.0.1".parse().unwrap(), namespace: None };
+        let target = Target {
+            address: "127.0.0.1".parse().unwrap(),
+            policies: wasmk_net::policy::Policies::none(),
+            namespace: None,
+        };
         let (near, far) = tokio::io::duplex(CHUNK);
         let session = tokio::spawn(serve(far, target, vec![open, closed]));
         let mut client = WebSocketStream::from_raw_socket(near, Role::Client, None).await;

@@ -130,8 +130,9 @@ impl Worker {
             pool.give_back(self.uid());
         }
         self.cx.devices.release(self.uid());
+        self.cx.policies.leave(&self.pod);
         self.cx.running.set_namespace(self.uid(), None);
-        self.cx.running.set_ports(self.uid(), Default::default());
+        self.cx.running.clear_ports(self.uid());
         Some(Left {
             cx: self.cx.clone(),
             pod: self.pod.clone(),

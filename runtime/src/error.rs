@@ -48,6 +48,9 @@ pub enum Error {
         /// The runtime's bound.
         most: u32,
     },
+    /// The guest used more processor time than it was given for one run.
+    #[error("guest used more than {0:?} of processor time")]
+    OverCpu(Duration),
     /// The instance could not be made.
     #[error("cannot instantiate the program: {0}")]
     Instantiate(String),

@@ -107,7 +107,7 @@ impl ModuleGuest {
     pub(crate) fn store(shared: &Shared, spec: &Spec) -> Result<Store<Self>, Error> {
         let guest = Self {
             wasi: context(spec)?.args(&spec.args).envs(&spec.env).build_p1(),
-            limits: limits(shared, spec),
+            limits: limits(shared, spec).at_most(spec.http.max_memory.unwrap_or(u64::MAX)),
         };
         Ok(prepared(shared, guest))
     }

@@ -108,7 +108,8 @@ impl Handler {
         let guest = serve(Arc::clone(inner), request, sender, Arc::clone(&fate));
         let shared = &inner.program.shared;
         let guest = Metered::new(shared, &inner.spec.usage, inner.quota.clone(), guest);
-        let mut guest = Rationed::new(guest, inner.spec.http.max_cpu);
+        let over = |most| Err(CallError::OverCpu(most));
+        let mut guest = Rationed::new(guest, inner.spec.http.max_cpu, over);
         let first = std::future::poll_fn(|cx| Poll::Ready(Pin::new(&mut guest).poll(cx))).await;
         match first {
             Poll::Ready(result) => {
@@ -197,7 +198,10 @@ async fn wait_turn(inner: &Inner, deadline: Instant) -> Result<OwnedSemaphorePer
 }
 
 /// The request as the guest gets it: within its limits, and with an authority.
-fn accept<B: HttpBody>(mut request: Request<B>, spec: &Spec) -> Result<Request<Limited<B>>, CallError> {
+pub(crate) fn accept<B: HttpBody>(
+    mut request: Request<B>,
+    spec: &Spec,
+) -> Result<Request<Limited<B>>, CallError> {
     let most = spec.http.max_header_bytes;
     if header_bytes(request.headers()) > most {
         return Err(CallError::TooLarge { what: "headers are", limit: most as u64 });

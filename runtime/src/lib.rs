@@ -11,6 +11,7 @@
 mod body;
 mod cache;
 mod capabilities;
+mod cgi;
 mod declared;
 mod descriptors;
 mod engine;
@@ -43,6 +44,7 @@ mod usage;
 
 pub use body::{Body, BodyError, TooLong, boxed, empty, full};
 pub use capabilities::keyvalue::{KeyValue, KeyValueElsewhere, Told, Wish};
+pub use cgi::Cgi;
 pub use declared::REUSE_SECTION;
 pub use engine::Allocation;
 pub use error::{CallError, Error, PrepareError, PullError};

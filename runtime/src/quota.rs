@@ -9,7 +9,6 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use tokio::time::{Instant, Sleep};
 
-use crate::error::CallError;
 use crate::shared::Shared;
 use crate::usage::Usage;
 
@@ -116,19 +115,21 @@ impl<F: Future> Future for Metered<F> {
 }
 
 /// Runs a request's guest as [`Metered`] does, and ends it when it has used more than one request may.
-pub(crate) struct Rationed<F> {
+pub(crate) struct Rationed<F: Future> {
     guest: Metered<F>,
     most: Option<Duration>,
     used: Duration,
+    over: fn(Duration) -> F::Output,
 }
 
 impl<F: Future> Rationed<F> {
-    pub(crate) fn new(guest: Metered<F>, most: Option<Duration>) -> Self {
-        Self { guest, most, used: Duration::ZERO }
+    /// `over`: what comes of a guest that has used more.
+    pub(crate) fn new(guest: Metered<F>, most: Option<Duration>, over: fn(Duration) -> F::Output) -> Self {
+        Self { guest, most, used: Duration::ZERO, over }
     }
 }
 
-impl<F: Future<Output = Result<(), CallError>>> Future for Rationed<F> {
+impl<F: Future> Future for Rationed<F> {
     type Output = F::Output;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<F::Output> {
@@ -141,7 +142,7 @@ impl<F: Future<Output = Result<(), CallError>>> Future for Rationed<F> {
         self.used += thread_time().saturating_sub(start);
         // One that has ended has done its work.
         if polled.is_pending() && self.used > most {
-            return Poll::Ready(Err(CallError::OverCpu(most)));
+            return Poll::Ready((self.over)(most));
         }
         polled
     }

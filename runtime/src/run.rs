@@ -12,7 +12,7 @@ use crate::error::Error;
 use crate::exit::{ABORTED, Exit, ExitReason, StopSignal};
 use crate::guest::{Guest, HasLimits, ModuleGuest, environment};
 use crate::program::{Linked, Program};
-use crate::quota::{Metered, Quota};
+use crate::quota::{Metered, Quota, Rationed};
 use crate::shared::Shared;
 use crate::spec::Spec;
 use crate::trap::{self, Failure};
@@ -24,7 +24,17 @@ impl Program {
     ///
     /// # Errors
     /// If it cannot be started. Everything after that is an [`Exit`].
-    pub async fn run(&self, mut spec: Spec, stop: StopSignal) -> Result<Exit, Error> {
+    pub async fn run(&self, spec: Spec, stop: StopSignal) -> Result<Exit, Error> {
+        self.run_for(spec, stop, None).await
+    }
+
+    /// Runs it as [`run`](Self::run) does, with at most that much processor time.
+    pub(crate) async fn run_for(
+        &self,
+        mut spec: Spec,
+        stop: StopSignal,
+        most: Option<Duration>,
+    ) -> Result<Exit, Error> {
         let shared = &self.shared;
         if let Linked::Http(_) = self.linked {
             return Err(Error::Kind { wanted: "run", found: self.kind().as_str() });
@@ -38,12 +48,14 @@ impl Program {
         let mut task = match &self.linked {
             Linked::Module(linked) => {
                 let store = ModuleGuest::store(shared, &spec)?;
-                spawn(shared, Metered::new(shared, &usage, quota, module(store, linked.clone(), slot)))
+                let guest = module(store, linked.clone(), slot);
+                spawn(shared, Metered::new(shared, &usage, quota, guest), most)
             }
             Linked::Command(linked) => {
                 let words = Words::take(&mut spec);
                 let store = Guest::store(shared, &spec, &words)?;
-                spawn(shared, Metered::new(shared, &usage, quota, command(store, linked.clone(), slot)))
+                let guest = command(store, linked.clone(), slot);
+                spawn(shared, Metered::new(shared, &usage, quota, guest), most)
             }
             Linked::Http(_) => return Err(Error::Kind { wanted: "run", found: self.kind().as_str() }),
         };
@@ -83,8 +95,12 @@ impl Drop for Task {
     }
 }
 
-fn spawn(shared: &Shared, guest: impl Future<Output = Result<Exit, Error>> + Send + 'static) -> Task {
-    Task(shared.executor().spawn(guest))
+fn spawn<F>(shared: &Shared, guest: Metered<F>, most: Option<Duration>) -> Task
+where
+    F: Future<Output = Result<Exit, Error>> + Send + 'static,
+{
+    let over = |most| Err(Error::OverCpu(most));
+    Task(shared.executor().spawn(Rationed::new(guest, most, over)))
 }
 
 async fn module<S>(
@@ -147,6 +163,7 @@ fn count(shared: &Shared, result: Result<Exit, Error>) -> Result<Exit, Error> {
         Ok(ExitReason::Trapped { .. }) => shared.counters.traps.add(1),
         Ok(ExitReason::OutOfMemory) => shared.counters.out_of_memory.add(1),
         Ok(ExitReason::TimedOut) => shared.counters.timeouts.add(1),
+        Err(Error::OverCpu(_)) => shared.counters.over_cpu.add(1),
         _ => {}
     }
     result

@@ -263,3 +263,66 @@ fn what_a_function_keeps_is_there_for_its_namespace() {
         CLUSTER.refused(&["fn", "deploy", file.to_str().unwrap(), "--name", "wrong", "--keyvalue", "A/B"]);
     assert!(said.contains("functions.wasmk.dev/keyvalue"), "{said}");
 }
+
+#[test]
+fn by_the_flags_of_kn_and_in_its_columns() {
+    let flags = "--scale-min 1 --scale-max 3 --scale-target 50 --scale-window 10s --concurrency-limit 5 --revision-name one";
+    let host = deploy(&CLUSTER, "kin", "hello-http", &flags.split(' ').collect::<Vec<_>>());
+    let template = |path: &str| CLUSTER.value("ksvc/kin", &format!("{{.spec.template.{path}}}"));
+    for (key, value) in [("min-scale", "1"), ("max-scale", "3"), ("target", "50"), ("window", "10s")] {
+        let key = format!("metadata.annotations.autoscaling\\.knative\\.dev/{key}");
+        assert_eq!(template(&key), value, "{key}");
+    }
+    assert_eq!(
+        (template("spec.containerConcurrency"), template("metadata.name")),
+        ("5".into(), "kin-one".into())
+    );
+    deploy(&CLUSTER, "kin", "hello-http", &["--revision-name", "two"]);
+    CLUSTER.wasmk(&["fn", "traffic", "kin", "--traffic", "kin-one=30,@latest=70", "--tag", "kin-one=old"]);
+
+    let words = |text: &str| text.split_whitespace().map(String::from).collect::<Vec<_>>();
+    let line = |text: &str, name: &str| words(text.lines().find(|line| line.starts_with(name)).expect(name));
+    let list = CLUSTER.wasmk(&["fn", "list"]);
+    assert_eq!(line(&list, "NAME").join(" "), "NAME URL LATEST AGE CONDITIONS READY REASON");
+    let row = line(&list, "kin");
+    assert_eq!(row[..3], ["kin", &format!("http://{host}"), "kin-two"]);
+    assert_eq!(row[4..].join(" "), "3 OK / 3 True");
+    let revisions = CLUSTER.wasmk(&["fn", "revisions", "--service", "kin"]);
+    let head = "NAME SERVICE TRAFFIC TAGS GENERATION AGE CONDITIONS READY REASON";
+    assert_eq!(line(&revisions, "NAME").join(" "), head);
+    assert_eq!(line(&revisions, "kin-one")[..5], ["kin-one", "kin", "30%", "old", "1"]);
+    let described = CLUSTER.wasmk(&["fn", "describe", "kin"]);
+    for part in
+        ["   30%  kin-one #old [1] (", "   70%  @latest (kin-two) [2] (", "  ++ Ready ", "(pinned to "]
+    {
+        assert!(described.contains(part), "{part:?} in\n{described}");
+    }
+}
+
+#[test]
+fn a_command_is_started_for_each_request() {
+    // It answers by CGI: what it prints is fixed, a head and a line.
+    let head = "Status: 203 Told\\nContent-Type: text/plain\\n\\nby cgi\\n";
+    let text = format!(
+        r#"(module (import "wasi_snapshot_preview1" "fd_write" (func $write (param i32 i32 i32 i32) (result i32)))
+            (memory (export "memory") 1) (data (i32.const 16) "{head}")
+            (func (export "_start") (i32.store (i32.const 0) (i32.const 16)) (i32.store (i32.const 4) (i32.const {}))
+              (drop (call $write (i32.const 1) (i32.const 0) (i32.const 1) (i32.const 8)))))"#,
+        head.replace("\\n", "\n").len()
+    );
+    let file = CLUSTER.scratch().join("cgi.wasm");
+    std::fs::write(&file, wat::parse_str(text).expect("a module")).unwrap();
+    CLUSTER.wasmk(&["fn", "deploy", file.to_str().unwrap(), "--name", "cgi"]);
+    let executor = "{.spec.template.metadata.annotations.functions\\.wasmk\\.dev/executor}";
+    assert_eq!(CLUSTER.value("ksvc/cgi", executor), "wagi");
+    for _ in 0..2 {
+        assert_eq!(CLUSTER.call("cgi.default.example.com", "/"), (203, "by cgi\n".into()));
+    }
+    CLUSTER.until("a pod while active", |p| pods(p, "cgi"), |n| *n == 1);
+    // One that prints no head says so to the client and in its log.
+    let bad = deploy(&CLUSTER, "no-cgi", "command-module", &[]);
+    let (code, body) = CLUSTER.call(&bad, "/");
+    assert!(code == 502 && body.contains("guest answered with error"), "{code} {body}");
+    let log = |p: &Program| p.wasmk(&["fn", "logs", "no-cgi"]);
+    CLUSTER.until("the reason in its log", log, |text| text.contains("guest answered with error"));
+}

@@ -249,7 +249,8 @@ impl Functions {
         let logins = crate::pod::logins(sources, &pod).await?;
         let wanted = Wanted { image: image.clone(), policy: PullPolicy::IfNotPresent, logins };
         let prepared = self.inner.engine.prepare(&wanted).await?;
-        if prepared.kind != Kind::Http {
+        let per_request = crate::pod::per_request(&pod)?;
+        if prepared.kind != Kind::Http && !per_request.wagi {
             return Err(FunctionError::NotHttp(image));
         }
         let env = env::environment(&pod, container, &self.inner.place, sources).await?;
@@ -268,7 +269,7 @@ impl Functions {
             cpu_millis: crate::pod::cpu_limit(container),
             timeout: spec.timeout,
             concurrency: spec.concurrency,
-            per_request: crate::pod::per_request(&pod)?,
+            per_request,
             keyvalue: crate::keyvalue::given(&pod, sources).await?,
             log: log.clone(),
             stdin: None,

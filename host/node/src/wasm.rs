@@ -292,6 +292,21 @@ impl WasmProgram {
         }
     }
 
+    /// A command that is started for each request.
+    fn started_for_each(&self, launch: Launch, walled: bool) -> Result<Arc<dyn Handler>, Failure> {
+        if walled || launch.per_request.reuse {
+            let with = if walled { "in processes apart" } else { "with instances that are used again" };
+            let text = format!(
+                "a command that is started for each request (annotation {}: wagi) cannot be run {with}",
+                wasmk_api::per_request::EXECUTOR
+            );
+            return Err(Failure::new("CreateContainerConfigError", text));
+        }
+        let command = self.program.cgi(self.spec(&launch)?);
+        let command = command.map_err(|e| Failure::new("CreateContainerError", e))?;
+        Ok(Arc::new(WasmHandler { handler: Answering::Cgi(command), log: launch.log }))
+    }
+
     fn spec(&self, launch: &Launch) -> Result<Spec, Failure> {
         let none = wasmk_runtime::ImageConfig::default();
         let config = self.image.as_ref().map_or(&none, |image| image.config());
@@ -395,6 +410,9 @@ impl Program for WasmProgram {
 
     fn handler(&self, launch: Launch) -> Result<Arc<dyn Handler>, Failure> {
         let wall = self.wall(&launch)?;
+        if self.program.kind() != ProgramKind::Http {
+            return self.started_for_each(launch, wall.is_some());
+        }
         let spec = Spec { reuse: self.reuse(&launch)?, ..self.spec(&launch)? };
         if let Some(wall) = wall {
             let handler = wall.handler(group(&launch), Arc::clone(&self.program), spec);
@@ -402,7 +420,7 @@ impl Program for WasmProgram {
         }
         let handler = self.program.handler(spec);
         let handler = handler.map_err(|e| Failure::new("CreateContainerError", e))?;
-        Ok(Arc::new(WasmHandler { handler, log: launch.log }))
+        Ok(Arc::new(WasmHandler { handler: Answering::Http(handler), log: launch.log }))
     }
 }
 
@@ -457,15 +475,26 @@ impl wasmk_runtime::LogSink for Output {
     }
 }
 
+/// How a program answers requests.
+enum Answering {
+    Http(wasmk_runtime::Handler),
+    /// It is a command, started for each.
+    Cgi(wasmk_runtime::Cgi),
+}
+
 struct WasmHandler {
-    handler: wasmk_runtime::Handler,
+    handler: Answering,
     log: Arc<dyn LogSink>,
 }
 
 #[async_trait]
 impl Handler for WasmHandler {
     async fn handle(&self, request: http::Request<Body>) -> http::Response<Body> {
-        match self.handler.call(request).await {
+        let answered = match &self.handler {
+            Answering::Http(handler) => handler.call(request).await,
+            Answering::Cgi(command) => command.call(request).await,
+        };
+        match answered {
             Ok(response) => response,
             Err(error) => refuse(&error, &*self.log),
         }

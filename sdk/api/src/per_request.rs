@@ -16,6 +16,10 @@ pub const MAX_RESPONSE: &str = "functions.wasmk.dev/max-response";
 /// declares that it can; `disabled` is the default.
 pub const INSTANCE_REUSE: &str = "functions.wasmk.dev/instance-reuse";
 
+/// Annotation: how the program is given its requests. `http`, the default: it is a component that answers HTTP.
+/// `wagi`: it is a command that is started for each request, as CGI/1.1 says.
+pub const EXECUTOR: &str = "functions.wasmk.dev/executor";
+
 /// Annotation: stores of keys and values that the program may open, by name, with commas between. All pods of a
 /// namespace on one node that name a store have the same keys in it.
 pub const KEYVALUE: &str = "functions.wasmk.dev/keyvalue";
@@ -55,6 +59,8 @@ pub struct PerRequest {
     pub response: Option<u64>,
     /// Whether instances may be used again.
     pub reuse: bool,
+    /// Whether a command is started for each request.
+    pub wagi: bool,
 }
 
 /// An annotation whose value is not what it takes.
@@ -84,12 +90,18 @@ impl PerRequest {
             "disabled" => Some(false),
             _ => None,
         })?;
+        let wagi = parsed(&get, EXECUTOR, "http or wagi", |text| match text {
+            "wagi" => Some(true),
+            "http" => Some(false),
+            _ => None,
+        })?;
         Ok(Self {
             cpu: millis.map(|millis| Duration::from_millis(millis.into())),
             memory: bytes(MAX_MEMORY)?,
             egress: bytes(MAX_EGRESS)?,
             response: bytes(MAX_RESPONSE)?,
             reuse: reuse.unwrap_or(false),
+            wagi: wagi.unwrap_or(false),
         })
     }
 }
@@ -129,6 +141,7 @@ mod tests {
             (MAX_EGRESS, "1k"),
             (MAX_RESPONSE, "10"),
             (INSTANCE_REUSE, "enabled"),
+            (EXECUTOR, "wagi"),
         ];
         let expect = PerRequest {
             cpu: Some(Duration::from_millis(50)),
@@ -136,9 +149,10 @@ mod tests {
             egress: Some(1000),
             response: Some(10),
             reuse: true,
+            wagi: true,
         };
         assert_eq!(read(&all), Ok(expect));
-        assert_eq!(read(&[(INSTANCE_REUSE, "disabled")]), Ok(PerRequest::default()));
+        assert_eq!(read(&[(INSTANCE_REUSE, "disabled"), (EXECUTOR, "http")]), Ok(PerRequest::default()));
     }
 
     #[test]
@@ -160,6 +174,7 @@ mod tests {
             (MAX_EGRESS, "much"),
             (MAX_RESPONSE, ""),
             (INSTANCE_REUSE, "true"),
+            (EXECUTOR, "fcgi"),
         ] {
             let error = read(&[(key, value)]).unwrap_err();
             assert_eq!((error.key, error.value.as_str()), (key, value));

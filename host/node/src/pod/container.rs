@@ -124,7 +124,8 @@ impl Run {
         }
         let prepared = self.image(&wanted).await?;
         let mut env = env::environment(&self.pod, &self.container, &self.place, &*self.cx.sources).await?;
-        let command = prepared.kind == Kind::Command;
+        let per_request = per_request(&self.pod)?;
+        let command = prepared.kind == Kind::Command && !per_request.wagi;
         self.image_volumes().await?;
         let grant = self.cx.devices.give(&self.pod, &self.container).await?;
         grant.add_env(&mut env);
@@ -159,7 +160,7 @@ impl Run {
             cpu_millis: cpu_limit(&self.container),
             timeout: None,
             concurrency: None,
-            per_request: per_request(&self.pod)?,
+            per_request,
             keyvalue: crate::keyvalue::given(&self.pod, &*self.cx.sources).await?,
             log: log.clone(),
             stdin: None,

@@ -14,6 +14,9 @@ use super::{
     path, push, traffic, wait,
 };
 
+/// How a core module begins; a component has another number.
+const CORE_MODULE: &[u8] = b"\0asm\x01\0\0\0";
+
 #[derive(Clone, Debug, clap::Args)]
 pub(in super::super) struct Args {
     /// A function's directory, or a .wasm file
@@ -52,6 +55,9 @@ pub(in super::super) struct Args {
     /// A store of keys and values that it may open; may be repeated
     #[arg(long, value_name = "NAME")]
     keyvalue: Vec<String>,
+    /// Start the program for each request, as CGI says: for commands, and what a core module is deployed with
+    #[arg(long)]
+    wagi: bool,
     /// Use instances again, as far as the component declares that they can be
     #[arg(long)]
     reuse: bool,
@@ -114,14 +120,18 @@ impl Args {
     }
 }
 
-pub(in super::super) async fn run(args: Args, cx: &Context) -> Result<Exit> {
+pub(in super::super) async fn run(mut args: Args, cx: &Context) -> Result<Exit> {
     let name = name(&args)?;
     check_name(&name)?;
     let api = Api::new(cx.client().await?);
     let place = path(api.default_namespace(), &name);
     let image = match &args.image {
         Some(image) => image.clone(),
-        None => pushed(&args.path, &name, &api, cx).await?,
+        None => {
+            let (image, is_module) = pushed(&args.path, &name, &api, cx).await?;
+            args.wagi |= is_module;
+            image
+        }
     };
     let service = service(&name, &image, &args)?;
     hold(&args, &name, &api).await?;
@@ -232,14 +242,15 @@ fn source(text: &str) -> Result<Value> {
     }
 }
 
-async fn pushed(source: &Path, name: &str, api: &Api, cx: &Context) -> Result<String> {
+/// The image that a path's program has become, and whether that is a core module: only by CGI can it be asked.
+async fn pushed(source: &Path, name: &str, api: &Api, cx: &Context) -> Result<(String, bool)> {
     let file = if source.is_dir() { build::build(source, None, cx)? } else { source.to_path_buf() };
     let bytes = std::fs::read(&file).with_context(|| format!("cannot read {}", file.display()))?;
+    let is_module = bytes.starts_with(CORE_MODULE);
     let registry = endpoint(api, "registry").await?;
     let repository = format!("{registry}/{}/{name}", api.default_namespace());
-    push::push(&repository, bytes)
-        .await
-        .with_context(|| format!("cannot push {} to {repository}", file.display()))
+    let image = push::push(&repository, bytes).await;
+    Ok((image.with_context(|| format!("cannot push {} to {repository}", file.display()))?, is_module))
 }
 
 /// The Service of these arguments. What is not asked for is left out, and so to others or to defaults.
@@ -310,6 +321,7 @@ fn annotations(args: &Args) -> Result<Map<String, Value>> {
         (per_request::MAX_EGRESS, args.max_egress.clone()),
         (per_request::MAX_RESPONSE, args.max_response.clone()),
         (per_request::INSTANCE_REUSE, args.reuse.then(|| "enabled".into())),
+        (per_request::EXECUTOR, args.wagi.then(|| "wagi".into())),
         (per_request::KEYVALUE, (!args.keyvalue.is_empty()).then(|| args.keyvalue.join(","))),
     ];
     all.extend(limits.into_iter().filter_map(|(key, value)| Some((key.into(), value?.into()))));

@@ -32,6 +32,9 @@ pub(super) enum Command {
     /// List functions
     #[command(visible_alias = "ls")]
     List(list::Args),
+    /// List the revisions of functions
+    #[command(visible_alias = "revision")]
+    Revisions(list::Revisions),
     /// Print what a function logged, also while it is at zero
     Logs(logs::Args),
     /// Call a function
@@ -58,6 +61,7 @@ pub(super) async fn run(command: Command, cx: &Context) -> Result<Exit> {
         Command::Build(args) => build::run(&args, cx),
         Command::Deploy(args) => deploy::run(*args, cx).await,
         Command::List(args) => list::run(args, cx).await,
+        Command::Revisions(args) => list::revisions(args, cx).await,
         Command::Logs(args) => logs::run(args, cx).await,
         Command::Invoke(args) => invoke::run(args, cx).await,
         Command::Describe(args) => describe::run(args, cx).await,

@@ -35,6 +35,13 @@ const C: Template = &[
     (".gitignore", include_str!("../../../templates/c/gitignore")),
 ];
 
+const GO: Template = &[
+    ("main.go", include_str!("../../../templates/go/main.go")),
+    ("go.mod", include_str!("../../../templates/go/go.mod")),
+    ("requirements.txt", include_str!("../../../templates/go/requirements.txt")),
+    (".gitignore", include_str!("../../../templates/go/gitignore")),
+];
+
 #[derive(Debug, clap::Args)]
 pub(in super::super) struct Args {
     /// The function's name, also that of the directory
@@ -57,6 +64,8 @@ enum Lang {
     Python,
     /// Needs zig to build, or python3 with venv, which fetches it
     C,
+    /// Needs go 1.22 or newer to build, or python3 with venv, which fetches it
+    Go,
 }
 
 pub(in super::super) fn run(args: Args, cx: &Context) -> Result<Exit> {
@@ -70,6 +79,7 @@ pub(in super::super) fn run(args: Args, cx: &Context) -> Result<Exit> {
         Lang::Js => JAVASCRIPT,
         Lang::Python => PYTHON,
         Lang::C => C,
+        Lang::Go => GO,
     };
     for (file, text) in template {
         write(&dir.join(file), &text.replace("{{name}}", &args.name))?;

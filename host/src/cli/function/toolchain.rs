@@ -56,6 +56,7 @@ pub(super) enum Toolchain {
     JavaScript,
     Python,
     C,
+    Go,
 }
 
 impl Toolchain {
@@ -67,14 +68,15 @@ impl Toolchain {
         let known = [
             ("Cargo.toml", Self::Rust),
             ("package.json", Self::JavaScript),
-            // Before Python: what gets its compiler is in the same file.
+            // Before Python: what gets their compilers is in the same file.
             ("function.c", Self::C),
+            ("go.mod", Self::Go),
             ("requirements.txt", Self::Python),
         ];
         let found = known.iter().find(|(file, _)| dir.join(file).exists()).map(|(_, toolchain)| *toolchain);
         let nothing = || {
             anyhow!(
-                "{} holds no function: there is no Cargo.toml, package.json, function.c or requirements.txt",
+                "{} holds no function: there is no Cargo.toml, package.json, function.c, go.mod or requirements.txt",
                 dir.display()
             )
         };
@@ -92,6 +94,7 @@ impl Toolchain {
             Self::JavaScript => javascript(dir, &output),
             Self::Python => python(dir, &output),
             Self::C => c(dir, &output),
+            Self::Go => go(dir, &output),
         }
     }
 }
@@ -167,6 +170,14 @@ fn c(dir: &Path, output: &Path) -> Result<()> {
     let component =
         component(&std::fs::read(&core)?).with_context(|| format!("{} makes no component", dir.display()))?;
     std::fs::write(output, component).with_context(|| format!("cannot write {}", output.display()))
+}
+
+/// A command of WASI 0.1, which is started for each request.
+fn go(dir: &Path, output: &Path) -> Result<()> {
+    let mut compiler = Command::new(if is_there("go") { "go".into() } else { fetched(dir, "go")? });
+    compiler.envs([("GOOS", "wasip1"), ("GOARCH", "wasm"), ("CGO_ENABLED", "0")]);
+    compiler.args(["build", "-buildvcs=false", "-trimpath", "-ldflags=-s -w", "-o"]).arg(output).arg(".");
+    run(dir, &mut compiler)
 }
 
 /// A core module of WASI 0.1 that exports what the interface of functions asks for, as a component.
@@ -258,6 +269,7 @@ mod tests {
         assert!(Toolchain::of(dir.path()).is_err());
         for (file, expected) in [
             ("requirements.txt", Toolchain::Python),
+            ("go.mod", Toolchain::Go),
             ("function.c", Toolchain::C),
             ("package.json", Toolchain::JavaScript),
             ("Cargo.toml", Toolchain::Rust),

@@ -23,7 +23,7 @@ pub(in super::super) struct Args {
 #[derive(Debug, clap::Args)]
 pub(in super::super) struct Revisions {
     /// Only those of a function
-    #[arg(short, long, value_name = "NAME")]
+    #[arg(long, value_name = "NAME")]
     service: Option<String>,
     /// Over all namespaces
     #[arg(short = 'A', long)]

@@ -214,7 +214,9 @@ fn objects(running: &Running, ca: &str) -> Vec<Value> {
             json!([
                 {"apiGroups": [""], "resources": ["services"], "verbs": ["list", "watch"]},
                 {"apiGroups": ["discovery.k8s.io"], "resources": ["endpointslices"], "verbs": ["list", "watch"]},
-                {"apiGroups": ["networking.k8s.io"], "resources": ["ingresses"], "verbs": ["list", "watch"]},
+                {"apiGroups": ["networking.k8s.io"], "resources": ["ingresses", "networkpolicies"], "verbs": ["list", "watch"]},
+                // Certificates, and who is whose peer in policies.
+                {"apiGroups": [""], "resources": ["secrets", "pods", "namespaces"], "verbs": ["list", "watch"]},
                 {"apiGroups": ["networking.k8s.io"], "resources": ["ingresses/status"], "verbs": ["patch"]},
             ]),
         ),

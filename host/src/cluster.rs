@@ -24,6 +24,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use wasmk_apiserver::{ApiServer, Component, Config, FrontProxy, LogFile, RequestHeader, ServiceRange};
 use wasmk_controllers::{Accounts, LoadBalancer, scheduler};
 use wasmk_functions::{Admission, Executor, Functions, Live};
+use wasmk_net::ingress::Listeners;
 use wasmk_node::Node;
 use wasmk_registry::Storage;
 use wasmk_store::{Embedded, Store};
@@ -44,7 +45,7 @@ use crate::{
     renewal::{self, Authority},
     store::{Opened, StoreSettings},
 };
-use listen::{bind, inside_listener};
+use listen::{bind, ingress_certificate, inside_listener, outside};
 
 /// The name the API has towards servers of aggregated APIs.
 const FRONT_PROXY: &str = "front-proxy-client";
@@ -64,6 +65,8 @@ pub struct Settings {
     pub registry: SocketAddr,
     /// Where Ingresses are served, if that can be listened on.
     pub ingress: SocketAddr,
+    /// The same over TLS.
+    pub ingress_tls: SocketAddr,
     /// More names for the API's certificate.
     pub names: Vec<String>,
     /// The name of the node in this process; none for no node.
@@ -126,16 +129,15 @@ impl Cluster {
         let api_listener = bind(settings.api, "the API", "--api-addr").await?;
         let gateway_listener = bind(settings.gateway, "the gateway", "--gateway-addr").await?;
         let registry_listener = bind(settings.registry, "the registry", "--registry-addr").await?;
-        let ingress_listener = TcpListener::bind(settings.ingress).await;
-        if let Err(error) = &ingress_listener {
-            tracing::warn!(address = %settings.ingress, %error, "ingresses are not served; choose another address with --ingress-addr");
-        }
+        let http = outside(settings.ingress, "--ingress-addr").await;
+        let https = outside(settings.ingress_tls, "--ingress-tls-addr").await;
         let running = Running {
             pid: std::process::id(),
             api: api_listener.local_addr()?,
             gateway: gateway_listener.local_addr()?,
             registry: registry_listener.local_addr()?,
-            ingress: ingress_listener.as_ref().ok().and_then(|l| l.local_addr().ok()),
+            ingress: http.as_ref().and_then(|l| l.local_addr().ok()),
+            ingress_tls: https.as_ref().and_then(|l| l.local_addr().ok()),
             node: settings.node.clone(),
         };
         renewal::write_kubeconfig(&settings.data, &pki, running.api)?;
@@ -198,14 +200,16 @@ impl Cluster {
         let measuring = metrics::start(measures, writer.clone(), links.clone(), &pki, &callers, stop).await;
         cluster.tasks.spawn(measuring.context("cannot announce metrics.k8s.io")?);
         let trusted = pki.ca_cert().to_owned();
+        let fallback = Some(ingress_certificate(&pki)?);
         cluster.listen(&settings, (pki, authority), apis, registry_listener, images)?;
         bootstrap::write(&writer, &cluster.running, &trusted)
             .await
             .context("cannot write what every cluster has")?;
         let names = cluster.names(&settings).await;
         cluster.control(&settings, signer, names, (controlled, failed));
-        if let Ok(listener) = ingress_listener {
-            cluster.start_ingress(listener);
+        let https = https.zip(fallback);
+        if http.is_some() || https.is_some() {
+            cluster.start_ingress(Listeners { http, https });
         }
         if let Some(name) = &settings.node {
             if settings.control_plane {

@@ -42,6 +42,9 @@ pub struct Running {
     /// What Ingresses lead to, HTTP; none when its port was not to be had.
     #[serde(default)]
     pub ingress: Option<SocketAddr>,
+    /// The same over TLS.
+    #[serde(default)]
+    pub ingress_tls: Option<SocketAddr>,
     /// The name of the node in this process, if it runs one.
     pub node: Option<String>,
 }
@@ -147,8 +150,15 @@ mod tests {
         let data = DataDir::new(dir.path().join("d"));
         let claim = data.claim().unwrap();
         let address = "127.0.0.1:1".parse().unwrap();
-        let running =
-            Running { pid: 7, api: address, gateway: address, registry: address, ingress: None, node: None };
+        let running = Running {
+            pid: 7,
+            api: address,
+            gateway: address,
+            registry: address,
+            ingress: None,
+            ingress_tls: None,
+            node: None,
+        };
         claim.publish(&running).unwrap();
         assert_eq!(data.running().unwrap(), Some(running));
         let refused = data.claim().unwrap_err().to_string();

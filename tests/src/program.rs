@@ -77,6 +77,8 @@ impl Program {
                 "127.0.0.1:0",
                 "--ingress-addr",
                 "127.0.0.1:0",
+                "--ingress-tls-addr",
+                "127.0.0.1:0",
                 "--node-name",
                 "node-a",
             ])

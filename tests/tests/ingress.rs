@@ -132,3 +132,117 @@ fn what_no_rule_takes_goes_to_the_default() {
         place.until(&format!("curl -sS --max-time 5 -H 'Host: {host}' http://{address}{path}"), answer);
     }
 }
+
+/// An Ingress with annotations of ingress-nginx.
+fn noted(name: &str, notes: &[(&str, &str)], spec: &str) -> String {
+    let notes: String =
+        notes.iter().map(|(key, value)| format!("nginx.ingress.kubernetes.io/{key}: {value:?}, ")).collect();
+    let meta = format!("metadata: {{name: {name}, annotations: {{{notes}example.com/unknown: ignored}}}}");
+    ingress(name, spec).replace(&format!("metadata: {{name: {name}}}"), &meta)
+}
+
+/// A certificate for a host and its key, in files `NAME.crt` and `NAME.key`.
+fn certificate(place: &Place, name: &str, host: &str) {
+    let made = rcgen::generate_simple_self_signed([host.to_string()]).expect("a certificate");
+    place.write(&format!("{name}.crt"), &made.cert.pem());
+    place.write(&format!("{name}.key"), &made.signing_key.serialize_pem());
+}
+
+/// A request over TLS for that host, trusting only the certificate in a file.
+fn ask_securely(host: &str, trusted: &str, more: &str) -> String {
+    let address = CLUSTER.address("ingressTls");
+    format!(
+        "curl -sS --max-time 5 --cacert {trusted} --resolve {host}:{}:{} {more} https://{host}:{}/ | xargs",
+        address.port(),
+        address.ip(),
+        address.port()
+    )
+}
+
+#[test]
+fn hosts_have_certificates_that_can_change() {
+    let place = Place::new(&CLUSTER, "sealed");
+    shops(&place, &["blue"], "");
+    certificate(&place, "one", "blue.sealed.example.com");
+    certificate(&place, "two", "blue.sealed.example.com");
+    place.sh("kubectl create secret tls blue --cert=one.crt --key=one.key");
+    let tls = "tls: [{hosts: [blue.sealed.example.com], secretName: blue}]";
+    let rules = rule("blue.sealed.example.com", &path("/", "blue"));
+    place.apply(&noted("blue", &[("ssl-redirect", "true")], &format!("{tls}, rules: [{rules}]")));
+    let ask_one = ask_securely("blue.sealed.example.com", "one.crt", "");
+    place.until(&ask_one, "hello blue");
+    place.until(
+        &ask_securely("blue.sealed.example.com", "one.crt", "--http2 -w ' %{http_version}'"),
+        "hello blue 2",
+    );
+
+    // Plain requests are sent there.
+    let plain = format!(
+        "curl -sS --max-time 5 -o /dev/null -w '%{{http_code}} %{{redirect_url}}' -H 'Host: blue.sealed.example.com' 'http://{}/a?b=c'",
+        CLUSTER.address("ingress")
+    );
+    let port = CLUSTER.address("ingressTls").port();
+    assert_eq!(place.sh(&plain), format!("308 https://blue.sealed.example.com:{port}/a?b=c"));
+
+    // Another host has the ingress's own certificate, which nobody trusts by this one.
+    let other = ask_securely("other.sealed.example.com", "one.crt", "");
+    assert!(place.output(&format!("set -o pipefail; {other}")).status.code() == Some(60));
+
+    place.sh("kubectl create secret tls blue --cert=two.crt --key=two.key --dry-run=client -o yaml | kubectl apply -f - 2>/dev/null");
+    place.until(&ask_securely("blue.sealed.example.com", "two.crt", ""), "hello blue");
+}
+
+#[test]
+fn annotations_change_what_an_ingress_does() {
+    let place = Place::new(&CLUSTER, "noted");
+    shops(&place, &["old", "new"], "");
+    let rules = |service: &str| format!("rules: [{}]", rule("noted.example.com", &path("/", service)));
+    place.apply(&noted("main", &[("affinity", "cookie"), ("session-cookie-name", "stay")], &rules("old")));
+    let canary = [
+        ("canary", "true"),
+        ("canary-by-header", "X-New"),
+        ("canary-by-cookie", "beta"),
+        ("canary-weight", "0"),
+    ];
+    place.apply(&noted("main-canary", &canary, &rules("new")));
+    let with = |more: &str| ask("noted.example.com", "/").replace("-sS", &format!("-sS {more}"));
+    place.until(&with("-H 'X-New: always'"), "hello new 200");
+    place.until(&with("-b beta=always"), "hello new 200");
+    assert_eq!(place.sh(&with("")), "hello old 200");
+    place
+        .sh("kubectl annotate ingress main-canary --overwrite nginx.ingress.kubernetes.io/canary-weight=100");
+    place.until(&with(""), "hello new 200");
+    assert_eq!(place.sh(&with("-H 'X-New: never'")), "hello old 200");
+    let cookie = place.sh(&with("-D - -o /dev/null -H 'X-New: never'"));
+    assert!(cookie.to_lowercase().contains("set-cookie: stay="), "{cookie}");
+
+    // One request at a time and no more: what comes at once is refused, what comes later is not.
+    let limits = [("limit-rps", "1"), ("limit-burst-multiplier", "1")];
+    let limited = format!("rules: [{}]", rule("limited.example.com", &path("/", "old")));
+    place.apply(&noted("limited", &limits, &limited));
+    place.until(&ask("limited.example.com", "/"), "hello old 200");
+    let burst = format!("for i in 1 2 3 4 5; do {}; done", ask("limited.example.com", "/"));
+    let said = place.sh(&burst);
+    assert!(said.contains("503") && said.contains("too many requests"), "{said}");
+    place.until(&ask("limited.example.com", "/"), "hello old 200");
+}
+
+#[test]
+fn what_a_rule_matched_is_taken_away() {
+    let place = Place::new(&CLUSTER, "rewritten");
+    let image = CLUSTER.push("hello-http");
+    place.sh(&format!("kubectl run echo --image {image} --port 8080"));
+    place.sh("kubectl wait --for=condition=Ready pod/echo --timeout=60s");
+    place.sh("kubectl expose pod echo --port 80 --target-port 8080");
+    let rules = |host: &str, at: &str| format!("rules: [{}]", rule(host, &path(at, "echo")));
+    place.apply(&noted("root", &[("rewrite-target", "/")], &rules("root.example.com", "/shop")));
+    let strip = noted("strip", &[], &rules("strip.example.com", "/shop"));
+    place
+        .apply(&strip.replace("example.com/unknown: ignored", "traefik.frontend.rule.type: PathPrefixStrip"));
+    for host in ["root.example.com", "strip.example.com"] {
+        let path = ask(host, "/shop/a/b?c=d")
+            .replace("-sS", "-sS -D - -o /dev/null")
+            .replace("| xargs", "| grep -i x-path | tr -d '\\r'");
+        place.until(&path, "x-path: /a/b");
+    }
+}

@@ -57,6 +57,7 @@ fn as_json(running: Option<&Running>, ready: bool) -> serde_json::Value {
         "gateway": format!("http://{}", running.gateway),
         "registry": format!("http://{}", running.registry),
         "ingress": running.ingress.map(|address| format!("http://{address}")),
+        "ingressTls": running.ingress_tls.map(|address| format!("https://{address}")),
     })
 }
 
@@ -65,6 +66,8 @@ pub(super) fn rows(running: &Running, ready: bool) -> Vec<Vec<String>> {
     let state = if ready { "ready" } else { "starting" };
     let ingress =
         running.ingress.map_or_else(|| "off: its port was not to be had".into(), |a| format!("http://{a}"));
+    let ingress =
+        running.ingress_tls.map_or_else(|| ingress.clone(), |secure| format!("{ingress}, https://{secure}"));
     [
         ("status", format!("{state} (process {})", running.pid)),
         ("api", format!("https://{}", running.api)),

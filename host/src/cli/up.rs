@@ -51,6 +51,9 @@ pub(super) struct Args {
     /// Where Ingresses are served; goes on without them when the port is not to be had
     #[arg(long, value_name = "IP:PORT", default_value = "127.0.0.1:80")]
     ingress_addr: SocketAddr,
+    /// Where Ingresses are served over TLS; goes on without them when the port is not to be had
+    #[arg(long, value_name = "IP:PORT", default_value = "127.0.0.1:443")]
+    ingress_tls_addr: SocketAddr,
     /// More names or addresses for the API's certificate
     #[arg(long, value_name = "NAME", value_delimiter = ',')]
     tls_san: Vec<String>,
@@ -148,6 +151,7 @@ fn settings(args: Args) -> Result<Settings> {
         gateway: args.gateway_addr,
         registry: args.registry_addr,
         ingress: args.ingress_addr,
+        ingress_tls: args.ingress_tls_addr,
         names: args.tls_san,
         node: (!args.no_node).then(|| args.node_name.unwrap_or_else(hostname)),
         node_options: args.node,

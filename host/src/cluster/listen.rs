@@ -1,16 +1,18 @@
 //! Where a cluster is reached: the API, the registry, Ingresses, names.
 
-use std::net::SocketAddr;
+use std::{net::SocketAddr, sync::Arc};
 
 use anyhow::{Context, Result, bail};
+use rustls::sign::CertifiedKey;
 use tokio::{net::TcpListener, sync::watch};
 use wasmk_apiserver::Serving;
+use wasmk_net::ingress::Listeners;
 use wasmk_registry::Storage;
 
 use super::{Cluster, Settings};
 use crate::{
     bootstrap::Names,
-    pki::{Pki, server_names},
+    pki::{Leaf, Pki, server_names},
     renewal::{self, Authority, Renewal},
 };
 
@@ -65,13 +67,15 @@ impl Cluster {
         Ok(())
     }
 
-    /// Leads HTTP from outside to pods as Ingresses say.
-    pub(super) fn start_ingress(&self, listener: TcpListener) {
+    /// Leads HTTP and HTTPS from outside to pods as Ingresses say.
+    pub(super) fn start_ingress(&self, listeners: Listeners) {
         let client = self.client("system:serviceaccount:kube-system:ingress");
         let (view, keep) = wasmk_net::View::new(client.clone());
-        let (watching, serving) = (self.stop.clone(), self.stop.clone());
+        let (policies, hold) = wasmk_net::policy::Policies::new(client.clone(), view.clone());
+        let (watching, holding, serving) = (self.stop.clone(), self.stop.clone(), self.stop.clone());
         self.tasks.spawn(async move { watching.run_until_cancelled(keep).await });
-        self.tasks.spawn(wasmk_net::ingress::run(client, view, listener, serving));
+        self.tasks.spawn(async move { holding.run_until_cancelled(hold).await });
+        self.tasks.spawn(wasmk_net::ingress::run(client, (view, policies), listeners, serving));
     }
 
     /// Answers names on the last address of the pods' range, behind the service `kube-dns` at its usual place, which
@@ -119,4 +123,22 @@ pub(super) async fn bind(address: SocketAddr, what: &str, flag: &str) -> Result<
         ),
         Err(e) => Err(e).with_context(|| format!("{what} cannot listen on {address} ({flag})")),
     }
+}
+
+/// Listens for ingresses, where that can be had: the cluster works without.
+pub(super) async fn outside(address: SocketAddr, flag: &str) -> Option<TcpListener> {
+    let listener = TcpListener::bind(address).await;
+    listener
+        .inspect_err(|error| {
+            tracing::warn!(%address, %error, "ingresses are not served there; choose another address with {flag}");
+        })
+        .ok()
+}
+
+/// What clients are shown that ask for a host without a certificate.
+pub(super) fn ingress_certificate(pki: &Pki) -> Result<Arc<CertifiedKey>> {
+    let names = ["ingress.wasmk.invalid".to_string()];
+    let leaf = pki.leaf("ingress", &Leaf { user: "wasmk-ingress", group: "", names: &names })?;
+    wasmk_net::ingress::certs::certified(leaf.cert.as_bytes(), leaf.key.as_bytes())
+        .context("the ingress's own certificate")
 }

@@ -107,8 +107,15 @@ impl World {
         let api = ApiServer::start(config).await.unwrap();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
-        let running =
-            Running { pid: 1, api: address, gateway: address, registry: address, ingress: None, node: None };
+        let running = Running {
+            pid: 1,
+            api: address,
+            gateway: address,
+            registry: address,
+            ingress: None,
+            ingress_tls: None,
+            node: None,
+        };
         let names = vec!["127.0.0.1".to_owned()];
         let leaf = serving_leaf(&pki, &names).unwrap();
         let serving = Serving::new(&leaf.cert, &leaf.key).unwrap();

@@ -2,7 +2,7 @@ use std::net::Ipv4Addr;
 
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
-    time::timeout,
+    net::TcpStream,
 };
 
 use wasmk_api::labels::SERVICE_NAME;
@@ -28,11 +28,11 @@ async fn ingress(pod: SocketAddr) -> SocketAddr {
         "ports": [{"name": "", "port": pod.port()}], "endpoints": [{"addresses": [pod.ip().to_string()]}],
     });
     let slices: Slices = [Arc::new(serde_json::from_value(value).unwrap())].into_iter().collect();
-    let server = Arc::new(Server::new());
+    let server = Arc::new(Server::new(Policies::none(), None));
     server.routes.store(Arc::new(routes(&all, &services, &slices)));
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
     let address = listener.local_addr().unwrap();
-    tokio::spawn(accept(listener, server));
+    tokio::spawn(accept(Some(listener), None, server));
     address
 }
 

@@ -4,6 +4,7 @@
 use std::net::{Ipv4Addr, SocketAddr};
 
 use anyhow::{Context, Result};
+use futures::{StreamExt, TryStreamExt, stream};
 use k8s_openapi::api::core::v1::{Node, NodeSpec, Taint};
 use kube::{
     Api, Client,
@@ -17,21 +18,32 @@ use crate::{data_dir::Running, join::JOINERS};
 /// Label and taint of nodes of the control plane.
 const CONTROL_PLANE: &str = "node-role.kubernetes.io/control-plane";
 
+/// Objects on their way at a time.
+const AT_ONCE: usize = 16;
+
 /// Writes what is missing and corrects what differs.
 ///
 /// # Errors
 /// When the API refuses an object.
 pub(crate) async fn write(client: &Client, running: &Running, ca: &str) -> Result<()> {
-    for definition in wasmk_functions::definitions() {
-        apply(client, &definition).await?;
-    }
-    for object in objects(running, ca).into_iter().chain(controllers()) {
-        apply(client, &object).await?;
-    }
-    for object in wasmk_functions::config_maps().iter().chain([&default_class()]) {
-        create(client, object).await?;
-    }
-    Ok(())
+    let (namespaces, objects): (Vec<Value>, Vec<Value>) =
+        objects(running, ca).into_iter().chain(controllers()).partition(|o| o["kind"] == "Namespace");
+    let applied = |object: Value| {
+        let client = client.clone();
+        async move { apply(&client, &object).await }
+    };
+    let created = |object: Value| {
+        let client = client.clone();
+        async move { create(&client, &object).await }
+    };
+    at_once(wasmk_functions::definitions().into_iter().chain(namespaces).map(applied)).await?;
+    at_once(objects.into_iter().map(applied)).await?;
+    at_once(wasmk_functions::config_maps().into_iter().chain([default_class()]).map(created)).await
+}
+
+/// Does some of it at a time, so that writes share a sync of the disk.
+async fn at_once(work: impl Iterator<Item = impl Future<Output = Result<()>>>) -> Result<()> {
+    stream::iter(work).buffer_unordered(AT_ONCE).try_collect().await
 }
 
 /// The class of claims that name none: directories of the claiming pod's node.

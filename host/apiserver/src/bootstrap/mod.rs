@@ -7,6 +7,7 @@ pub(crate) use roles::rules_of;
 
 use std::sync::Arc;
 
+use futures::{StreamExt, TryStreamExt, stream};
 use wasmk_api::{Object, Status};
 
 use crate::{
@@ -21,21 +22,24 @@ use crate::{
 /// # Errors
 /// When an object is refused.
 pub(crate) async fn write(core: &Arc<Core>) -> Result<(), StartError> {
-    for object in objects::all(&core.config) {
-        ensure(core, object, Keep::AsItIs).await?;
-    }
-    for object in flow::defaults::all() {
-        ensure(core, object, Keep::AsItIs).await?;
-    }
-    for object in roles::all() {
-        ensure(core, object, Keep::Roles).await?;
-    }
-    for object in objects::own_service(&core.config) {
-        ensure(core, object, Keep::UpToDate).await?;
+    let config = &core.config;
+    // Each group needs those before it.
+    for (objects, keep) in [
+        (objects::all(config), Keep::AsItIs),
+        (flow::defaults::all(), Keep::AsItIs),
+        (roles::all(), Keep::Roles),
+        (objects::own_service(config), Keep::UpToDate),
+    ] {
+        // Several at a time, so that they share a sync of the disk.
+        let writes = stream::iter(objects).map(|object| ensure(core, object, keep));
+        writes.buffer_unordered(AT_ONCE).try_collect::<()>().await?;
     }
     release_orphans(core).await;
     Ok(())
 }
+
+/// Objects on their way at a time.
+const AT_ONCE: usize = 16;
 
 /// What happens to an object that is there already.
 #[derive(Clone, Copy, PartialEq, Eq)]

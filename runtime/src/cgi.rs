@@ -6,16 +6,18 @@
 
 mod answer;
 mod head;
-mod input;
 
+use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures::TryStreamExt;
 use http::{Request, Response};
 use http_body::Body as HttpBody;
 use http_body_util::BodyExt;
 use tokio::sync::Semaphore;
 use tokio::time::{Instant, timeout_at};
+use tokio_util::io::StreamReader;
 use tokio_util::task::AbortOnDropHandle;
 
 use self::answer::{Answer, Output};
@@ -79,7 +81,8 @@ impl Cgi {
         let output = Output::new(limits);
         let mut spec = inner.spec.clone();
         spec.env.extend(head::variables(&parts, length));
-        spec.stdin = (length > 0).then(|| Stdin::new(input::Reader::new(body)));
+        spec.stdin = (length > 0)
+            .then(|| Stdin::new(StreamReader::new(body.into_data_stream().map_err(io::Error::other))));
         spec.stdout = Arc::new(output.clone());
         spec.run_timeout = Some(deadline.saturating_duration_since(Instant::now()));
         let (program, answered) = (Arc::clone(&inner.program), output.clone());

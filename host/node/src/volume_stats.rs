@@ -59,8 +59,8 @@ struct Place {
 #[derive(Default)]
 pub(crate) struct VolumeStats(Mutex<HashMap<Place, (Instant, Option<Figures>)>>);
 
-/// Figures of pods' volumes with the claims they are of.
-pub(crate) struct Read(Vec<(Place, Figures)>);
+/// Figures of pods' volumes with the claims they are of, by the pods' UIDs.
+pub(crate) struct Read(HashMap<String, Vec<(Place, Figures)>>);
 
 impl VolumeStats {
     /// The figures of all volumes that these pods claim.
@@ -78,8 +78,8 @@ impl VolumeStats {
         let asked: Vec<_> = asked.buffer_unordered(AT_ONCE).collect().await;
         let mut known = self.0.lock();
         known.extend(asked.into_iter().map(|(place, figures)| (place, (Instant::now(), figures))));
-        let figures = |place: Place| Some((known.get(&place)?.1?, place));
-        Read(places.into_iter().filter_map(figures).map(|(figures, place)| (place, figures)).collect())
+        let figures = |place: Place| known.get(&place)?.1.map(|figures| (place, figures));
+        Read::of(places.into_iter().filter_map(figures))
     }
 }
 
@@ -106,6 +106,14 @@ fn places(pod: &Pod) -> Vec<Place> {
 }
 
 impl Read {
+    fn of(figures: impl Iterator<Item = (Place, Figures)>) -> Self {
+        let mut pods: HashMap<String, Vec<(Place, Figures)>> = HashMap::new();
+        for (place, figures) in figures {
+            pods.entry(place.uid.clone()).or_default().push((place, figures));
+        }
+        Self(pods)
+    }
+
     /// A pod's volumes as the summary has them.
     pub(crate) fn of_pod(&self, uid: &str, now: Timestamp) -> Vec<Value> {
         let one = |(place, figures): &(Place, Figures)| {
@@ -123,12 +131,12 @@ impl Read {
             }
             value
         };
-        self.0.iter().filter(|(place, _)| place.uid == uid).map(one).collect()
+        self.0.get(uid).into_iter().flatten().map(one).collect()
     }
 
     /// The kubelet's metrics, one line for each claim however many pods use it.
     pub(crate) fn metrics(&self, out: &mut String) {
-        let mut claims: Vec<&(Place, Figures)> = self.0.iter().collect();
+        let mut claims: Vec<&(Place, Figures)> = self.0.values().flatten().collect();
         claims.sort_by_key(|(place, _)| (&place.namespace, &place.claim));
         claims.dedup_by_key(|(place, _)| (&place.namespace, &place.claim));
         type Pick = fn(&Figures) -> Option<i64>;
@@ -168,7 +176,7 @@ mod tests {
             claim: "data".into(),
         };
         let figures = Figures { bytes: Some([10, 6, 4]), inodes: None };
-        let read = Read(vec![(place("a"), figures), (place("b"), figures)]);
+        let read = Read::of([(place("a"), figures), (place("b"), figures)].into_iter());
         let now = Timestamp::now();
         let shown = read.of_pod("b", now);
         assert_eq!(

@@ -55,7 +55,10 @@ fn escapes(user: Option<u32>, start_as: Option<u32>) {
     std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(0o755)).expect("permissions");
     let (own, read_only, other) = (place("own"), place("read-only"), place("other"));
     let api = TcpListener::bind("127.0.0.1:0").expect("a port");
-    let mut command = Command::new(std::env::current_exe().expect("this program"));
+    // Others than root need not be able to reach where this program was built.
+    let program = dir.path().join("program");
+    std::fs::copy(std::env::current_exe().expect("this program"), &program).expect("a copy of it");
+    let mut command = Command::new(program);
     command
         .args(["inside", &user.map(|id| id.to_string()).unwrap_or_default()])
         .args([&own, &read_only, &other])

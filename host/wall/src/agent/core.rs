@@ -111,6 +111,13 @@ impl Worker {
     }
 }
 
+impl Drop for Worker {
+    /// Nobody is in it any more, and it need not agree.
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
 impl Core {
     /// Sends a message some time, if the worker is still there.
     pub(super) fn post(&self, message: &ToWorker) {
@@ -123,6 +130,14 @@ impl Core {
         }
     }
 
+    /// Sends a message when there is room for it, if the worker is still there.
+    async fn send(&self, message: &ToWorker) {
+        if let Some(out) = self.out.upgrade() {
+            // Its end is seen by whoever hears it.
+            let _ = out.send((frame(message, 0), Vec::new())).await;
+        }
+    }
+
     fn guest(&self, number: u64) -> Option<Arc<Guest>> {
         self.guests.lock().get(&number).cloned()
     }
@@ -130,12 +145,12 @@ impl Core {
     /// Hears a worker until its end.
     pub(super) async fn hear(self: &Arc<Self>, mut control: impl AsyncRead + Unpin) -> std::io::Result<()> {
         while let Some(body) = frames::receive(&mut control, MAX_TO_AGENT).await? {
-            self.heed(parse(&body)?);
+            self.heed(parse(&body)?).await;
         }
         Ok(())
     }
 
-    fn heed(self: &Arc<Self>, message: ToAgent) {
+    async fn heed(self: &Arc<Self>, message: ToAgent) {
         match message {
             ToAgent::Started { guest, failed } => {
                 if let Some(guest) = self.guest(guest) {
@@ -155,13 +170,14 @@ impl Core {
                 }
             }
             ToAgent::Report { used, tally } => self.count(&used, tally),
-            ToAgent::Ask { question, guest, what } => self.ask(question, guest, what),
+            ToAgent::Ask { question, guest, what } => self.ask(question, guest, what).await,
         }
     }
 
-    fn credit(&self, guest: u64, bytes: usize) {
+    fn credit(self: &Arc<Self>, guest: u64, bytes: usize) -> impl Future<Output = ()> + Send + use<> {
+        let this = Arc::clone(self);
         let bytes = u32::try_from(bytes).unwrap_or(u32::MAX);
-        self.post(&ToWorker::Credit { guest, bytes });
+        async move { this.send(&ToWorker::Credit { guest, bytes }).await }
     }
 
     fn count(&self, used: &[(u64, crate::message::Used)], tally: Tally) {
@@ -175,15 +191,18 @@ impl Core {
         *before = tally;
     }
 
-    fn ask(self: &Arc<Self>, question: u64, guest: u64, what: Question) {
-        let guest = self.guest(guest);
-        let turn = Arc::clone(&self.questions).try_acquire_owned();
+    /// Works on a question. One more than may be worked on is refused, and the worker not heard until it takes that.
+    async fn ask(self: &Arc<Self>, question: u64, guest: u64, what: Question) {
+        let Ok(turn) = Arc::clone(&self.questions).try_acquire_owned() else {
+            let answer = answer(None, what).await;
+            return self.send(&ToWorker::Answer { question, answer }).await;
+        };
+        let network = self.guest(guest).map(|guest| Arc::clone(&guest.network));
         let this = Arc::clone(self);
-        let network = guest.filter(|_| turn.is_ok()).map(|guest| Arc::clone(&guest.network));
         tokio::spawn(async move {
             let answer = answer(network, what).await;
+            this.send(&ToWorker::Answer { question, answer }).await;
             drop(turn);
-            this.post(&ToWorker::Answer { question, answer });
         });
     }
 

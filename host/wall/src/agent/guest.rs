@@ -14,6 +14,8 @@ use crate::message::{Channel, WINDOW};
 /// Most output that waits to be taken, in bytes; instances that print at the same time may pass the window. What is
 /// beyond is lost: only a worker that does not keep to the rules sends it.
 const MAX_PENDING: usize = 64 * WINDOW;
+/// What a piece of output counts at least, in bytes: it takes room however short it is.
+const PIECE: usize = 256;
 
 /// How a run ended, or why it did not begin.
 pub(super) type Outcome = Result<Exit, String>;
@@ -83,16 +85,17 @@ impl Guest {
     /// Takes a piece of output; whether somebody is to [`drain`](Self::drain) it now.
     pub(super) fn print(&self, channel: Channel, bytes: Vec<u8>) -> bool {
         let mut pending = self.pending.lock();
-        if pending.bytes + bytes.len() > MAX_PENDING {
+        let room = bytes.len().max(PIECE);
+        if pending.bytes + room > MAX_PENDING {
             return false;
         }
-        pending.bytes += bytes.len();
+        pending.bytes += room;
         pending.pieces.push_back((channel, bytes.into()));
         !std::mem::replace(&mut pending.draining, true)
     }
 
     /// Hands output on as the guest's streams take it, and says how much was taken.
-    pub(super) async fn drain(&self, taken: impl Fn(usize)) {
+    pub(super) async fn drain<F: Future<Output = ()>>(&self, taken: impl Fn(usize) -> F) {
         while let Some((channel, mut bytes)) = self.next() {
             let sink = match channel {
                 Channel::Stdout => &self.stdout,
@@ -103,8 +106,8 @@ impl Guest {
                 let room = poll_fn(|cx| sink.poll_room(cx)).await;
                 sink.write(&bytes.split_to(room.clamp(1, bytes.len())));
             }
-            self.pending.lock().bytes -= length;
-            taken(length);
+            self.pending.lock().bytes -= length.max(PIECE);
+            taken(length).await;
         }
         self.drained.notify_waiters();
     }
@@ -141,8 +144,13 @@ mod tests {
         assert!(guest.print(Channel::Stdout, b"one ".to_vec()));
         assert!(!guest.print(Channel::Stdout, b"two".to_vec()), "somebody drains already");
         assert!(!guest.print(Channel::Stdout, vec![b'x'; MAX_PENDING]));
+        let short = Guest::new(2, &spec);
+        for _ in 0..MAX_PENDING {
+            short.print(Channel::Stdout, vec![b'x']);
+        }
+        assert_eq!(short.pending.lock().pieces.len(), MAX_PENDING / PIECE, "short pieces are bounded, too");
         let taken = Mutex::new(0);
-        guest.drain(|bytes| *taken.lock() += bytes).await;
+        guest.drain(async |bytes| *taken.lock() += bytes).await;
         guest.drained().await;
         assert_eq!((tail.text().as_str(), *taken.lock()), ("one two", 7));
         assert!(guest.print(Channel::Stdout, b"three".to_vec()));

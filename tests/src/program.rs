@@ -344,13 +344,28 @@ fn succeeded(program: &str, args: &[&str], out: &Output) -> String {
     stdout.into_owned()
 }
 
-/// Where Rust is for `fn build`, which the test's own home directory would hide.
+/// Where compilers are for `fn build`, and what they keep from one build to the next: the test's own home directory
+/// would hide Rust, and C and Go are beside the Python clients unless the machine has its own.
 pub(crate) fn toolchain() -> impl Iterator<Item = (&'static str, OsString)> {
     let home = std::env::var_os("HOME").unwrap_or_default();
-    [("RUSTUP_HOME", ".rustup"), ("CARGO_HOME", ".cargo")].into_iter().map(move |(name, folder)| {
-        let usual = || Path::new(&home).join(folder).into_os_string();
-        (name, std::env::var_os(name).unwrap_or_else(usual))
-    })
+    let rust =
+        [("RUSTUP_HOME", ".rustup"), ("CARGO_HOME", ".cargo")].into_iter().map(move |(name, folder)| {
+            let usual = || Path::new(&home).join(folder).into_os_string();
+            (name, std::env::var_os(name).unwrap_or_else(usual))
+        });
+    let fetched = std::env::var_os("WASMK_TEST_VENV").map(PathBuf::from).into_iter().flat_map(|folder| {
+        let mut path = std::env::var_os("PATH").unwrap_or_default();
+        path.push(":");
+        path.push(folder.join("bin"));
+        let kept = |name: &str| folder.join("cache").join(name).into_os_string();
+        [
+            ("PATH", path),
+            ("ZIG_GLOBAL_CACHE_DIR", kept("zig")),
+            ("GOCACHE", kept("go")),
+            ("GOTOOLCHAIN", "local".into()),
+        ]
+    });
+    rust.chain(fetched)
 }
 
 /// Ends a process when this one ends, however it does: programs in statics are never dropped.

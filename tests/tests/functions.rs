@@ -240,6 +240,28 @@ fn a_function_is_made_built_and_deployed_from_source() {
     assert!(!body.is_empty());
 }
 
+/// Makes a function from a language's template, builds it, deploys what was built, and asks it.
+fn from_template(name: &str, lang: &str) -> String {
+    CLUSTER.wasmk(&["fn", "new", name, "--lang", lang]);
+    let built = CLUSTER.wasmk(&["fn", "build", name]);
+    let file = CLUSTER.scratch().join(name).join(format!("{name}.wasm"));
+    assert!(built.contains(&format!("{name}.wasm")) && file.is_file(), "{built}");
+    CLUSTER.wasmk(&["fn", "deploy", name, "--env", "TARGET=you"]);
+    let (code, body) = CLUSTER.call(&format!("{name}.default.example.com"), "/");
+    assert_eq!(code, 200, "{body}");
+    body
+}
+
+#[test]
+fn a_function_in_c_is_made_built_and_deployed_from_source() {
+    assert_eq!(from_template("sea", "c"), "hello you\n");
+}
+
+#[test]
+fn a_function_in_go_is_made_built_and_deployed_from_source() {
+    assert_eq!(from_template("gopher", "go"), "hello you, from gopher\n");
+}
+
 #[test]
 fn what_a_function_keeps_is_there_for_its_namespace() {
     let keep = |program: &Program, name: &str, flags: &[&str]| deploy(program, name, "state-http", flags);

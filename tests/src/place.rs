@@ -8,7 +8,7 @@ use std::{
 
 use tempfile::TempDir;
 
-use crate::program::{PATIENCE, Program, binary, toolchain};
+use crate::program::{PATIENCE, Program, search_path, toolchain};
 
 /// Longest any one script may take.
 const LIMIT: &str = "90";
@@ -67,12 +67,9 @@ impl Place {
 
     /// A command with the place's surroundings.
     pub fn command(&self, program: &str) -> Command {
-        let mut path = binary().parent().expect("a directory").as_os_str().to_owned();
-        path.push(":");
-        path.push(std::env::var_os("PATH").unwrap_or_default());
         let mut command = Command::new(program);
         command
-            .env("PATH", path)
+            .env("PATH", search_path())
             .env("KUBECONFIG", self.dir.path().join("config"))
             .env("HOME", self.dir.path())
             .env("REGISTRY", self.program.address("registry").to_string())

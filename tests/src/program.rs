@@ -193,6 +193,7 @@ impl Program {
             .args(args)
             .env("KUBECONFIG", self.kubeconfig())
             .env("HOME", self.dir.path())
+            .env("PATH", search_path())
             .envs(toolchain())
             .current_dir(self.dir.path())
             .stdin(if stdin.is_some() { Stdio::piped() } else { Stdio::null() })
@@ -354,18 +355,19 @@ pub(crate) fn toolchain() -> impl Iterator<Item = (&'static str, OsString)> {
             (name, std::env::var_os(name).unwrap_or_else(usual))
         });
     let fetched = std::env::var_os("WASMK_TEST_VENV").map(PathBuf::from).into_iter().flat_map(|folder| {
-        let mut path = std::env::var_os("PATH").unwrap_or_default();
-        path.push(":");
-        path.push(folder.join("bin"));
         let kept = |name: &str| folder.join("cache").join(name).into_os_string();
-        [
-            ("PATH", path),
-            ("ZIG_GLOBAL_CACHE_DIR", kept("zig")),
-            ("GOCACHE", kept("go")),
-            ("GOTOOLCHAIN", "local".into()),
-        ]
+        [("ZIG_GLOBAL_CACHE_DIR", kept("zig")), ("GOCACHE", kept("go")), ("GOTOOLCHAIN", "local".into())]
     });
     rust.chain(fetched)
+}
+
+/// Where programs are looked for: beside the one under test, then as ever, then among what the tests have fetched.
+pub(crate) fn search_path() -> OsString {
+    let usual = std::env::var_os("PATH").unwrap_or_default();
+    let own = binary().parent().map(Path::to_path_buf);
+    let fetched = std::env::var_os("WASMK_TEST_VENV").map(|folder| Path::new(&folder).join("bin"));
+    let all = own.into_iter().chain(std::env::split_paths(&usual)).chain(fetched);
+    std::env::join_paths(all).expect("folders without colons")
 }
 
 /// Ends a process when this one ends, however it does: programs in statics are never dropped.

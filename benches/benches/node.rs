@@ -5,7 +5,11 @@
 //! those of one Deployment, so that controllers, scheduler and API are in the first figure. Then as many as a node
 //! takes, 10,000: that they run at all, and what they cost then. Run with `make bench`, or
 //! `cargo bench -p wasmk-benches --bench node [PODS [MANY]]`; the machine should be otherwise idle.
+//! Before that, a function's neighbours (see [`neighbours`]).
 #![allow(clippy::print_stdout, reason = "a bench prints its figures")]
+
+mod common;
+mod neighbours;
 
 use std::time::{Duration, Instant};
 
@@ -25,6 +29,7 @@ fn main() {
     let (pods, many) = (numbers.next().unwrap_or(PODS), numbers.next().unwrap_or(MANY));
     // Room on the node for more pods than the tests' share of addresses has.
     let program = Program::start_with(&["--pod-cidr", "127.60.0.0/16", "--node-cidr-mask-size", "18"]);
+    neighbours::figures(&program);
     let image = program.push("hello");
     deploy(&program, &image, 1);
     let before = resident(&program);

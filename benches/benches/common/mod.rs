@@ -176,6 +176,19 @@ impl Connection {
         response.into_body().collect().await.expect("a whole answer");
         (status, took)
     }
+
+    /// Asks for a path and throws the answer away, which may break off; whether the connection can be used again.
+    pub async fn get(&mut self, host: &str, path: &str) -> bool {
+        let request = hyper::Request::get(path).header("host", host).body(Empty::new()).expect("a request");
+        let Ok(response) = self.sender.send_request(request).await else { return false };
+        let mut body = response.into_body();
+        while let Some(frame) = body.frame().await {
+            if frame.is_err() {
+                return false;
+            }
+        }
+        true
+    }
 }
 
 /// Requests a second over so many connections, with the time of each request.

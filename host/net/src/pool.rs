@@ -1,9 +1,6 @@
 //! Gives each pod an address of its own out of the node's range.
 
-use std::{
-    collections::{BTreeMap, HashMap},
-    net::Ipv4Addr,
-};
+use std::{collections::HashMap, net::Ipv4Addr};
 
 use parking_lot::Mutex;
 use thiserror::Error;
@@ -31,7 +28,52 @@ pub struct AddressPool {
 #[derive(Default)]
 struct Inner {
     by_owner: HashMap<String, u32>,
-    used: BTreeMap<u32, String>,
+    used: Bits,
+}
+
+/// Which addresses are in use, a bit each.
+#[derive(Default)]
+struct Bits {
+    words: Vec<u64>,
+    /// All words before it are full, so that a free bit is found without a look at each.
+    first_free: usize,
+}
+
+impl Bits {
+    /// The lowest that is not set.
+    fn lowest_free(&mut self) -> u32 {
+        while self.words.get(self.first_free) == Some(&u64::MAX) {
+            self.first_free += 1;
+        }
+        let word = self.words.get(self.first_free).copied().unwrap_or(0);
+        // A range has at most 2^24 addresses.
+        self.first_free as u32 * u64::BITS + word.trailing_ones()
+    }
+
+    fn contains(&self, bit: u32) -> bool {
+        let (word, mask) = Self::place(bit);
+        self.words.get(word).is_some_and(|w| w & mask != 0)
+    }
+
+    fn insert(&mut self, bit: u32) {
+        let (word, mask) = Self::place(bit);
+        if word >= self.words.len() {
+            self.words.resize(word + 1, 0);
+        }
+        self.words[word] |= mask;
+    }
+
+    fn remove(&mut self, bit: u32) {
+        let (word, mask) = Self::place(bit);
+        if let Some(w) = self.words.get_mut(word) {
+            *w &= !mask;
+            self.first_free = self.first_free.min(word);
+        }
+    }
+
+    fn place(bit: u32) -> (usize, u64) {
+        ((bit / u64::BITS) as usize, 1 << (bit % u64::BITS))
+    }
 }
 
 impl AddressPool {
@@ -58,13 +100,11 @@ impl AddressPool {
         if let Some(offset) = inner.by_owner.get(owner) {
             return Ok(Ipv4Addr::from(self.first + offset));
         }
-        // Offsets in use are sorted: the first gap is the lowest free one.
-        let gap = inner.used.keys().zip(0..).find(|(used, expected)| **used != *expected);
-        let offset = gap.map_or(inner.used.len() as u32, |(_, expected)| expected);
+        let offset = inner.used.lowest_free();
         if offset >= self.size {
             return Err(PoolError::Full(self.size()));
         }
-        inner.used.insert(offset, owner.into());
+        inner.used.insert(offset);
         inner.by_owner.insert(owner.into(), offset);
         Ok(Ipv4Addr::from(self.first + offset))
     }
@@ -78,10 +118,10 @@ impl AddressPool {
         if let Some(had) = inner.by_owner.get(owner) {
             return *had == offset;
         }
-        if inner.used.contains_key(&offset) {
+        if inner.used.contains(offset) {
             return false;
         }
-        inner.used.insert(offset, owner.into());
+        inner.used.insert(offset);
         inner.by_owner.insert(owner.into(), offset);
         true
     }
@@ -90,13 +130,13 @@ impl AddressPool {
     pub fn give_back(&self, owner: &str) {
         let mut inner = self.inner.lock();
         if let Some(offset) = inner.by_owner.remove(owner) {
-            inner.used.remove(&offset);
+            inner.used.remove(offset);
         }
     }
 
     /// Number of addresses in use.
     pub fn used(&self) -> usize {
-        self.inner.lock().used.len()
+        self.inner.lock().by_owner.len()
     }
 }
 
@@ -131,6 +171,21 @@ mod tests {
             pool.take(owner).unwrap();
         }
         assert_eq!((pool.used(), pool.take("h")), (6, Err(PoolError::Full(6))));
+    }
+
+    #[test]
+    fn many_come_and_go() {
+        let pool = AddressPool::new("10.0.0.0/20").unwrap();
+        let all: Vec<_> = (0..pool.size()).map(|n| pool.take(&n.to_string()).unwrap()).collect();
+        assert!(all.is_sorted() && all.windows(2).all(|pair| pair[0] != pair[1]));
+        assert_eq!(pool.take("one more"), Err(PoolError::Full(4094)));
+        for n in [4000, 65, 64, 700] {
+            pool.give_back(&n.to_string());
+        }
+        assert!(pool.claim(all[65], "claims"));
+        let next: Vec<_> = (0..3).map(|n| pool.take(&format!("new {n}")).unwrap()).collect();
+        assert_eq!(next, [all[64], all[700], all[4000]]);
+        assert_eq!(pool.used(), pool.size());
     }
 
     #[test]

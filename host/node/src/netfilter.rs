@@ -6,16 +6,20 @@ use std::{
     io,
     net::{IpAddr, Ipv4Addr},
     ops::RangeInclusive,
+    time::Duration,
 };
 
 use tokio_util::sync::CancellationToken;
 use wasmk_net::policy::{
-    Direction, Policies, Table,
+    Direction, News, Policies, Table,
     openings::{Opening, Peers, openings},
     table::Transport,
 };
 
 use crate::netns::{Netns, nft};
+
+/// How often filters are looked at although no policy changed: the node's own addresses may have.
+const LOOK: Duration = Duration::from_secs(60);
 
 /// The filters of one pod.
 pub(crate) struct Filter {
@@ -24,12 +28,14 @@ pub(crate) struct Filter {
     address: Ipv4Addr,
     /// What was last set there.
     set: String,
+    /// The version of the policies that it was made of, or that changed nothing for it.
+    version: u64,
 }
 
 impl Filter {
     /// Of the pod of that address, whose namespace has none from an earlier life or those of one.
     pub(crate) fn new(policies: Policies, netns: Netns, address: Ipv4Addr) -> Self {
-        Self { policies, netns, address, set: String::new() }
+        Self { policies, netns, address, set: String::new(), version: 0 }
     }
 
     /// Brings the filters up to date.
@@ -37,15 +43,17 @@ impl Filter {
     /// # Errors
     /// When policies are about the pod and the system takes no filters.
     pub(crate) async fn update(&mut self) -> io::Result<()> {
-        let table = self.policies.table();
-        let wanted = rules(&table, self.address, &own_addresses());
-        if wanted == self.set || (self.set.is_empty() && !table.is_active()) {
-            return Ok(());
+        let News { version, table, concerns } = self.policies.news(self.version, self.address.into());
+        if concerns {
+            let wanted = rules(&table, self.address, &own_addresses());
+            if wanted != self.set && (!self.set.is_empty() || table.is_active()) {
+                let (netns, script) = (self.netns.clone(), wanted.clone());
+                let work = move || netns.within(|| nft(&script));
+                tokio::task::spawn_blocking(work).await.map_err(io::Error::other)??;
+                self.set = wanted;
+            }
         }
-        let (netns, script) = (self.netns.clone(), wanted.clone());
-        let work = move || netns.within(|| nft(&script));
-        tokio::task::spawn_blocking(work).await.map_err(io::Error::other)??;
-        self.set = wanted;
+        self.version = version;
         Ok(())
     }
 
@@ -64,6 +72,7 @@ impl Filter {
             tokio::select! {
                 () = stop.cancelled() => return,
                 change = changes.changed() => if change.is_err() { return },
+                () = tokio::time::sleep(LOOK) => self.version = 0,
             }
         }
     }

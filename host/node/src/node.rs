@@ -85,7 +85,8 @@ impl Node {
         let capacity = settings.capacity.unwrap_or_else(|| machine::capacity(&settings.data_dir));
         let (events, write_events) = Events::new(client.clone(), &settings.name);
         let (view, keep_view) = View::new(client.clone());
-        let (policies, keep_policies) = Policies::new(client.clone(), view.clone());
+        let rules = settings.data_dir.join("policies.json");
+        let (policies, keep_policies) = Policies::new(client.clone(), view.clone(), Some(rules));
         let neighbours = Neighbours {
             view: view.clone(),
             policies: policies.clone(),

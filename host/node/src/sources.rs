@@ -123,7 +123,10 @@ impl ApiSources {
     fn remember_token(&self, key: TokenKey, seconds: i64, token: &str) {
         let mut tokens = self.tokens.lock();
         let now = Instant::now();
-        tokens.retain(|_, (until, _)| *until > now);
+        // Looked through only when it would grow: there may be many.
+        if tokens.len() >= tokens.capacity().min(KEPT_TOKENS) {
+            tokens.retain(|_, (until, _)| *until > now);
+        }
         if tokens.len() < KEPT_TOKENS {
             let fresh = Duration::from_secs(u64::try_from(seconds).unwrap_or(0)).mul_f64(FRESH);
             tokens.insert(key, (now + fresh, token.into()));

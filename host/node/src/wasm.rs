@@ -312,7 +312,10 @@ impl WasmProgram {
         let config = self.image.as_ref().map_or(&none, |image| image.config());
         let usage = Arc::new(wasmk_runtime::Usage::default());
         let mut live = self.live.lock();
-        live.retain(|_, usage| usage.strong_count() > 0);
+        // Looked through only when it would grow: there may be many.
+        if live.len() == live.capacity() {
+            live.retain(|_, usage| usage.strong_count() > 0);
+        }
         live.insert(launch.name.clone(), Arc::downgrade(&usage));
         drop(live);
         let keyvalue = launch.keyvalue.as_ref().map(|stores| {

@@ -71,7 +71,7 @@ impl Cluster {
     pub(super) fn start_ingress(&self, listeners: Listeners) {
         let client = self.client("system:serviceaccount:kube-system:ingress");
         let (view, keep) = wasmk_net::View::new(client.clone());
-        let (policies, hold) = wasmk_net::policy::Policies::new(client.clone(), view.clone());
+        let (policies, hold) = wasmk_net::policy::Policies::new(client.clone(), view.clone(), None);
         let (watching, holding, serving) = (self.stop.clone(), self.stop.clone(), self.stop.clone());
         self.tasks.spawn(async move { watching.run_until_cancelled(keep).await });
         self.tasks.spawn(async move { holding.run_until_cancelled(hold).await });

@@ -1,6 +1,13 @@
 //! Keeps the table of policies as the API says.
 
-use std::{collections::HashMap, net::IpAddr, pin::Pin, sync::Arc, time::Duration};
+use std::{
+    collections::HashMap,
+    io,
+    net::{IpAddr, SocketAddr},
+    pin::Pin,
+    sync::Arc,
+    time::Duration,
+};
 
 use futures::{FutureExt, Stream, StreamExt, future::Either};
 use kube::{
@@ -11,19 +18,27 @@ use kube::{
     },
 };
 use serde::de::DeserializeOwned;
-use wasmk_api::k8s_openapi::api::{
-    core::v1::{Namespace, Pod},
-    networking::v1::NetworkPolicy,
+use tokio::{task::JoinSet, time::Instant};
+use wasmk_api::k8s_openapi::{
+    api::{
+        core::v1::{Namespace, Pod},
+        networking::v1::NetworkPolicy,
+    },
+    apimachinery::pkg::apis::meta::v1::ObjectMeta,
 };
 
 use super::{
     Policies,
-    table::{Labels, Member, Table},
+    book::{Book, Key},
+    memory::Memory,
+    table::{Labels, Member},
 };
 use crate::view::View;
 
 /// Changes that come together are one pass.
 const SETTLE: Duration = Duration::from_millis(20);
+/// How long after a change the rules are kept on disk; what changes meanwhile is kept with it.
+const KEEP_AFTER: Duration = Duration::from_secs(1);
 /// Changes taken in one pass at the most.
 const PASS: usize = 4096;
 /// The service of the cluster's names: what answers for it counts as pods with this label.
@@ -31,43 +46,50 @@ const DNS: (&str, &str) = ("kube-system", "kube-dns");
 /// The label that such pods have elsewhere.
 const DNS_LABEL: (&str, &str) = ("k8s-app", "kube-dns");
 
-type Key = (String, String);
 type Events<K> = Pin<Box<dyn Stream<Item = watcher::Result<Event<K>>> + Send>>;
 
-/// What is kept of the objects of one kind.
-struct Kept<V> {
-    all: HashMap<Key, V>,
+/// What a watch says of the objects of one kind.
+struct Watched<V> {
     /// The list that is on its way to take the place of all.
     coming: Option<HashMap<Key, V>>,
     complete: bool,
 }
 
-impl<V> Default for Kept<V> {
-    fn default() -> Self {
-        Self { all: HashMap::new(), coming: None, complete: false }
-    }
+/// What is to be taken over of it.
+enum Said<V> {
+    Nothing,
+    All(HashMap<Key, V>),
+    One(Key, Option<V>),
 }
 
-impl<V> Kept<V> {
-    fn take<K: Resource>(&mut self, event: watcher::Result<Event<K>>, reduce: impl Fn(K) -> Option<V>) {
-        let put = |all: &mut HashMap<Key, V>, object: K| {
-            let key = key(&object);
-            match reduce(object) {
-                Some(value) => drop(all.insert(key, value)),
-                None => drop(all.remove(&key)),
-            }
-        };
+impl<V> Watched<V> {
+    /// `complete` when all of a former life are known.
+    fn new(complete: bool) -> Self {
+        Self { coming: None, complete }
+    }
+
+    fn take<K: Resource>(
+        &mut self,
+        event: watcher::Result<Event<K>>,
+        reduce: impl Fn(K) -> Option<V>,
+    ) -> Said<V> {
         match event {
             Ok(Event::Init) => self.coming = Some(HashMap::new()),
-            Ok(Event::InitApply(object)) => put(self.coming.get_or_insert_default(), object),
-            Ok(Event::InitDone) => {
-                self.all = self.coming.take().unwrap_or_default();
-                self.complete = true;
+            Ok(Event::InitApply(object)) => {
+                let key = key(&object);
+                if let Some(value) = reduce(object) {
+                    self.coming.get_or_insert_default().insert(key, value);
+                }
             }
-            Ok(Event::Apply(object)) => put(&mut self.all, object),
-            Ok(Event::Delete(object)) => drop(self.all.remove(&key(&object))),
+            Ok(Event::InitDone) => {
+                self.complete = true;
+                return Said::All(self.coming.take().unwrap_or_default());
+            }
+            Ok(Event::Apply(object)) => return Said::One(key(&object), reduce(object)),
+            Ok(Event::Delete(object)) => return Said::One(key(&object), None),
             Err(error) => tracing::debug!(%error, "a watch for network policies broke off"),
         }
+        Said::Nothing
     }
 }
 
@@ -84,28 +106,39 @@ where
     Box::pin(watcher(api, watcher::Config::default()).default_backoff())
 }
 
-/// All that the table is made of.
+/// Where all that the table is made of comes from.
 struct Lists {
     client: kube::Client,
+    book: Book,
     watch_policies: Events<NetworkPolicy>,
     /// Only while there is a policy.
     watch_rest: Option<(Events<Pod>, Events<Namespace>)>,
-    policies: Kept<Arc<NetworkPolicy>>,
-    pods: Kept<Arc<Member>>,
-    namespaces: Kept<Labels>,
+    policies: Watched<Arc<NetworkPolicy>>,
+    pods: Watched<Arc<Member>>,
+    namespaces: Watched<Labels>,
 }
 
-pub(super) async fn keep(to: Policies, client: kube::Client, view: View) {
+pub(super) async fn keep(
+    to: Policies,
+    book: Book,
+    memory: Option<Memory>,
+    client: kube::Client,
+    view: View,
+) {
+    let known = book.is_active();
     let mut lists = Lists {
         watch_policies: events(&client),
         client,
+        book,
         watch_rest: None,
-        policies: Kept::default(),
-        pods: Kept::default(),
-        namespaces: Kept::default(),
+        policies: Watched::new(known),
+        pods: Watched::new(known),
+        namespaces: Watched::new(known),
     };
+    let mut keeper = Keeper { memory, due: None, writing: JoinSet::new() };
     let mut services = view.changes();
     loop {
+        lists.follow();
         let endpoints = async {
             if to.is_active() { services.changed().await.is_ok() } else { std::future::pending().await }
         };
@@ -113,6 +146,10 @@ pub(super) async fn keep(to: Policies, client: kube::Client, view: View) {
             () = lists.next() => {}
             () = to.inner.news.notified() => {}
             open = endpoints => if !open { return },
+            () = keeper.turn() => {
+                keeper.keep(&lists.book);
+                continue;
+            }
         }
         // What arrives while the dust settles belongs to this pass.
         tokio::time::sleep(SETTLE).await;
@@ -123,10 +160,11 @@ pub(super) async fn keep(to: Policies, client: kube::Client, view: View) {
         }
         services.mark_unchanged();
         lists.follow();
-        if let Some(table) = lists.table(&to, &view)
-            && (table.is_active() || to.is_active())
-        {
-            to.set(table);
+        if view.is_ready() {
+            lists.book.set_built_in(built_in(&lists.book, &view));
+        }
+        if lists.is_complete() && to.renew(&mut lists.book) {
+            keeper.due.get_or_insert_with(|| Instant::now() + KEEP_AFTER);
         }
     }
 }
@@ -138,13 +176,28 @@ impl Lists {
             Some((pods, namespaces)) => (Either::Left(pods.next()), Either::Left(namespaces.next())),
             None => (Either::Right(std::future::pending()), Either::Right(std::future::pending())),
         };
+        let book = &mut self.book;
         tokio::select! {
             Some(event) = self.watch_policies.next() => {
-                self.policies.take(event, |policy| Some(Arc::new(slim(policy))));
+                match self.policies.take(event, |policy| Some(Arc::new(slim(policy)))) {
+                    Said::All(all) => book.set_policies(all),
+                    Said::One(key, policy) => book.set_policy(key, policy),
+                    Said::Nothing => {}
+                }
             }
-            Some(event) = pods => self.pods.take(event, |pod: Pod| Member::of(&pod).map(Arc::new)),
+            Some(event) = pods => match self.pods.take(event, |pod: Pod| Member::of(&pod).map(Arc::new)) {
+                Said::All(all) => book.set_pods(all),
+                Said::One(key, member) => book.set_pod(key, member),
+                Said::Nothing => {}
+            },
             Some(event) = namespaces => {
-                self.namespaces.take(event, |n: Namespace| Some(n.metadata.labels.unwrap_or_default()));
+                match self.namespaces.take(event, |n: Namespace| Some(n.metadata.labels.unwrap_or_default())) {
+                    Said::All(all) => {
+                        book.set_namespaces(all.into_iter().map(|((_, name), labels)| (name, labels)).collect());
+                    }
+                    Said::One((_, name), labels) => book.set_namespace(name, labels),
+                    Said::Nothing => {}
+                }
             }
             else => std::future::pending().await,
         }
@@ -152,60 +205,76 @@ impl Lists {
 
     /// Begins to watch pods and namespaces with the first policy, and ends with the last.
     fn follow(&mut self) {
-        if self.policies.all.is_empty() {
+        if !self.book.is_active() {
             self.watch_rest = None;
-            (self.pods, self.namespaces) = Default::default();
+            (self.pods, self.namespaces) = (Watched::new(false), Watched::new(false));
+            self.book.set_pods(HashMap::new());
+            self.book.set_namespaces(HashMap::new());
         } else if self.watch_rest.is_none() {
             self.watch_rest = Some((events(&self.client), events(&self.client)));
         }
     }
 
-    /// `None` while something of it has not arrived.
-    fn table(&self, to: &Policies, view: &View) -> Option<Table> {
-        if !self.policies.complete {
-            return None;
+    /// Whether nothing of the table has still to arrive.
+    fn is_complete(&self) -> bool {
+        let rest = self.pods.complete && self.namespaces.complete;
+        self.policies.complete && (rest || !self.book.is_active())
+    }
+}
+
+/// Keeps the rules on disk, in the background and not with every change.
+struct Keeper {
+    memory: Option<Memory>,
+    due: Option<Instant>,
+    writing: JoinSet<io::Result<()>>,
+}
+
+impl Keeper {
+    /// Waits until it is time to keep them. May be dropped at any time.
+    async fn turn(&mut self) {
+        while let Some(written) = self.writing.join_next().await {
+            if let Ok(Err(error)) = written {
+                tracing::warn!(%error, "network policies cannot be kept for the next start");
+            }
         }
-        if self.policies.all.is_empty() {
-            return Some(Table::default());
+        match self.due {
+            Some(due) => tokio::time::sleep_until(due).await,
+            None => std::future::pending().await,
         }
-        if !self.pods.complete || !self.namespaces.complete {
-            return None;
+    }
+
+    fn keep(&mut self, book: &Book) {
+        self.due = None;
+        if let Some(memory) = self.memory.clone() {
+            let page = book.page();
+            self.writing.spawn_blocking(move || memory.write(page));
         }
-        let policies: Vec<Arc<NetworkPolicy>> = self.policies.all.values().cloned().collect();
-        let namespaces = self.namespaces.all.iter().map(|((_, name), labels)| (name.clone(), labels.clone()));
-        let mut table = Table::new(&policies, namespaces.collect(), self.pods.all.values().cloned());
-        for (key, placed) in &*to.inner.placed.lock() {
-            // Its labels may have changed since; the API knows them.
-            let known = self.pods.all.get(key).filter(|m| m.addresses.contains(&placed.address));
-            table.place(placed.address, known.unwrap_or(&placed.member).clone());
-        }
-        build_in(&mut table, view);
-        Some(table)
     }
 }
 
 /// Without what nobody asks for.
-fn slim(mut policy: NetworkPolicy) -> NetworkPolicy {
-    policy.metadata.managed_fields = None;
-    policy.metadata.annotations = None;
-    policy
+fn slim(policy: NetworkPolicy) -> NetworkPolicy {
+    let ObjectMeta { namespace, name, .. } = policy.metadata;
+    NetworkPolicy { metadata: ObjectMeta { namespace, name, ..ObjectMeta::default() }, spec: policy.spec }
 }
 
 /// The cluster's names are answered by pods elsewhere, and policies that are written for those shall do here.
-fn build_in(table: &mut Table, view: &View) {
+fn built_in(book: &Book, view: &View) -> HashMap<SocketAddr, Arc<Member>> {
+    if !book.is_active() {
+        return HashMap::new();
+    }
     let labels = [(DNS_LABEL.0.to_string(), DNS_LABEL.1.to_string())].into();
     let member = Arc::new(Member::new(DNS.0, labels));
+    let mut all = HashMap::new();
     for slice in view.slices().of(DNS.0, DNS.1) {
         let addresses = slice.endpoints.iter().flatten().flat_map(|e| &e.addresses);
         let addresses: Vec<IpAddr> = addresses.filter_map(|a| a.parse().ok()).collect();
         let ports = slice.ports.iter().flatten().filter_map(|p| p.port.and_then(|p| u16::try_from(p).ok()));
         for port in ports {
-            for address in &addresses {
-                // A pod that answers for it is a pod already.
-                if table.member(*address).is_none() {
-                    table.build_in((*address, port).into(), member.clone());
-                }
-            }
+            // A pod that answers for it is a pod already.
+            let others = addresses.iter().filter(|address| !book.has(**address));
+            all.extend(others.map(|address| (SocketAddr::new(*address, port), member.clone())));
         }
     }
+    all
 }

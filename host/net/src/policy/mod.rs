@@ -4,18 +4,23 @@
 //! that pods accept because the node makes them, and a place for those that are to come to nothing. Pods and
 //! namespaces are only watched while there is a policy.
 
+mod book;
 pub mod cidr;
+mod delta;
 mod gate;
 mod keep;
+mod members;
+mod memory;
 pub mod openings;
+mod places;
 pub mod table;
 #[cfg(test)]
 mod tests;
 
 use std::{
-    collections::HashMap,
     io,
     net::{IpAddr, Ipv4Addr, SocketAddr},
+    path::PathBuf,
     sync::{Arc, OnceLock},
     time::Duration,
 };
@@ -31,6 +36,12 @@ use wasmk_api::{NODE_SOURCE, k8s_openapi::api::core::v1::Pod};
 pub use gate::Gate;
 pub use table::{Direction, End, Labels, Member, Table};
 
+use self::{
+    book::Book,
+    delta::{Delta, History},
+    memory::Memory,
+    places::Places,
+};
 use crate::view::View;
 
 /// Connections at a time that are left without an answer; one more is cut off at once.
@@ -48,18 +59,25 @@ pub struct Policies {
 
 struct Inner {
     table: ArcSwap<Table>,
+    /// Locked while the table is changed.
+    history: Mutex<History>,
     version: watch::Sender<u64>,
-    /// Pods of this node by namespace and name, before the API has heard of their addresses.
-    placed: Mutex<HashMap<(String, String), Placed>>,
+    /// Pods of this node, before the API has heard of their addresses.
+    places: Mutex<Places>,
     news: Notify,
     held: Arc<Semaphore>,
     hole: OnceLock<Option<Hole>>,
 }
 
-struct Placed {
-    uid: String,
-    address: IpAddr,
-    member: Arc<Member>,
+/// The rules of a moment, as somebody asks who has made something of former ones.
+#[derive(Debug)]
+pub struct News {
+    /// Which rules these are.
+    pub version: u64,
+    /// The rules.
+    pub table: Arc<Table>,
+    /// They may say something else of the pod than the former ones.
+    pub concerns: bool,
 }
 
 /// An address that takes no connection and refuses none: its queue is full for good.
@@ -70,10 +88,18 @@ struct Hole {
 }
 
 impl Policies {
-    /// The policies, and the task that keeps them; without the task there are none.
-    pub fn new(client: kube::Client, view: View) -> (Self, impl Future<Output = ()> + Send + 'static) {
+    /// The policies, and the task that keeps them. Until the API is heard they are what `file`, if one is named, was
+    /// left with; without either there are none. May read from the disk.
+    pub fn new(
+        client: kube::Client,
+        view: View,
+        file: Option<PathBuf>,
+    ) -> (Self, impl Future<Output = ()> + Send + 'static) {
         let policies = Self::none();
-        let task = keep::keep(policies.clone(), client, view);
+        let memory = file.map(Memory::new);
+        let mut book = memory.as_ref().map(|memory| Book::open(memory.read())).unwrap_or_default();
+        policies.renew(&mut book);
+        let task = keep::keep(policies.clone(), book, memory, client, view);
         (policies, task)
     }
 
@@ -81,8 +107,9 @@ impl Policies {
     pub fn none() -> Self {
         let inner = Inner {
             table: ArcSwap::default(),
+            history: Mutex::default(),
             version: watch::Sender::new(0),
-            placed: Mutex::default(),
+            places: Mutex::default(),
             news: Notify::new(),
             held: Arc::new(Semaphore::new(HELD)),
             hole: OnceLock::new(),
@@ -110,50 +137,65 @@ impl Policies {
         self.inner.version.subscribe()
     }
 
+    /// The rules of this moment for somebody who has made something of those of a version (0 for nothing yet) that
+    /// is about the pod of an address.
+    pub fn news(&self, since: u64, address: IpAddr) -> News {
+        let history = self.inner.history.lock();
+        let (version, table) = (history.version(), self.table());
+        let concerns = since == 0 || history.concerns(since, &table, address);
+        News { version, table, concerns }
+    }
+
     /// Takes those rules in place of the present ones.
     pub fn set(&self, table: Table) {
+        self.change(table, Delta::All);
+    }
+
+    fn change(&self, table: Table, delta: Delta) {
+        let mut history = self.inner.history.lock();
         self.inner.table.store(Arc::new(table));
-        self.inner.version.send_modify(|v| *v += 1);
+        let version = history.push(delta);
+        self.inner.version.send_replace(version);
+    }
+
+    /// Takes the rules of a book, if they have changed; whether they have.
+    fn renew(&self, book: &mut Book) -> bool {
+        let changed = book.commit(&mut self.inner.places.lock());
+        let changed = changed.filter(|(table, _)| table.is_active() || self.is_active());
+        let Some((table, delta)) = changed else { return false };
+        self.change(table, delta);
+        true
     }
 
     /// Says that a pod of this node has an address, so that its rules count from its first connection on.
     pub fn place(&self, pod: &Pod, address: IpAddr) {
         let Some(member) = Member::of(pod) else { return };
-        let placed = Placed {
-            uid: pod.metadata.uid.clone().unwrap_or_default(),
-            address,
-            member: Arc::new(member.at(address)),
-        };
-        self.inner.placed.lock().insert(key(pod), placed);
+        let uid = pod.metadata.uid.clone().unwrap_or_default();
+        self.inner.places.lock().put(key(pod), uid, address, Arc::new(member.at(address)));
         self.inner.news.notify_one();
     }
 
-    /// Waits until the rules know that address as the pod's, but no longer than `limit`.
+    /// Waits until the rules know that address as that of the pod placed there, but no longer than `limit`.
     pub async fn settled(&self, address: IpAddr, limit: Duration) {
         let mut changes = self.changes();
+        let is_known = || {
+            let table = self.table();
+            let places = self.inner.places.lock();
+            places.of(address).is_none_or(|(_, placed)| {
+                table.member(address).is_some_and(|known| placed.labels == known.labels)
+            })
+        };
         let known = async {
-            while self.is_active() {
-                let placed = self.table().member(address).is_some_and(|known| {
-                    self.inner
-                        .placed
-                        .lock()
-                        .values()
-                        .any(|p| p.address == address && p.member.labels == known.labels)
-                });
-                if placed || changes.changed().await.is_err() {
-                    return;
-                }
-            }
+            while self.is_active() && !is_known() && changes.changed().await.is_ok() {}
         };
         let _ = tokio::time::timeout(limit, known).await;
     }
 
     /// Says that a pod has left its address.
     pub fn leave(&self, pod: &Pod) {
-        let mut placed = self.inner.placed.lock();
         let uid = pod.metadata.uid.as_deref().unwrap_or_default();
-        if placed.get(&key(pod)).is_some_and(|p| p.uid == uid) {
-            placed.remove(&key(pod));
+        if self.inner.places.lock().leave(&key(pod), uid) {
+            self.inner.news.notify_one();
         }
     }
 

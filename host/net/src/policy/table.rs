@@ -9,6 +9,7 @@ use std::{
     sync::Arc,
 };
 
+use serde::{Deserialize, Serialize};
 use wasmk_api::{
     LabelSelector, NODE_SOURCE,
     k8s_openapi::{
@@ -22,7 +23,7 @@ use wasmk_api::{
     },
 };
 
-use super::cidr::Cidr;
+use super::{cidr::Cidr, members::Members};
 use crate::plan::Protocol;
 
 /// Labels of a pod or a namespace.
@@ -38,7 +39,7 @@ pub enum Direction {
 }
 
 /// What policies have to know of a pod.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Member {
     /// Its namespace.
     pub namespace: String,
@@ -49,11 +50,11 @@ pub struct Member {
     /// Its ports that have names.
     ports: Vec<(String, Transport, u16)>,
     /// Of two pods with one address the later counts.
-    made: Option<i64>,
+    pub(super) made: Option<i64>,
 }
 
 /// A protocol of rules; pods here speak the first two.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Transport {
     /// TCP.
     Tcp,
@@ -184,14 +185,14 @@ pub(super) enum Ports {
     Named(String),
 }
 
-/// The rules of a cluster at one moment.
-#[derive(Debug, Default)]
+/// The rules of a cluster at one moment. Copies share what they have in common.
+#[derive(Clone, Debug, Default)]
 pub struct Table {
-    policies: HashMap<String, Vec<Policy>>,
-    namespaces: HashMap<String, Labels>,
-    members: HashMap<IpAddr, Arc<Member>>,
+    policies: Arc<HashMap<String, Vec<Policy>>>,
+    namespaces: Arc<HashMap<String, Labels>>,
+    members: Members,
     /// Parts of the cluster that pods elsewhere would be: by the one port they serve.
-    built_in: HashMap<SocketAddr, Arc<Member>>,
+    built_in: Arc<HashMap<SocketAddr, Arc<Member>>>,
 }
 
 impl Table {
@@ -201,21 +202,42 @@ impl Table {
         namespaces: HashMap<String, Labels>,
         members: impl IntoIterator<Item = Arc<Member>>,
     ) -> Self {
-        let mut table = Self { namespaces, ..Self::default() };
-        for policy in policies {
-            let namespace = policy.metadata.namespace.clone().unwrap_or_default();
-            let read = policy.spec.as_ref().map(read);
-            table.policies.entry(namespace).or_default().extend(read);
-        }
+        let mut table = Self::default();
+        table.set_namespaces(namespaces);
+        table.set_policies(policies);
         for member in members {
             for address in &member.addresses {
-                let known = table.members.entry(*address).or_insert_with(|| member.clone());
-                if known.made < member.made {
-                    *known = member.clone();
+                if table.member(*address).is_none_or(|known| known.made < member.made) {
+                    table.place(*address, member.clone());
                 }
             }
         }
         table
+    }
+
+    /// Takes those policies in place of the present ones.
+    pub(super) fn set_policies<'a>(&mut self, policies: impl IntoIterator<Item = &'a Arc<NetworkPolicy>>) {
+        let mut all: HashMap<String, Vec<Policy>> = HashMap::new();
+        for policy in policies {
+            let namespace = policy.metadata.namespace.clone().unwrap_or_default();
+            all.entry(namespace).or_default().extend(policy.spec.as_ref().map(read));
+        }
+        self.policies = Arc::new(all);
+    }
+
+    /// Takes those labels of namespaces in place of the present ones.
+    pub(super) fn set_namespaces(&mut self, namespaces: HashMap<String, Labels>) {
+        self.namespaces = Arc::new(namespaces);
+    }
+
+    /// Takes those parts of the cluster in place of the present ones.
+    pub(super) fn set_built_in(&mut self, built_in: HashMap<SocketAddr, Arc<Member>>) {
+        self.built_in = Arc::new(built_in);
+    }
+
+    /// Takes an address from whoever has it.
+    pub(super) fn vacate(&mut self, address: IpAddr) {
+        self.members.remove(address);
     }
 
     /// Gives an address to a member, whoever had it.
@@ -225,7 +247,7 @@ impl Table {
 
     /// Makes what serves at that port count as a pod.
     pub fn build_in(&mut self, at: SocketAddr, member: Arc<Member>) {
-        self.built_in.insert(at, member);
+        Arc::make_mut(&mut self.built_in).insert(at, member);
     }
 
     /// Whether there is any policy at all.
@@ -235,7 +257,7 @@ impl Table {
 
     /// The pod of an address.
     pub fn member(&self, address: IpAddr) -> Option<&Arc<Member>> {
-        self.members.get(&address)
+        self.members.get(address)
     }
 
     /// All pods with an address.
@@ -251,7 +273,7 @@ impl Table {
 
     /// Whoever has an address: a pod, or somebody else.
     pub fn end(&self, address: IpAddr) -> End<'_> {
-        End { address: Some(address), member: self.members.get(&address).map(|m| &**m) }
+        End { address: Some(address), member: self.members.get(address).map(|m| &**m) }
     }
 
     /// Whether a connection, or a first datagram, may pass from one address to another.
@@ -261,7 +283,7 @@ impl Table {
 
     /// The same for one side that may have no address.
     pub fn allows_from(&self, from: End<'_>, to: SocketAddr, protocol: Protocol) -> bool {
-        let member = self.built_in.get(&to).or_else(|| self.members.get(&to.ip())).map(|m| &**m);
+        let member = self.built_in.get(&to).or_else(|| self.members.get(to.ip())).map(|m| &**m);
         self.allows_between(from, End { address: Some(to.ip()), member }, to.port(), protocol)
     }
 

@@ -58,7 +58,12 @@ pub(crate) fn figures(program: &Program) {
             Neighbour::Pod(args) => {
                 let image = if args == "[sockets]" { &hostile } else { &command };
                 program.apply(&pod(image, args));
-                program.kubectl(&["wait", "--for=jsonpath={.status.containerStatuses[0].started}=true", "pod/beside", "--timeout=60s"]);
+                program.kubectl(&[
+                    "wait",
+                    "--for=jsonpath={.status.containerStatuses[0].started}=true",
+                    "pod/beside",
+                    "--timeout=60s",
+                ]);
                 let found = measure(None);
                 program.kubectl(&["delete", "pod", "beside", "--timeout=60s"]);
                 found

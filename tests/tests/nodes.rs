@@ -34,6 +34,7 @@ fn an_agent_goes_on_without_its_cluster_and_reports_again() {
     assert!(fetch(&url).contains("hello"));
     let started = "{.status.startTime}";
     let before = p.value("pod/remote", started);
+    let closed = closed_pod(p, &hello);
 
     // The cluster is away. The pod answers, also after the machine's agent was ended and came back by itself.
     signal("STOP", p.id());
@@ -41,6 +42,7 @@ fn an_agent_goes_on_without_its_cluster_and_reports_again() {
     drop(agent);
     let agent = Agent::return_to(p, "edge", &NO_CONTAINERS);
     p.until("it answers again", |_| fetch(&url), |text| text.contains("hello"));
+    assert!(is_closed(&closed), "the last known policies count");
     signal("CONT", p.id());
     p.until_value("node/edge", READY, "True");
     p.until_row("remote", "1/1 Running 0");
@@ -58,7 +60,7 @@ fn an_agent_goes_on_without_its_cluster_and_reports_again() {
     let taints = p.value("node/edge", "{.spec.taints[*].key}");
     assert!(taints.contains("node.kubernetes.io/unreachable"), "{taints}");
     let pods = p.kubectl(&["get", "pods", "-A", "-o", "name"]);
-    assert_eq!(pods, "pod/remote\n");
+    assert_eq!(pods, "pod/closed\npod/remote\n");
     assert_eq!(p.value("pod/remote", "{.spec.nodeName}"), "edge");
 
     // It goes on as if nothing had been.
@@ -67,6 +69,30 @@ fn an_agent_goes_on_without_its_cluster_and_reports_again() {
     p.until_value("node/edge", "{.spec.taints}", "");
     p.until_row("remote", "1/1 Running 0");
     assert_eq!(p.value("pod/remote", started), before, "it is the same pod");
+}
+
+/// A pod on the machine whose policy lets nobody in, once the machine has that on record.
+fn closed_pod(p: &Program, image: &str) -> String {
+    p.apply(&format!(
+        "apiVersion: v1\nkind: Pod\nmetadata: {{name: closed, labels: {{app: closed}}}}\nspec: {{nodeName: edge, terminationGracePeriodSeconds: 1, \
+         containers: [{{name: main, image: '{image}', ports: [{{containerPort: 8000}}]}}]}}\n---\n\
+         apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {{name: closed}}\n\
+         spec: {{podSelector: {{matchLabels: {{app: closed}}}}, ingress: []}}\n"
+    ));
+    p.until_row("closed", "1/1 Running 0");
+    let kept = p.scratch().join("edge/node/policies.json");
+    let read = |_: &Program| std::fs::read_to_string(&kept).unwrap_or_default();
+    p.until("the policies are kept", read, |text| text.contains("\"name\":\"closed\""));
+    let url = format!("http://{}:8000/", p.value("pod/closed", "{.status.podIP}"));
+    p.until("nobody gets in", |_| is_closed(&url), |closed| *closed);
+    url
+}
+
+/// Whether nothing answers, and nothing refuses.
+fn is_closed(url: &str) -> bool {
+    const NO_ANSWER: i32 = 28;
+    let asked = Command::new("curl").args(["-s", "-o", "/dev/null", "--max-time", "2", url]).status();
+    asked.is_ok_and(|status| status.code() == Some(NO_ANSWER))
 }
 
 /// The server has no node, so that all that answers is the agent's.

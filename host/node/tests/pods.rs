@@ -2,6 +2,7 @@
 
 mod support;
 
+use http::Method;
 use serde_json::json;
 use support::{Cluster, path};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -225,4 +226,40 @@ async fn hooks_run_at_both_ends() {
     cluster.api.delete_gracefully(&path("p"), 30);
     cluster.api.until("deletion", |api| api.get(&path("p")).is_none().then_some(())).await;
     assert_eq!(asked.recv().await.unwrap(), "/end");
+}
+
+/// As the API gives each pod, with the volume of its account.
+fn usual(image: &str) -> serde_json::Value {
+    let sources = json!([
+        {"serviceAccountToken": {"expirationSeconds": 3607, "path": "token"}},
+        {"configMap": {"name": "kube-root-ca.crt", "items": [{"key": "ca.crt", "path": "ca.crt"}]}},
+        {"downwardAPI": {"items": [{"path": "namespace", "fieldRef": {"fieldPath": "metadata.namespace"}}]}},
+    ]);
+    let mounts = json!([{"name": "api", "mountPath": "/var/run/secrets/kubernetes.io/serviceaccount", "readOnly": true}]);
+    json!({
+        "containers": [{"name": "c", "image": image, "volumeMounts": mounts}],
+        "volumes": [{"name": "api", "projected": {"sources": sources, "defaultMode": 420}}],
+    })
+}
+
+#[tokio::test]
+async fn a_pod_that_starts_costs_the_api_one_status_and_one_token() {
+    const PODS: usize = 24;
+    let cluster = Cluster::new(219).await;
+    let map = "/api/v1/namespaces/default/configmaps/kube-root-ca.crt";
+    cluster.api.put(map, json!({"data": {"ca.crt": "trust me"}}));
+    for n in 0..PODS {
+        cluster.pod(&format!("p{n}"), usual("http:1"));
+    }
+    for n in 0..PODS {
+        cluster.until(&format!("p{n}"), "Running running").await;
+    }
+    let api = &cluster.api;
+    let events = || api.asked(&Method::POST, "/events");
+    api.until("events", |_| (events() == 3 * PODS).then_some(())).await;
+    assert_eq!(api.asked(&Method::PATCH, "/pods/"), PODS, "statuses");
+    assert_eq!(api.asked(&Method::POST, "/token"), PODS, "tokens");
+    assert_eq!(api.asked(&Method::PATCH, "/events/"), 0);
+    assert_eq!(api.asked(&Method::GET, "/pods/"), 0);
+    assert!(api.asked(&Method::GET, map) <= PODS, "the map of all");
 }

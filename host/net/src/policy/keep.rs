@@ -118,13 +118,7 @@ struct Lists {
     namespaces: Watched<Labels>,
 }
 
-pub(super) async fn keep(
-    to: Policies,
-    book: Book,
-    memory: Option<Memory>,
-    client: kube::Client,
-    view: View,
-) {
+pub(super) async fn keep(to: Policies, book: Book, memory: Option<Memory>, client: kube::Client, view: View) {
     let known = book.is_active();
     let mut lists = Lists {
         watch_policies: events(&client),

@@ -45,7 +45,10 @@ impl Memory {
             text = serde_json::to_vec(&page)?;
         }
         if text.len() > MOST {
-            return Err(io::Error::other(format!("{} bytes are more than the {MOST} that are kept", text.len())));
+            return Err(io::Error::other(format!(
+                "{} bytes are more than the {MOST} that are kept",
+                text.len()
+            )));
         }
         let fresh = self.file.with_extension("new");
         write(&fresh, &text)?;

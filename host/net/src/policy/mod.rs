@@ -185,9 +185,7 @@ impl Policies {
                 table.member(address).is_some_and(|known| placed.labels == known.labels)
             })
         };
-        let known = async {
-            while self.is_active() && !is_known() && changes.changed().await.is_ok() {}
-        };
+        let known = async { while self.is_active() && !is_known() && changes.changed().await.is_ok() {} };
         let _ = tokio::time::timeout(limit, known).await;
     }
 

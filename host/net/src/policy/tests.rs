@@ -538,7 +538,12 @@ impl World {
             Event::Place(n, at) => {
                 let pod = numbered(n, (at, "web"));
                 let address: IpAddr = format!("127.42.0.{at}").parse().unwrap();
-                places.put(key(&pod), n.to_string(), address, Arc::new(Member::of(&pod).unwrap().at(address)));
+                places.put(
+                    key(&pod),
+                    n.to_string(),
+                    address,
+                    Arc::new(Member::of(&pod).unwrap().at(address)),
+                );
             }
             Event::Leave(n) => drop(places.leave(&key(&numbered(n, (1, ""))), &n.to_string())),
             Event::Policies(specs) => {
@@ -574,8 +579,11 @@ impl World {
     }
 }
 
+/// Whose an address is, and what is open to him and for him.
+type Said = (Option<Arc<Member>>, Vec<Option<Vec<openings::Opening>>>);
+
 /// All that the table says of each address.
-fn said(table: &Table) -> Vec<(Option<Arc<Member>>, Vec<Option<Vec<openings::Opening>>>)> {
+fn said(table: &Table) -> Vec<Said> {
     let of = |at: u8| {
         let member = table.member(format!("127.42.0.{at}").parse().unwrap()).cloned();
         let both = [Direction::Ingress, Direction::Egress];
@@ -655,7 +663,9 @@ async fn the_last_known_rules_count_until_the_api_is_heard() {
     let file = dir.path().join("policies.json");
     let (mut world, mut book) = (World::default(), Book::default());
     let rule = json!({"podSelector": app("db"), "ingress": [{"from": [{"podSelector": app("web")}]}]});
-    for event in [Event::Policies(vec![rule]), Event::Pod(0, Some((1, "db"))), Event::Pod(2, Some((2, "web")))] {
+    for event in
+        [Event::Policies(vec![rule]), Event::Pod(0, Some((1, "db"))), Event::Pod(2, Some((2, "web")))]
+    {
         world.happen(event, &mut book, &mut Places::default());
     }
     Memory::new(file.clone()).write(book.page()).unwrap();
@@ -674,7 +684,10 @@ async fn the_last_known_rules_count_until_the_api_is_heard() {
     keep.abort();
 
     std::fs::write(&file, "{").unwrap();
-    assert!(!Policies::new(nobody(), View::empty(), Some(file)).0.is_active(), "nothing is made of what is damaged");
+    assert!(
+        !Policies::new(nobody(), View::empty(), Some(file)).0.is_active(),
+        "nothing is made of what is damaged"
+    );
 }
 
 #[test]

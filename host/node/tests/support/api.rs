@@ -18,6 +18,8 @@ use tokio::sync::watch;
 pub struct Api {
     inner: Arc<Mutex<Inner>>,
     version: Arc<watch::Sender<u64>>,
+    /// Methods and paths of all that was asked, but for watches.
+    requests: Arc<Mutex<Vec<(Method, String)>>>,
 }
 
 #[derive(Default)]
@@ -30,7 +32,13 @@ struct Inner {
 
 impl Api {
     pub fn new() -> Self {
-        Self { inner: Arc::default(), version: Arc::new(watch::Sender::new(0)) }
+        let version = Arc::new(watch::Sender::new(0));
+        Self { inner: Arc::default(), version, requests: Arc::default() }
+    }
+
+    /// How many requests of that method were for a path that contains the text.
+    pub fn asked(&self, method: &Method, part: &str) -> usize {
+        self.requests.lock().iter().filter(|(m, path)| m == method && path.contains(part)).count()
     }
 
     pub fn client(&self) -> kube::Client {
@@ -131,6 +139,9 @@ async fn handle(
 ) -> Response {
     let path = uri.path().to_string();
     let body: Value = serde_json::from_slice(&body).unwrap_or(Value::Null);
+    if !query.contains_key("watch") {
+        api.requests.lock().push((method.clone(), path.clone()));
+    }
     match method {
         Method::GET if query.get("watch").is_some_and(|w| w == "true" || w == "1") => {
             watch_from(&api, path, &query)

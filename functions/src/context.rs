@@ -124,7 +124,11 @@ impl Context {
     /// An object of a cache; one that is not in it yet is looked for at the API.
     pub(crate) async fn known<K>(&self, cache: &Cache<K>, key: &Key) -> Result<Option<Arc<K>>, Error>
     where
-        K: Resource<Scope = NamespaceResourceScope, DynamicType = ()> + Clone + DeserializeOwned + Debug,
+        K: Resource<Scope = NamespaceResourceScope, DynamicType = ()>
+            + Clone
+            + Serialize
+            + DeserializeOwned
+            + Debug,
     {
         match cache.get(key) {
             Some(object) => Ok(Some(object)),

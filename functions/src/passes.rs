@@ -1,5 +1,6 @@
 //! Which objects a controller is to look at: each once however often it is woken, never two passes of one at a
-//! time, and those that ask for it again later.
+//! time, and those that ask for it again later. What fails is tried again after pauses that grow, as everywhere in
+//! Kubernetes, or as soon as something of it changes.
 
 use std::{
     collections::{BTreeSet, HashMap, VecDeque},
@@ -17,8 +18,10 @@ use tracing::warn;
 
 use crate::{context::Error, fleet::Key};
 
-/// Pause before a failed pass is tried again.
-const RETRY: Duration = Duration::from_secs(1);
+/// Pause before a failed pass is tried again; each failure after it doubles it.
+const FIRST_PAUSE: Duration = Duration::from_millis(5);
+/// The longest of these pauses.
+const LONGEST_PAUSE: Duration = Duration::from_secs(1000);
 
 /// When an object is looked at again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -48,6 +51,14 @@ struct State {
     due: bool,
     running: bool,
     later: Option<Instant>,
+    /// How often its passes have failed since one went well.
+    failures: u32,
+}
+
+/// The pause after so many failures.
+fn pause(failures: u32) -> Duration {
+    let doublings = failures.saturating_sub(1).min(u32::BITS - 1);
+    FIRST_PAUSE.saturating_mul(1 << doublings).min(LONGEST_PAUSE)
 }
 
 impl Queue {
@@ -91,6 +102,11 @@ impl Queue {
         self.waiting.lock().done(key, again);
         self.woken.notify_one();
     }
+
+    fn failed(&self, key: Key) {
+        self.waiting.lock().failed(key);
+        self.woken.notify_one();
+    }
 }
 
 impl Waiting {
@@ -123,7 +139,19 @@ impl Waiting {
         }
     }
 
+    fn failed(&mut self, key: Key) {
+        let state = self.states.entry(key.clone()).or_default();
+        state.failures = state.failures.saturating_add(1);
+        let again = Again::In(pause(state.failures));
+        self.ended(key, again);
+    }
+
     fn done(&mut self, key: Key, again: Again) {
+        self.states.entry(key.clone()).or_default().failures = 0;
+        self.ended(key, again);
+    }
+
+    fn ended(&mut self, key: Key, again: Again) {
         let state = self.states.entry(key.clone()).or_default();
         state.running = false;
         match again {
@@ -151,18 +179,17 @@ where
                 running.push(async move { (key, pass.await) });
             }
             Some((key, done)) = running.next() => {
-                let again = match done {
-                    Ok(Ok(again)) => again,
+                match done {
+                    Ok(Ok(again)) => queue.done(key, again),
                     Ok(Err(error)) => {
                         warn!(controller, "{}", with_causes(&error));
-                        Again::In(RETRY)
+                        queue.failed(key);
                     }
                     Err(ended) => {
                         warn!(controller, "the pass of {key} broke off: {ended}");
-                        Again::In(RETRY)
+                        queue.failed(key);
                     }
-                };
-                queue.done(key, again);
+                }
             }
         }
     }
@@ -222,6 +249,36 @@ mod tests {
         queue.done(key("b"), Again::OnChange);
         tokio::time::advance(Duration::from_secs(60)).await;
         assert_eq!(next(&queue).await, None);
+    }
+
+    #[test]
+    fn pauses_double_up_to_the_longest() {
+        let millis: Vec<u128> =
+            [1, 2, 3, 10, 18, 19, 40, u32::MAX].iter().map(|n| pause(*n).as_millis()).collect();
+        assert_eq!(millis, [5, 10, 20, 2560, 655_360, 1_000_000, 1_000_000, 1_000_000]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_keeps_failing_is_tried_less_and_less_until_it_goes_well_or_changes() {
+        let queue = Queue::default();
+        queue.add(key("a"));
+        let mut after = Vec::new();
+        for _ in 0..8 {
+            let waited = Instant::now();
+            assert_eq!(queue.next().await.name, "a");
+            after.push(waited.elapsed().as_millis());
+            queue.failed(key("a"));
+        }
+        // The timer's own grain is a millisecond.
+        let expected = [0, 5, 10, 20, 40, 80, 160, 320];
+        assert!(after.iter().zip(expected).all(|(is, least)| (least..=least + 2).contains(is)), "{after:?}");
+        queue.add(key("a"));
+        assert_eq!(next(&queue).await.as_deref(), Some("a"), "a change does not wait");
+        queue.failed(key("a"));
+        assert_eq!(queue.waiting.lock().states[&key("a")].failures, 9, "it has not gone well");
+        queue.next().await;
+        queue.done(key("a"), Again::In(Duration::from_secs(1)));
+        assert_eq!(queue.waiting.lock().states[&key("a")].failures, 0);
     }
 
     #[tokio::test(start_paused = true)]

@@ -41,8 +41,8 @@ pub(crate) struct References {
 #[derive(Default)]
 struct Noted {
     /// Names of routes, by what they lead to.
-    by_target: HashMap<(What, Key), BTreeSet<String>>,
-    by_route: HashMap<Key, BTreeSet<(What, String)>>,
+    by_target: HashMap<(What, Key), Vec<String>>,
+    by_route: HashMap<Key, Box<[(What, String)]>>,
     sweep_at: usize,
 }
 
@@ -64,7 +64,7 @@ impl References {
         let mut targets = named(route);
         targets.extend(traffic.iter().flat_map(names));
         targets.extend(revisions.into_iter().map(|name| (What::Revision, name.to_owned())));
-        let there = |key: &Key| self.routes.get(key).is_some();
+        let there = |key: &Key| self.routes.has(key);
         self.noted.lock().set(key_of(route), targets, there);
     }
 
@@ -78,9 +78,9 @@ impl References {
     pub(crate) async fn primed(&self) {
         let prime = async {
             self.routes.listed().await;
-            for route in self.routes.all() {
+            for key in self.routes.keys() {
+                let Some(route) = self.routes.get(&key) else { continue };
                 let mut noted = self.noted.lock();
-                let key = key_of(&*route);
                 if !noted.by_route.contains_key(&key) {
                     noted.set(key, named(&route), |_| true);
                 }
@@ -95,9 +95,13 @@ impl Noted {
         self.remove(&route);
         for (what, name) in &targets {
             let target = Key::new(&*route.namespace, &**name);
-            self.by_target.entry((*what, target)).or_default().insert(route.name.clone());
+            let routes = self.by_target.entry((*what, target)).or_default();
+            if let Err(at) = routes.binary_search(&route.name) {
+                routes.reserve_exact(1);
+                routes.insert(at, route.name.clone());
+            }
         }
-        self.by_route.insert(route, targets);
+        self.by_route.insert(route, targets.into_iter().collect());
         if self.by_route.len() >= self.sweep_at {
             let gone: Vec<Key> = self.by_route.keys().filter(|key| !there(key)).cloned().collect();
             gone.iter().for_each(|key| self.remove(key));
@@ -109,7 +113,7 @@ impl Noted {
         for (what, name) in self.by_route.remove(route).unwrap_or_default() {
             let target = (what, Key::new(&*route.namespace, name));
             if let Some(routes) = self.by_target.get_mut(&target) {
-                routes.remove(&route.name);
+                routes.retain(|name| *name != route.name);
                 if routes.is_empty() {
                     self.by_target.remove(&target);
                 }

@@ -64,7 +64,7 @@ pub(crate) async fn reconcile(key: Key, cx: Arc<Context>) -> Result<Again, Error
     let limits = limits(&revision, &cx.live.get());
     let member = cx.fleet.member(&key, limits.clone());
     let way = prepare(&revision, &limits, &member, &cx).await?;
-    if cx.there.revisions.get(&key).is_none() {
+    if !cx.there.revisions.has(&key) {
         // It went meanwhile, and whoever was told of it did not know this member yet.
         cx.forget(&key);
         return Ok(Again::OnChange);

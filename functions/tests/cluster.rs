@@ -366,3 +366,24 @@ async fn a_function_at_rest_has_no_deployment_until_it_is_called() {
     cluster.until("its revision is active", active, |active| *active).await;
     cluster.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_cold_function_answers_before_anything_is_written_about_it() {
+    let cluster = Cluster::start().await;
+    send(&cluster.client, "POST", SERVICES, &service("cold", "x", "here")).await.unwrap();
+    cluster.ready(&format!("{SERVICES}/cold")).await;
+    let revision = "/apis/serving.knative.dev/v1/namespaces/default/revisions/cold-00001";
+    let state = async || {
+        let revision = send(&cluster.client, "GET", revision, &Value::Null).await.unwrap();
+        revision["metadata"]["labels"]["serving.knative.dev/routingState"].clone()
+    };
+    cluster.until("its routing state", state, |s| s == "active").await;
+    let known = async || cluster.functions.gateway.table.find("cold.default.example.com").is_some();
+    cluster.until("its host", known, |known| *known).await;
+    let before = cluster.asked.lock().clone();
+    let answer = cluster.call("GET", "cold.default.example.com", "/", &[]).await;
+    assert_eq!((answer, &*cluster.asked.lock()), ((200, "here".into()), &before));
+    let made = async || cluster.asked.lock().get("POST").copied();
+    cluster.until("its deployment", made, |made| *made > before.get("POST").copied()).await;
+    cluster.stop().await;
+}

@@ -39,11 +39,17 @@ const TICK: Duration = Duration::from_secs(1);
 const WRITES: usize = 16;
 /// Longest time for one of them.
 const WRITE_LIMIT: Duration = Duration::from_secs(5);
-/// Between two writes about functions that are answered in place, whose pods no request waits for: when a thousand
-/// of them wake at once, the processor belongs to the requests.
+/// How long after its first request a function that is answered in place gets the pod that accounts for it. No
+/// request waits for that pod, and making it is a hundred times the work of answering one: when a thousand functions
+/// wake at once, the processor belongs to their requests.
+const AFTER: Duration = Duration::from_secs(1);
+/// Between two writes about such functions.
 const PACE: Duration = Duration::from_millis(20);
 /// Such writes that come at once after a rest.
 const BURST: u32 = 5;
+/// Functions that get their pod though they have come to rest before its turn. Of a greater crowd the rest go
+/// unaccounted: their pods would be gone before anybody looked for them.
+const CROWD: usize = 100;
 
 /// Scales every member of the fleet until told to stop.
 pub(crate) async fn run(workloads: Arc<Workloads>, fleet: Arc<Fleet>, stop: CancellationToken) {
@@ -51,6 +57,7 @@ pub(crate) async fn run(workloads: Arc<Workloads>, fleet: Arc<Fleet>, stop: Canc
     let mut ticks = interval(TICK);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
+        let turn = scaler.next_turn();
         tokio::select! {
             () = stop.cancelled() => return,
             // Members that appear with pods, or with a minimum, are looked at without a request.
@@ -60,7 +67,7 @@ pub(crate) async fn run(workloads: Arc<Workloads>, fleet: Arc<Fleet>, stop: Canc
                 scaler.look_at(all);
             }
             Some(written) = scaler.writes.next() => scaler.written(written),
-            () = sleep_until(scaler.turn), if scaler.is_paced() => {}
+            () = sleep_until(turn.unwrap_or_else(Instant::now)), if turn.is_some() => {}
         }
         scaler.write();
     }
@@ -73,8 +80,10 @@ struct Scaler {
     active: HashMap<Key, Arc<Member>>,
     /// What is known of those that are active, or have been.
     seen: HashMap<Key, Seen>,
-    /// Numbers to be written; those of members without pods, for which requests may wait, first.
-    pending: BTreeMap<(bool, Key), (Arc<Member>, i32)>,
+    /// Numbers to be written that requests may wait for; those of members without pods first.
+    urgent: BTreeMap<(bool, Key), (Arc<Member>, i32)>,
+    /// Numbers of members that are answered in place, by when they are due.
+    paced: BTreeMap<(Instant, Key), (Arc<Member>, i32)>,
     /// Members whose number is being written.
     writing: HashSet<Key>,
     writes: FuturesUnordered<BoxFuture<'static, Written>>,
@@ -96,6 +105,8 @@ struct Seen {
     at: Duration,
     /// Whether it has had its initial number of pods.
     started: bool,
+    /// When the number that is to be written is due.
+    due: Option<Instant>,
 }
 
 impl Scaler {
@@ -106,7 +117,8 @@ impl Scaler {
             turn: Instant::now(),
             active: HashMap::new(),
             seen: HashMap::new(),
-            pending: BTreeMap::new(),
+            urgent: BTreeMap::new(),
+            paced: BTreeMap::new(),
             writing: HashSet::new(),
             writes: FuturesUnordered::new(),
         }
@@ -116,21 +128,27 @@ impl Scaler {
     fn look_at(&mut self, members: Vec<Arc<Member>>) {
         let now = self.begun.elapsed();
         for member in members {
-            for busy in [false, true] {
-                self.pending.remove(&(busy, member.key.clone()));
+            if self.is_owed_a_pod(&member) {
+                continue;
             }
+            self.withdraw(&member.key);
             let pods = member.replicas.load(Relaxed);
             let bounds = &member.limits().bounds;
             if member.is_gone() {
                 self.active.remove(&member.key);
                 self.seen.remove(&member.key);
-            } else if pods < 0 || bounds.class != Class::Kpa || self.rests(&member, pods, bounds) {
+            } else if pods < 0 || bounds.class != Class::Kpa || self.rests(&member) {
                 self.active.remove(&member.key);
+                if let Some(seen) = self.seen.get_mut(&member.key) {
+                    (seen.window, seen.due) = (Window::default(), None);
+                }
             } else {
                 let seen = self.seen.entry(member.key.clone()).or_insert_with(|| first_look(now));
                 let wanted = look(seen, &member, pods, now, bounds);
-                if wanted != pods {
-                    self.pending.insert((pods > 0, member.key.clone()), (member.clone(), wanted));
+                if wanted == pods {
+                    seen.due = None;
+                } else {
+                    self.note(&member, pods, wanted);
                 }
                 self.active.insert(member.key.clone(), member.clone());
             }
@@ -138,41 +156,80 @@ impl Scaler {
     }
 
     /// Whether a member has neither pods nor requests, nor has had any since the last look.
-    fn rests(&mut self, member: &Member, pods: i32, bounds: &Bounds) -> bool {
+    fn rests(&self, member: &Member) -> bool {
         let reading = member.activity.read();
         let last = self.seen.get(&member.key).map_or(Reading::default(), |s| s.reading);
-        let rests = pods == 0 && bounds.min == 0 && reading.in_flight == 0 && reading.started == last.started;
-        if rests && let Some(seen) = self.seen.get_mut(&member.key) {
-            seen.window = Window::default();
+        let pods = member.replicas.load(Relaxed);
+        pods == 0
+            && member.limits().bounds.min == 0
+            && reading.in_flight == 0
+            && reading.started == last.started
+    }
+
+    /// Whether a member rests, but is still to get the pod that accounts for what it did.
+    fn is_owed_a_pod(&self, member: &Member) -> bool {
+        let due = self.seen.get(&member.key).and_then(|seen| seen.due);
+        let waits = due.is_some_and(|due| self.paced.contains_key(&(due, member.key.clone())));
+        waits && self.paced.len() <= CROWD && !member.is_gone() && self.rests(member)
+    }
+
+    /// Notes a number of pods to be written.
+    fn note(&mut self, member: &Arc<Member>, pods: i32, wanted: i32) {
+        let (key, number) = (member.key.clone(), (member.clone(), wanted));
+        if member.in_place().is_none() {
+            self.urgent.insert((pods > 0, key), number);
+            return;
         }
-        rests
+        let after = if pods > 0 { Duration::ZERO } else { AFTER };
+        if let Some(seen) = self.seen.get_mut(&key) {
+            let due = *seen.due.get_or_insert_with(|| Instant::now() + after);
+            self.paced.insert((due, key), number);
+        }
+    }
+
+    /// Forgets the number that was to be written for a member.
+    fn withdraw(&mut self, key: &Key) {
+        for busy in [false, true] {
+            self.urgent.remove(&(busy, key.clone()));
+        }
+        if let Some(due) = self.seen.get(key).and_then(|seen| seen.due) {
+            self.paced.remove(&(due, key.clone()));
+        }
     }
 
     /// Begins to write what is to be written, as much as may be at a time.
     fn write(&mut self) {
         while self.writes.len() < WRITES {
-            let now = Instant::now();
-            let in_turn = self.turn <= now;
-            let ready = |(key, (member, _)): &(&(bool, Key), &(Arc<Member>, i32))| {
-                !self.writing.contains(&key.1) && (in_turn || member.in_place().is_none())
-            };
-            let next = self.pending.iter().find(ready).map(|(key, _)| key.clone());
-            let Some((member, pods)) = next.and_then(|next| self.pending.remove(&next)) else { return };
+            let Some((member, pods)) = self.next_urgent().or_else(|| self.next_paced()) else { return };
             if member.replicas.load(Relaxed) == pods {
                 continue;
-            }
-            if member.in_place().is_some() {
-                let rested = now.checked_sub(PACE * (BURST - 1)).unwrap_or(now);
-                self.turn = self.turn.max(rested) + PACE;
             }
             self.writing.insert(member.key.clone());
             self.writes.push(write(self.workloads.clone(), member, pods).boxed());
         }
     }
 
-    /// Whether there is something to write that waits for its turn.
-    fn is_paced(&self) -> bool {
-        self.writes.len() < WRITES && self.pending.keys().any(|(_, key)| !self.writing.contains(key))
+    fn next_urgent(&mut self) -> Option<(Arc<Member>, i32)> {
+        let next = self.urgent.keys().find(|(_, key)| !self.writing.contains(key)).cloned();
+        self.urgent.remove(&next?)
+    }
+
+    fn next_paced(&mut self) -> Option<(Arc<Member>, i32)> {
+        let now = Instant::now();
+        let next = self.paced.keys().find(|(_, key)| !self.writing.contains(key)).cloned();
+        let next = next.filter(|(due, _)| self.turn.max(*due) <= now)?;
+        let rested = now.checked_sub(PACE * (BURST - 1)).unwrap_or(now);
+        self.turn = self.turn.max(rested) + PACE;
+        if let Some(seen) = self.seen.get_mut(&next.1) {
+            seen.due = None;
+        }
+        self.paced.remove(&next)
+    }
+
+    /// When what waits for its turn may be written, if anything does.
+    fn next_turn(&self) -> Option<Instant> {
+        let next = self.paced.keys().find(|(_, key)| !self.writing.contains(key))?;
+        (self.writes.len() < WRITES).then_some(self.turn.max(next.0))
     }
 
     /// What failed is decided anew with the next look.
@@ -245,11 +302,11 @@ mod tests {
             .collect();
         members.iter().for_each(|member| fleet.set_replicas(member, 0));
         scaler.look_at(fleet.take_noted());
-        assert!(scaler.active.is_empty() && scaler.pending.is_empty(), "they rest");
+        assert!(scaler.active.is_empty() && scaler.urgent.is_empty(), "they rest");
         let requests: Vec<_> = members.iter().map(|member| fleet.begin(member, Instant::now())).collect();
         scaler.look_at(fleet.take_noted());
         scaler.write();
-        assert_eq!((scaler.writes.len(), scaler.pending.len()), (WRITES, 5));
+        assert_eq!((scaler.writes.len(), scaler.urgent.len()), (WRITES, 5));
         // Looked at again, those under way are not written a second time.
         let all = scaler.active.values().cloned().collect();
         scaler.look_at(all);
@@ -293,15 +350,40 @@ mod tests {
         scaler.look_at(fleet.take_noted());
         scaler.write();
         let begun = |scaler: &Scaler, name: &str| scaler.writing.contains(&Key::new("default", name));
-        assert_eq!(scaler.writes.len(), BURST as usize + 1);
         assert!(begun(&scaler, "z"), "requests wait for its pod");
-        assert!(scaler.is_paced() && !begun(&scaler, "a7"));
-        tokio::time::sleep_until(scaler.turn).await;
+        assert_eq!(scaler.writes.len(), 1, "and for those of the others none does");
+        // Looked at once more, at rest by now, they still get their pods in due time.
+        tokio::time::advance(TICK / 2).await;
+        scaler.look_at(scaler.active.values().cloned().collect());
+        scaler.write();
+        assert_eq!(scaler.writes.len(), 1);
+        tokio::time::sleep_until(scaler.next_turn().unwrap()).await;
+        scaler.write();
+        assert_eq!(scaler.writes.len(), BURST as usize + 1);
+        assert!(!begun(&scaler, "a7"));
+        tokio::time::sleep_until(scaler.next_turn().unwrap()).await;
         scaler.write();
         assert_eq!(scaler.writes.len(), BURST as usize + 2);
         tokio::time::advance(PACE * BURST).await;
         scaler.write();
-        assert_eq!((scaler.writes.len(), scaler.is_paced()), (9, false));
+        assert_eq!((scaler.writes.len(), scaler.next_turn()), (9, None));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_great_crowd_that_rests_again_is_not_accounted_for() {
+        let (fleet, mut scaler) = (Fleet::default(), Scaler::new(silent()));
+        let prepared = crate::executor::Prepared { handler: Arc::new(Nothing), image: String::new() };
+        let wake = |n: usize| {
+            let member = fleet.member(&Key::new("default", format!("f{n}")), Limits::default());
+            fleet.set_replicas(&member, 0);
+            member.set_in_place(Some(prepared.clone()));
+            drop(fleet.begin(&member, Instant::now()));
+        };
+        (0..3 * CROWD).for_each(wake);
+        scaler.look_at(fleet.take_noted());
+        assert_eq!(scaler.paced.len(), 3 * CROWD);
+        scaler.look_at(scaler.active.values().cloned().collect());
+        assert_eq!((scaler.paced.len(), scaler.active.len()), (CROWD, CROWD));
     }
 
     #[tokio::test(start_paused = true)]

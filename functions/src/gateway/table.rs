@@ -83,6 +83,7 @@ impl Site {
                 splits.push((sum, target));
             }
         }
+        splits.shrink_to_fit();
         (!splits.is_empty()).then_some(Self { splits, tags: Vec::new() })
     }
 
@@ -135,8 +136,19 @@ impl Source {
 /// The hosts of one object, and since when it is there: of two that claim a host the first has it.
 #[derive(Debug, Default)]
 pub struct Claim {
-    since: String,
-    hosts: Vec<(String, Arc<Site>)>,
+    since: Box<str>,
+    hosts: Box<[(Arc<str>, Arc<Site>)]>,
+}
+
+impl Claim {
+    fn new(since: String, hosts: impl IntoIterator<Item = (String, Arc<Site>)>) -> Self {
+        let hosts = hosts.into_iter().map(|(host, site)| (host.into(), site)).collect();
+        Self { since: since.into(), hosts }
+    }
+
+    fn site(&self, host: &str) -> Option<&Arc<Site>> {
+        self.hosts.iter().find(|(name, _)| **name == *host).map(|(_, site)| site)
+    }
 }
 
 /// All hosts.
@@ -147,9 +159,14 @@ pub struct Table {
 
 #[derive(Default)]
 struct Claims {
-    by_source: HashMap<Source, Claim>,
-    /// Who claims a host, the first in front.
-    by_host: HashMap<String, BTreeMap<(String, Source), Arc<Site>>>,
+    by_source: HashMap<Arc<Source>, Claim>,
+    by_host: HashMap<Arc<str>, Claimants>,
+}
+
+/// Who claims a host: mostly one.
+struct Claimants {
+    one: Arc<Source>,
+    others: Vec<Arc<Source>>,
 }
 
 impl Default for Table {
@@ -168,7 +185,7 @@ impl Table {
     /// Takes what some objects claim now; nothing for those that are gone.
     pub fn set(&self, changes: impl IntoIterator<Item = (Source, Option<Claim>)>) {
         let mut claims = self.claims.lock();
-        let mut touched: BTreeMap<usize, Vec<String>> = BTreeMap::new();
+        let mut touched: BTreeMap<usize, Vec<Arc<str>>> = BTreeMap::new();
         for (source, claim) in changes {
             for host in claims.replace(source, claim) {
                 touched.entry(shard(&host)).or_default().push(host);
@@ -177,9 +194,9 @@ impl Table {
         for (index, hosts) in touched {
             let mut map = Shard::clone(&self.shards[index].load());
             for host in hosts {
-                match claims.by_host.get(&host).and_then(|all| all.values().next()) {
-                    Some(site) => map.insert(host.into(), site.clone()),
-                    None => map.remove(host.as_str()),
+                match claims.holder(&host) {
+                    Some(site) => map.insert(host, site),
+                    None => map.remove(&*host),
                 };
             }
             self.shards[index].store(Arc::new(map));
@@ -188,7 +205,10 @@ impl Table {
 
     /// Forgets the sources that `keep` refuses.
     pub fn retain(&self, keep: impl Fn(&Source) -> bool) {
-        let gone: Vec<Source> = self.claims.lock().by_source.keys().filter(|s| !keep(s)).cloned().collect();
+        let gone: Vec<Source> = {
+            let claims = self.claims.lock();
+            claims.by_source.keys().filter(|source| !keep(source)).map(|source| (**source).clone()).collect()
+        };
         self.set(gone.into_iter().map(|source| (source, None)));
     }
 
@@ -205,28 +225,60 @@ impl Table {
 
 impl Claims {
     /// Puts a claim in the place of the source's last one; returns the hosts either is about.
-    fn replace(&mut self, source: Source, claim: Option<Claim>) -> Vec<String> {
+    fn replace(&mut self, source: Source, claim: Option<Claim>) -> Vec<Arc<str>> {
         let mut hosts = Vec::new();
-        if let Some(old) = self.by_source.remove(&source) {
+        if let Some((source, old)) = self.by_source.remove_entry(&source) {
             for (host, _) in old.hosts {
-                if let Some(all) = self.by_host.get_mut(&host) {
-                    all.remove(&(old.since.clone(), source.clone()));
-                    if all.is_empty() {
-                        self.by_host.remove(&host);
-                    }
-                }
+                self.give_up(&host, &source);
                 hosts.push(host);
             }
         }
         if let Some(claim) = claim {
-            for (host, site) in &claim.hosts {
-                let place = (claim.since.clone(), source.clone());
-                self.by_host.entry(host.clone()).or_default().insert(place, site.clone());
+            let source = Arc::new(source);
+            for (host, _) in &claim.hosts {
+                self.lay_claim(host, &source);
                 hosts.push(host.clone());
             }
             self.by_source.insert(source, claim);
         }
         hosts
+    }
+
+    fn lay_claim(&mut self, host: &Arc<str>, source: &Arc<Source>) {
+        match self.by_host.get_mut(host) {
+            Some(claimants) if claimants.all().any(|known| known == source) => {}
+            Some(claimants) => claimants.others.push(source.clone()),
+            None => {
+                let claimants = Claimants { one: source.clone(), others: Vec::new() };
+                self.by_host.insert(host.clone(), claimants);
+            }
+        }
+    }
+
+    fn give_up(&mut self, host: &Arc<str>, source: &Arc<Source>) {
+        let Some(claimants) = self.by_host.get_mut(host) else { return };
+        claimants.others.retain(|other| other != source);
+        if claimants.one == *source {
+            match claimants.others.pop() {
+                Some(other) => claimants.one = other,
+                None => drop(self.by_host.remove(host)),
+            }
+        }
+    }
+
+    /// The site of who claimed a host first.
+    fn holder(&self, host: &str) -> Option<Arc<Site>> {
+        let claims = self.by_host.get(host)?.all().filter_map(|source| {
+            let claim = self.by_source.get(source)?;
+            Some((&claim.since, source, claim.site(host)?))
+        });
+        claims.min_by_key(|(since, source, _)| (*since, *source)).map(|(_, _, site)| site.clone())
+    }
+}
+
+impl Claimants {
+    fn all(&self) -> impl Iterator<Item = &Arc<Source>> {
+        std::iter::once(&self.one).chain(&self.others)
     }
 }
 
@@ -246,14 +298,14 @@ pub(crate) fn of_route(route: &Route, config: &Config) -> Claim {
         hosts.extend([inside, short].map(|host| (host, site.clone())));
         hosts.extend(names.outside(&tag).map(|host| (host.to_ascii_lowercase(), site)));
     }
-    Claim { since: since(&route.metadata), hosts }
+    Claim::new(since(&route.metadata), hosts)
 }
 
 /// The host of a mapping, leading where its route's requests go.
 pub(crate) fn of_mapping(mapping: &DomainMapping, route: Option<&Route>) -> Option<Claim> {
     let route = route.filter(|_| leads_to_route(&mapping.spec.reference))?;
     let (_, site) = sites(route).into_iter().find(|(tag, _)| tag.is_empty())?;
-    Some(Claim { since: since(&mapping.metadata), hosts: vec![(mapping.name_any(), site)] })
+    Some(Claim::new(since(&mapping.metadata), [(mapping.name_any(), site)]))
 }
 
 fn since(metadata: &k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta) -> String {

@@ -102,11 +102,17 @@ pub(crate) fn decode(
     Ok(object)
 }
 
-/// Brings a JSON value that was patched together into the form of an object of a kind, with its defaults.
+/// Brings a JSON value that was patched together into the form of an object of a kind, with its defaults. `again`
+/// makes the value once more, for messages.
 ///
 /// # Errors
 /// When it is of another kind, a value has the wrong type, or with strict validation a field is unknown.
-pub(crate) fn convert(work: &Work<'_>, gvk: &Gvk, value: Value) -> Result<Object, Status> {
+pub(crate) fn convert(
+    work: &Work<'_>,
+    gvk: &Gvk,
+    value: Value,
+    again: impl FnOnce() -> Value,
+) -> Result<Object, Status> {
     let text = |key: &str| value.get(key).and_then(Value::as_str).unwrap_or("").to_owned();
     let (kind, version) = (text("kind"), text("apiVersion"));
     let refuse = |value: &Value, why: &str| {
@@ -122,16 +128,15 @@ pub(crate) fn convert(work: &Work<'_>, gvk: &Gvk, value: Value) -> Result<Object
         let why = format!("no kind {kind:?} is registered for version {version:?} in scheme \"wasmk\"");
         return refuse(&value, &why);
     }
-    let kept = value.clone();
     let decoded = match decode::convert(value, &schema(work.resource, gvk)?) {
         Ok(decoded) => decoded,
-        Err(why) => return refuse(&kept, &why),
+        Err(why) => return refuse(&again(), &why),
     };
     let mut object = decoded.object;
     object.set_gvk(gvk);
     match validation(work.call)? {
         FieldValidation::Strict if !decoded.warnings.is_empty() => {
-            return refuse(&kept, &format!("strict decoding error: {}", decoded.warnings.join(", ")));
+            return refuse(&again(), &format!("strict decoding error: {}", decoded.warnings.join(", ")));
         }
         FieldValidation::Warn => decoded.warnings.into_iter().for_each(|warning| work.call.warn(warning)),
         _ => {}

@@ -95,7 +95,8 @@ impl Resource {
 
     /// The key of an object in the store.
     pub(crate) fn store_key(&self, namespace: &str, name: &str) -> String {
-        format!("{}{}/{}", crate::cache::ROOT, self.storage, crate::cache::key(namespace, name))
+        // Of exactly its length: the store keeps it.
+        [crate::cache::ROOT, &self.storage, "/", &crate::cache::key(namespace, name)].concat()
     }
 
     /// Whether it has that verb.
@@ -131,6 +132,11 @@ impl Resource {
         fresh && entry.is_version(&self.api_version)
     }
 
+    /// An object of the cache in the version that is served.
+    pub(crate) fn shown(&self, entry: &Entry) -> Object {
+        if self.serves(entry) { entry.object() } else { self.served(entry.object()) }
+    }
+
     /// A stored object in the version that is served.
     pub(crate) fn served(&self, object: Object) -> Object {
         let object = self.in_version(object, &self.gvk);
@@ -142,8 +148,7 @@ impl Resource {
 
     /// Whether an object is stored just as it is.
     pub(crate) fn stores(&self, object: &Object) -> bool {
-        matches!(self.nature, Nature::Builtin(_))
-            && (&self.stored.group, &self.stored.version) == (&self.gvk.group, &self.gvk.version)
+        (&self.stored.group, &self.stored.version) == (&self.gvk.group, &self.gvk.version)
             && object.kind() == self.gvk.kind
             && object.api_version() == self.api_version
     }

@@ -156,7 +156,7 @@ fn coerce_one(map: &mut Map<String, Value>, path: &Path, removed: &mut Vec<Strin
     }
     let Some(given) = map.get("metadata") else { return Ok(()) };
     let path = path.child("metadata");
-    let (metadata, unknown) = read_metadata(given).map_err(|error| invalid(&path, given, &error))?;
+    let (metadata, unknown) = read_metadata(given.clone()).map_err(|error| invalid(&path, given, &error))?;
     removed.extend(unknown.into_iter().map(|field| format!("{path}.{field}")));
     map.insert("metadata".into(), Value::Object(metadata));
     Ok(())

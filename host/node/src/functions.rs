@@ -136,7 +136,10 @@ struct Slot {
 
 /// A function ready to answer.
 pub struct Function {
-    spec: FunctionSpec,
+    /// As its pods name it.
+    image: String,
+    /// Where its pods listen.
+    port: u16,
     image_id: String,
     handler: Arc<dyn Handler>,
     log: Arc<LogRing>,
@@ -203,7 +206,7 @@ impl Functions {
     pub(crate) fn images(&self) -> Vec<String> {
         let known = self.inner.known.read();
         let ready = known.values().flat_map(HashMap::values).filter_map(|slot| slot.cell.get());
-        ready.filter_map(|f| f.spec.pod.containers.first()?.image.clone()).collect()
+        ready.map(|function| function.image.clone()).filter(|image| !image.is_empty()).collect()
     }
 
     /// Number of functions known.
@@ -279,8 +282,15 @@ impl Functions {
         let image_id = prepared.image_id;
         let times = self.inner.times.clone();
         let in_flight = AtomicUsize::new(0);
-        Ok(Arc::new(Function { spec, image_id, handler, log, in_flight, times, member, neighbours }))
+        // The specification itself is not kept: it takes more memory than all the rest of a function.
+        let port = port(container);
+        Ok(Arc::new(Function { image, port, image_id, handler, log, in_flight, times, member, neighbours }))
     }
+}
+
+fn port(container: &Container) -> u16 {
+    let ports = container.ports.as_ref().and_then(|ports| ports.first());
+    ports.and_then(|p| u16::try_from(p.container_port).ok()).unwrap_or(HTTP_PORT)
 }
 
 /// The pod the revision would have, for working out its configuration.
@@ -320,12 +330,7 @@ impl Function {
         }
         let table = policies.table();
         let gateway = table.end(Ipv4Addr::LOCALHOST.into());
-        table.allows_between(gateway, End::nameless(&self.member), self.port(), Protocol::Tcp)
-    }
-
-    fn port(&self) -> u16 {
-        let ports = self.spec.pod.containers.first().and_then(|c| c.ports.as_ref()?.first());
-        ports.and_then(|p| u16::try_from(p.container_port).ok()).unwrap_or(HTTP_PORT)
+        table.allows_between(gateway, End::nameless(&self.member), self.port, Protocol::Tcp)
     }
 
     async fn answer(&self, request: http::Request<Body>, routed: Duration) -> http::Response<Body> {
@@ -341,11 +346,6 @@ impl Function {
     /// Requests being answered (up to the head of the response).
     pub fn in_flight(&self) -> usize {
         self.in_flight.load(Ordering::Relaxed)
-    }
-
-    /// What it was made from.
-    pub fn spec(&self) -> &FunctionSpec {
-        &self.spec
     }
 
     /// Digest reference of its image.

@@ -52,8 +52,8 @@ mod tests {
     #[test]
     fn what_was_made_stays_until_its_object_changes_or_goes() {
         let entry = |name: &str, revision| {
-            let value = br#"{"kind":"T","apiVersion":"v1","metadata":{}}"#;
-            Entry::read(name, value, revision, Reader::Plain).unwrap()
+            let value = r#"{"kind":"T","apiVersion":"v1","metadata":{}}"#.into();
+            Entry::read(name, &value, revision, Reader::Plain).unwrap()
         };
         let kept: Kept<u64, 2> = Kept::default();
         let get = |name: &str, revision, fresh| *kept.get(&entry(name, revision), || fresh);

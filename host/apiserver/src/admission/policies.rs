@@ -213,7 +213,7 @@ pub(super) fn params(
         filter.fields.terms.push(("metadata.name".into(), text(reference, "name").into(), true));
     }
     let found: Vec<Option<Object>> =
-        resource.cache.list(&filter).iter().map(|e| Some(resource.served(e.object()))).collect();
+        resource.cache.list(&filter).iter().map(|e| Some(resource.shown(e))).collect();
     if found.is_empty() { missing() } else { Ok(found) }
 }
 

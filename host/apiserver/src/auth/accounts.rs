@@ -168,5 +168,5 @@ fn secret_field(secret: &Object, name: &str) -> Option<String> {
 
 /// Whether an object is there and is the one that was meant.
 fn alive(cache: &Cache, key: &str, uid: &str) -> bool {
-    cache.get(key).is_some_and(|entry| !uid.is_empty() && *entry.uid == *uid)
+    cache.get(key).is_some_and(|entry| !uid.is_empty() && entry.uid() == uid)
 }

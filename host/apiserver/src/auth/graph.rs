@@ -97,7 +97,7 @@ impl Graph {
 
 /// Whether what a bound pod uses may have changed: it has containers that were added while it runs.
 fn may_have_grown(pod: &Entry) -> bool {
-    std::str::from_utf8(&pod.body).is_ok_and(|text| text.contains("\"ephemeralContainers\""))
+    std::str::from_utf8(pod.stored()).is_ok_and(|text| text.contains("\"ephemeralContainers\""))
 }
 
 impl State {
@@ -277,7 +277,7 @@ mod tests {
         }
     }
 
-    fn pod(node: &str) -> Vec<u8> {
+    fn pod(node: &str) -> bytes::Bytes {
         json!({
             "kind": "Pod", "apiVersion": "v1", "metadata": { "name": "p", "namespace": "n" },
             "spec": {
@@ -294,7 +294,7 @@ mod tests {
             },
         })
         .to_string()
-        .into_bytes()
+        .into()
     }
 
     #[test]
@@ -331,12 +331,12 @@ mod tests {
     #[test]
     fn containers_that_are_added_to_a_running_pod_count_as_long_as_it_is_there() {
         let graph = graph();
-        let debugged = |name: &str, secret: &str| {
+        let debugged = |name: &str, secret: &str| -> bytes::Bytes {
             let mut pod: Value = serde_json::from_slice(&pod("a")).unwrap();
             pod["metadata"]["name"] = name.into();
             let source = json!([{ "secretRef": { "name": secret } }]);
             pod["spec"]["ephemeralContainers"] = json!([{ "name": "debug", "envFrom": source }]);
-            pod.to_string().into_bytes()
+            pod.to_string().into()
         };
         let may_read = |name: &str| graph.uses("a", Thing::Secret, "n", name);
         graph.pods.apply("n/p", Some(&pod("a")), 1);
@@ -361,7 +361,7 @@ mod tests {
                 "csi": { "driver": "d", "nodeStageSecretRef": { "namespace": "vault", "name": "key" } },
             },
         });
-        graph.volumes.apply("pv", Some(volume.to_string().as_bytes()), 1);
+        graph.volumes.apply("pv", Some(&volume.to_string().into()), 1);
         assert!(!graph.mounts("a", "pv"));
         graph.pods.apply("n/p", Some(&pod("a")), 2);
         assert!(graph.mounts("a", "pv") && !graph.mounts("b", "pv"));

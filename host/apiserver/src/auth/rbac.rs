@@ -160,7 +160,7 @@ impl Rbac {
         let bindings =
             self.cluster_bindings.list(&everything).into_iter().chain(self.bindings.list(&everything));
         for entry in bindings {
-            let Ok(fields) = serde_json::from_slice::<BindingFields>(&entry.body) else { continue };
+            let Ok(fields) = serde_json::from_slice::<BindingFields>(entry.stored()) else { continue };
             let role = fields.role_ref;
             let rules = if role.kind == "ClusterRole" {
                 cluster_roles.get(&(Box::default(), role.name.as_str().into())).cloned()
@@ -225,7 +225,7 @@ impl Rbac {
 }
 
 fn rules_of(entry: &Entry) -> Vec<Rule> {
-    serde_json::from_slice::<RoleFields>(&entry.body).ok().and_then(|r| r.rules).unwrap_or_default()
+    serde_json::from_slice::<RoleFields>(entry.stored()).ok().and_then(|r| r.rules).unwrap_or_default()
 }
 
 fn missing_role(kind: &str) -> String {

@@ -1,6 +1,9 @@
-//! One object as the cache keeps it: encoded once, with what selectors look at beside it.
+//! One object as the cache keeps it: the very bytes of the store, with what selectors look at beside them.
+//!
+//! The store's value says everything but the revision, which is put in its place whenever the object is written out:
+//! store and cache, and the past that each of them remembers, hold one copy of an object between them.
 
-use bytes::{Bytes, BytesMut};
+use bytes::{BufMut, Bytes};
 use serde::Deserialize;
 use serde_json::Value;
 use wasmk_api::{FieldSelector, LabelSelector, Object};
@@ -24,14 +27,43 @@ pub(crate) struct Entry {
     pub(crate) name: Box<str>,
     /// The revision of its last change: its `resourceVersion`.
     pub(crate) revision: u64,
-    /// The whole object as JSON, `metadata.resourceVersion` included, starting with kind and apiVersion.
-    pub(crate) body: Bytes,
-    /// Where `"metadata"` starts in `body`: lists of built-in kinds leave out what comes before.
+    /// The object as JSON without `metadata.resourceVersion`, starting with kind and apiVersion.
+    value: Bytes,
+    /// Where `"metadata"` starts in `value`: lists of built-in kinds leave out what comes before.
     item_at: u32,
-    /// Its `metadata.uid`.
-    pub(crate) uid: Box<str>,
-    labels: Box<[(Box<str>, Box<str>)]>,
+    uid: Piece,
+    labels: Box<[(Piece, Piece)]>,
+    /// What pieces are about that does not stand in `value` as it is.
+    aside: Box<str>,
     fields: Box<[(&'static str, Box<str>)]>,
+}
+
+/// A text within an entry's value, or behind its end in what stands aside.
+#[derive(Clone, Copy, Debug, Default)]
+struct Piece {
+    at: u32,
+    length: u32,
+}
+
+/// Makes pieces of texts.
+struct Pieces<'a> {
+    value: &'a Bytes,
+    aside: String,
+}
+
+impl Pieces<'_> {
+    fn piece(&mut self, text: &str) -> Piece {
+        let within = (text.as_ptr() as usize).wrapping_sub(self.value.as_ptr() as usize);
+        let at = if within < self.value.len() {
+            within
+        } else {
+            self.aside.push_str(text);
+            self.value.len() + self.aside.len() - text.len()
+        };
+        // The store takes no values that come near 4 GiB.
+        let number = |n| u32::try_from(n).unwrap_or(u32::MAX);
+        Piece { at: number(at), length: number(text.len()) }
+    }
 }
 
 #[derive(Deserialize)]
@@ -82,73 +114,134 @@ struct Text<'a>(#[serde(borrow)] std::borrow::Cow<'a, str>);
 impl Entry {
     /// Reads a value of the store. `key` is what follows the resource's prefix: `name` or `namespace/name`.
     /// `None` when the value is no object.
-    pub(crate) fn read(key: &str, value: &[u8], revision: u64, reader: Reader) -> Option<Self> {
+    pub(crate) fn read(key: &str, value: &Bytes, revision: u64, reader: Reader) -> Option<Self> {
         let (namespace, name) = key.split_once('/').unwrap_or(("", key));
-        let (body, item_at) = with_revision(value, revision)?;
-        let (uid, labels, fields) = match reader {
+        let (value, item_at) = written_by_us(value)?;
+        let mut pieces = Pieces { value: &value, aside: String::new() };
+        let mut pair = |(key, text): (&str, &str)| (pieces.piece(key), pieces.piece(text));
+        let (labels, fields, uid) = match reader {
             Reader::Kind(kind) if !kind.field_names().is_empty() => {
-                let object = Object(serde_json::from_slice(value).ok()?);
-                let labels = object.labels().map(|(k, v)| (k.into(), v.into())).collect();
+                let object = Object(serde_json::from_slice(&value).ok()?);
+                let labels = object.labels().map(&mut pair).collect();
                 let fields = kind.fields(&object).into_iter().map(|(k, v)| (k, v.into_boxed_str())).collect();
-                (object.uid().into(), labels, fields)
+                (labels, fields, pieces.piece(object.uid()))
             }
             _ => {
-                let head: Head<'_> = serde_json::from_slice(value).ok()?;
-                let uid = head.metadata.uid.map_or_else(Box::default, |uid| uid.0.into());
-                let pairs = head.metadata.labels.0.into_iter();
-                (uid, pairs.map(|(k, v)| (k.into(), v.into())).collect(), Box::default())
+                let head: Head<'_> = serde_json::from_slice(&value).ok()?;
+                let labels = head.metadata.labels.0.iter().map(|(k, v)| pair((&**k, &**v))).collect();
+                (labels, Box::default(), pieces.piece(head.metadata.uid.as_ref().map_or("", |uid| &uid.0)))
             }
         };
-        let (namespace, name) = (namespace.into(), name.into());
-        Some(Self { namespace, name, revision, body, item_at, uid, labels, fields })
+        let (namespace, name, aside) = (namespace.into(), name.into(), pieces.aside.into_boxed_str());
+        Some(Self { namespace, name, revision, value, item_at, uid, labels, aside, fields })
     }
 
     /// The same object at the revision of its deletion.
     pub(crate) fn tombstone(&self, revision: u64) -> Self {
-        // The body has the present revision where every body has it.
-        let at = self.item_at as usize + METADATA.len() + VERSION.len();
-        let rest = &self.body[at + self.revision.to_string().len()..];
-        let mut body = BytesMut::with_capacity(self.body.len() + 20);
-        body.extend_from_slice(&self.body[..at]);
-        body.extend_from_slice(revision.to_string().as_bytes());
-        body.extend_from_slice(rest);
         Self {
             namespace: self.namespace.clone(),
             name: self.name.clone(),
             revision,
-            body: body.freeze(),
+            value: self.value.clone(),
             item_at: self.item_at,
-            uid: self.uid.clone(),
+            uid: self.uid,
             labels: self.labels.clone(),
+            aside: self.aside.clone(),
             fields: self.fields.clone(),
         }
     }
 
-    /// The object's JSON from `"metadata"` on, without the opening brace.
-    pub(crate) fn item(&self) -> &[u8] {
-        &self.body[self.item_at as usize..]
+    /// Writes the whole object as JSON, with its revision as the first field of its metadata.
+    pub(crate) fn write(&self, out: &mut impl BufMut) {
+        self.write_from(0, out);
+    }
+
+    /// Writes the object's JSON from `"metadata"` on, without the opening brace.
+    pub(crate) fn write_item(&self, out: &mut impl BufMut) {
+        self.write_from(self.item_at as usize, out);
+    }
+
+    fn write_from(&self, start: usize, out: &mut impl BufMut) {
+        let open = self.item_at as usize + METADATA.len();
+        out.put_slice(&self.value[start..open]);
+        out.put_slice(VERSION);
+        let mut digits = [0; MAX_DIGITS];
+        out.put_slice(decimal(self.revision, &mut digits));
+        // What follows is the next field, or the end.
+        out.put_slice(if self.value.get(open) == Some(&b'}') { b"\"" } else { b"\"," });
+        out.put_slice(&self.value[open..]);
+    }
+
+    /// The whole object as JSON.
+    pub(crate) fn body(&self) -> Bytes {
+        let mut out = Vec::with_capacity(self.length());
+        self.write(&mut out);
+        out.into()
+    }
+
+    /// At most so many bytes is the whole object as JSON.
+    pub(crate) fn length(&self) -> usize {
+        self.value.len() + VERSION.len() + MAX_DIGITS + 2
+    }
+
+    /// The object as it is stored: the whole of it but for its revision.
+    pub(crate) fn stored(&self) -> &Bytes {
+        &self.value
     }
 
     /// Whether it is stored in that `apiVersion`.
     pub(crate) fn is_version(&self, api_version: &str) -> bool {
-        let head = &self.body[..self.item_at as usize];
+        let head = &self.value[..self.item_at as usize];
         let head = head.strip_suffix(b"\",").unwrap_or(head);
         head.strip_suffix(api_version.as_bytes()).is_some_and(|rest| rest.ends_with(b"\"apiVersion\":\""))
     }
 
     /// The object, parsed anew.
     pub(crate) fn object(&self) -> Object {
-        serde_json::from_slice(&self.body).map(Object).unwrap_or_default()
+        serde_json::from_slice(&self.body()).map(Object).unwrap_or_default()
+    }
+
+    /// The object's kind and metadata, parsed anew: these are the same in all of its versions.
+    pub(crate) fn head(&self) -> Object {
+        #[derive(Deserialize)]
+        struct Head {
+            kind: Value,
+            metadata: Value,
+        }
+        let body = self.body();
+        let Ok(head) = serde_json::from_slice::<Head>(&body) else { return Object::default() };
+        let pairs = [("kind", head.kind), ("metadata", head.metadata)];
+        Object(pairs.into_iter().map(|(key, value)| (key.to_owned(), value)).collect())
+    }
+
+    fn bytes(&self, piece: Piece) -> &[u8] {
+        let (at, length) = (piece.at as usize, piece.length as usize);
+        let (of, at) = match at.checked_sub(self.value.len()) {
+            Some(at) => (self.aside.as_bytes(), at),
+            None => (&self.value[..], at),
+        };
+        of.get(at..at + length).unwrap_or_default()
+    }
+
+    fn text(&self, piece: Piece) -> &str {
+        // It was text when it was read.
+        std::str::from_utf8(self.bytes(piece)).unwrap_or_default()
+    }
+
+    /// Its `metadata.uid`.
+    pub(crate) fn uid(&self) -> &str {
+        self.text(self.uid)
     }
 
     /// A label's value.
     pub(crate) fn label(&self, key: &str) -> Option<&str> {
-        self.labels.iter().find(|(k, _)| &**k == key).map(|(_, v)| &**v)
+        let found = self.labels.iter().find(|(k, _)| self.bytes(*k) == key.as_bytes());
+        found.map(|(_, value)| self.text(*value))
     }
 
     /// All labels.
     pub(crate) fn labels(&self) -> impl Iterator<Item = (&str, &str)> {
-        self.labels.iter().map(|(k, v)| (&**k, &**v))
+        self.labels.iter().map(|(key, value)| (self.text(*key), self.text(*value)))
     }
 
     /// A selectable field's value.
@@ -162,7 +255,7 @@ impl Entry {
 
     /// Bytes it takes, roughly.
     pub(crate) fn size(&self) -> usize {
-        self.body.len() + 200
+        self.value.len() + 200
     }
 }
 
@@ -218,10 +311,27 @@ fn field_text(object: &Object, path: &[String]) -> String {
 const METADATA: &[u8] = b"\"metadata\":{";
 /// What stands before the revision, as the first field of the metadata.
 const VERSION: &[u8] = b"\"resourceVersion\":\"";
+/// Digits of a revision at most.
+const MAX_DIGITS: usize = 20;
+/// What most objects stay below when they are written, in bytes.
+const USUAL: usize = 4096;
+
+fn decimal(mut number: u64, digits: &mut [u8; MAX_DIGITS]) -> &[u8] {
+    let mut at = MAX_DIGITS;
+    loop {
+        at -= 1;
+        digits[at] = b'0' + (number % 10) as u8;
+        number /= 10;
+        if number == 0 {
+            return &digits[at..];
+        }
+    }
+}
 
 /// Writes an object as it is stored: kind, apiVersion and metadata first, without a resource version.
-pub(crate) fn encode(object: &Object) -> Vec<u8> {
-    let mut out = Vec::with_capacity(512);
+/// What is returned takes no more memory than it has bytes: it is kept.
+pub(crate) fn encode(object: &Object) -> Bytes {
+    let mut out = Vec::with_capacity(USUAL);
     out.extend_from_slice(b"{\"kind\":");
     write(&mut out, &object.kind());
     out.extend_from_slice(b",\"apiVersion\":");
@@ -242,7 +352,7 @@ pub(crate) fn encode(object: &Object) -> Vec<u8> {
         }
     }
     out.push(b'}');
-    out
+    Bytes::copy_from_slice(&out)
 }
 
 fn pair(out: &mut Vec<u8>, first: &mut bool, key: &str, value: &Value) {
@@ -259,25 +369,14 @@ fn write(out: &mut Vec<u8>, value: &impl serde::Serialize) {
     let _ = serde_json::to_writer(out, value);
 }
 
-/// Adds the resource version to a stored value; also where its metadata starts. Values written by
-/// [`encode`] are spliced, others are parsed and written again.
-fn with_revision(value: &[u8], revision: u64) -> Option<(Bytes, u32)> {
-    let Some(at) = spliceable(value) else {
-        let object = Object(serde_json::from_slice(value).ok()?);
-        let written = encode(&object);
-        spliceable(&written)?;
-        return with_revision(&written, revision);
-    };
-    let open = at + METADATA.len();
-    let mut body = BytesMut::with_capacity(value.len() + 44);
-    body.extend_from_slice(&value[..open]);
-    body.extend_from_slice(VERSION);
-    body.extend_from_slice(format!("{revision}\"").as_bytes());
-    if value.get(open) != Some(&b'}') {
-        body.extend_from_slice(b",");
+/// A stored value with where its metadata starts. One that is not of [`encode`]'s form is brought to it.
+fn written_by_us(value: &Bytes) -> Option<(Bytes, u32)> {
+    if let Some(at) = spliceable(value) {
+        return Some((value.clone(), u32::try_from(at).ok()?));
     }
-    body.extend_from_slice(&value[open..]);
-    Some((body.freeze(), u32::try_from(at).ok()?))
+    let written = encode(&Object(serde_json::from_slice(value).ok()?));
+    let at = spliceable(&written)?;
+    Some((written, u32::try_from(at).ok()?))
 }
 
 /// Where `"metadata":{` starts when the value begins with kind and apiVersion, which hold no quotes.
@@ -305,26 +404,47 @@ mod tests {
         .unwrap();
         let entry = Entry::read("ns/x", &encode(&object), 7, Reader::Plain).unwrap();
         assert_eq!(
-            entry.body,
+            entry.body(),
             r#"{"kind":"Thing","apiVersion":"v1","metadata":{"resourceVersion":"7","name":"x","uid":"u-1","labels":{"k":"v\""}},"spec":{"a":1}}"#
         );
         assert_eq!((&*entry.namespace, &*entry.name, entry.label("k")), ("ns", "x", Some("v\"")));
-        assert!(entry.item().starts_with(b"\"metadata\""));
+        let mut item = Vec::new();
+        entry.write_item(&mut item);
+        assert!(item.starts_with(b"\"metadata\":{\"resourceVersion\":\"7\""));
+        assert!(entry.body().len() <= entry.length());
         assert!(entry.is_version("v1") && !entry.is_version("1"));
-        assert_eq!(&*entry.uid, "u-1");
+        assert_eq!(entry.uid(), "u-1");
         let gone = entry.tombstone(1234);
         assert_eq!((gone.revision, gone.object().resource_version()), (1234, "1234"));
-        assert_eq!(gone.tombstone(7).body, entry.body);
+        assert_eq!(gone.tombstone(7).body(), entry.body());
         let parsed =
             Entry::read("ns/x", &encode(&object), 7, Reader::Kind(wasmk_kinds::kind("", "Pod"))).unwrap();
-        assert_eq!((&*parsed.uid, &parsed.body), ("u-1", &entry.body));
+        assert_eq!((parsed.uid(), parsed.body()), ("u-1", entry.body()));
+        assert_eq!(parsed.labels().collect::<Vec<_>>(), entry.labels().collect::<Vec<_>>());
     }
 
     #[test]
     fn foreign_values_are_written_anew_and_garbage_is_refused() {
         let entry =
-            Entry::read("x", br#"{"metadata":{},"kind":"A","apiVersion":"v1"}"#, 1, Reader::Plain).unwrap();
-        assert_eq!(entry.body, r#"{"kind":"A","apiVersion":"v1","metadata":{"resourceVersion":"1"}}"#);
-        assert!(Entry::read("x", b"[1]", 1, Reader::Plain).is_none());
+            Entry::read("x", &r#"{"metadata":{},"kind":"A","apiVersion":"v1"}"#.into(), 1, Reader::Plain)
+                .unwrap();
+        assert_eq!(entry.body(), r#"{"kind":"A","apiVersion":"v1","metadata":{"resourceVersion":"1"}}"#);
+        assert!(Entry::read("x", &"[1]".into(), 1, Reader::Plain).is_none());
+    }
+
+    #[test]
+    fn an_object_is_held_once_by_store_and_cache() {
+        let labels = json!({"serving.knative.dev/service": "hello", "app": "x"});
+        let object =
+            json!({"kind": "T", "apiVersion": "v1", "metadata": {"name": "x", "uid": "u", "labels": labels}});
+        let value = encode(&Object::from_value(object).unwrap());
+        let entry = Entry::read("ns/x", &value, u64::MAX, Reader::Plain).unwrap();
+        let gone = entry.tombstone(9);
+        assert!([&entry, &gone].iter().all(|e| std::ptr::eq(e.stored().as_ptr(), value.as_ptr())));
+        assert!(entry.aside.is_empty(), "labels and uid stand in the value");
+        assert_eq!(
+            (entry.label("app"), entry.object().resource_version()),
+            (Some("x"), "18446744073709551615")
+        );
     }
 }

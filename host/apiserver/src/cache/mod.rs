@@ -16,8 +16,12 @@ use std::{
     time::Duration,
 };
 
+use bytes::Bytes;
 use parking_lot::RwLock;
-use tokio::{sync::watch, time::timeout};
+use tokio::{
+    sync::watch,
+    time::{Instant, sleep, timeout},
+};
 use wasmk_api::{Reason, Status};
 use wasmk_store::{Event as Change, Range, Store, WatchBatch};
 
@@ -34,6 +38,10 @@ const CATCH_UP: Duration = Duration::from_secs(3);
 const NUDGE_AFTER: Duration = Duration::from_millis(20);
 /// Pause before following the store again after a failure.
 const RETRY: Duration = Duration::from_millis(500);
+/// How long changes are remembered, but for each resource's last ones: as long as the store keeps them itself.
+const MEMORY: Duration = Duration::from_secs(300);
+/// How often what is older is looked for.
+const AGE_EVERY: Duration = Duration::from_secs(60);
 
 /// All caches, and the revision they have reached.
 pub(crate) struct Caches {
@@ -134,6 +142,23 @@ impl Caches {
 
     /// Follows the store for ever; ends only when the store is closed.
     pub(crate) async fn follow(self: Arc<Self>) {
+        tokio::select! {
+            () = self.follow_store() => {}
+            () = self.age() => {}
+        }
+    }
+
+    /// Forgets old changes, for ever.
+    async fn age(&self) {
+        loop {
+            sleep(AGE_EVERY).await;
+            let Some(before) = Instant::now().checked_sub(MEMORY) else { continue };
+            let caches: Vec<_> = self.all.read().values().cloned().collect();
+            caches.iter().for_each(|cache| cache.age(before));
+        }
+    }
+
+    async fn follow_store(&self) {
         loop {
             match self.store.watch(ROOT.as_bytes(), self.revision()).await {
                 Ok(mut watch) => loop {
@@ -154,14 +179,14 @@ impl Caches {
                 }
                 Err(error) => tracing::warn!(%error, "cannot follow the store"),
             }
-            tokio::time::sleep(RETRY).await;
+            sleep(RETRY).await;
         }
     }
 
     fn apply(&self, batch: &WatchBatch) {
         for event in &batch.events {
             let (value, revision) = match event {
-                Change::Put { kv, .. } => (Some(&kv.value[..]), kv.mod_revision),
+                Change::Put { kv, .. } => (Some(&kv.value), kv.mod_revision),
                 Change::Delete { revision, .. } => (None, *revision),
             };
             if let Some((resource, key)) = split(event.key()) {
@@ -178,7 +203,7 @@ impl Caches {
 
     async fn read_all(
         &self,
-        mut take: impl FnMut(&str, &str, &[u8], u64),
+        mut take: impl FnMut(&str, &str, &Bytes, u64),
     ) -> Result<u64, wasmk_store::Error> {
         let (mut start, mut at) = (None::<Vec<u8>>, None);
         loop {

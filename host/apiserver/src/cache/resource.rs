@@ -9,7 +9,7 @@ use std::{
 
 use bytes::Bytes;
 use parking_lot::RwLock;
-use tokio::sync::watch;
+use tokio::{sync::watch, time::Instant};
 
 use super::entry::{Entry, Filter, Reader};
 
@@ -17,6 +17,10 @@ use super::entry::{Entry, Filter, Reader};
 pub(crate) const MAX_EVENTS: usize = 16_384;
 /// The most bytes those changes may keep alive.
 pub(crate) const MAX_EVENT_BYTES: usize = 16 << 20;
+/// Changes that are remembered however old they are.
+pub(crate) const LASTING_EVENTS: usize = 128;
+/// Changes forgotten at a time, while readers wait.
+const FORGET: usize = 1024;
 
 /// A change of one object.
 #[derive(Debug)]
@@ -29,6 +33,8 @@ pub(crate) struct Event {
     pub(crate) after: Arc<Entry>,
     /// Whether it was deleted.
     pub(crate) deleted: bool,
+    /// When it got here.
+    at: Instant,
     /// The object after in protobuf, written once for all who watch in it.
     binary: OnceLock<Option<Bytes>>,
 }
@@ -55,12 +61,12 @@ impl Change {
 impl Event {
     /// A change.
     pub(crate) fn new(revision: u64, before: Option<Arc<Entry>>, after: Arc<Entry>, deleted: bool) -> Self {
-        Self { revision, before, after, deleted, binary: OnceLock::new() }
+        Self { revision, before, after, deleted, at: Instant::now(), binary: OnceLock::new() }
     }
 
     /// The object after as `write` makes it, which is called once.
     pub(crate) fn binary(&self, write: impl FnOnce(&[u8]) -> Option<Vec<u8>>) -> Option<Bytes> {
-        self.binary.get_or_init(|| write(&self.after.body).map(Bytes::from)).clone()
+        self.binary.get_or_init(|| write(&self.after.body()).map(Bytes::from)).clone()
     }
 
     /// What it means under a filter; `None` when it is out of sight.
@@ -137,21 +143,21 @@ impl Cache {
     }
 
     /// Takes an object that was there before watching began. `key` as in [`Entry::read`].
-    pub(crate) fn load(&self, key: &str, value: &[u8], revision: u64) {
+    pub(crate) fn load(&self, key: &str, value: &Bytes, revision: u64) {
         if let Some(entry) = self.read(key, value, revision) {
             self.state.write().entries.insert(key.into(), entry);
         }
     }
 
     /// A stored value as an entry: the one that is here, if it has not changed. `None` when the value is no object.
-    pub(crate) fn entry(&self, key: &str, value: &[u8], revision: u64) -> Option<Arc<Entry>> {
+    pub(crate) fn entry(&self, key: &str, value: &Bytes, revision: u64) -> Option<Arc<Entry>> {
         if let Some(known) = self.get(key).filter(|entry| entry.revision == revision) {
             return Some(known);
         }
         self.read(key, value, revision)
     }
 
-    fn read(&self, key: &str, value: &[u8], revision: u64) -> Option<Arc<Entry>> {
+    fn read(&self, key: &str, value: &Bytes, revision: u64) -> Option<Arc<Entry>> {
         let entry = Entry::read(key, value, revision, self.reader).map(Arc::new);
         if entry.is_none() {
             tracing::error!(key, "a stored value is no JSON object; it is left out");
@@ -161,7 +167,7 @@ impl Cache {
 
     /// Applies a change; `None` deletes. Changes come in the order of their revisions. A value that cannot be read
     /// hides the object: what it was before would be wrong.
-    pub(crate) fn apply(&self, key: &str, value: Option<&[u8]>, revision: u64) {
+    pub(crate) fn apply(&self, key: &str, value: Option<&Bytes>, revision: u64) {
         let entry = value.and_then(|value| self.read(key, value, revision));
         let mut state = self.state.write();
         let before = match &entry {
@@ -253,6 +259,24 @@ impl Cache {
             state.drop_oldest();
         }
         state.floor = state.floor.max(revision);
+    }
+
+    /// Forgets changes from before a moment, but for the last [`LASTING_EVENTS`].
+    pub(crate) fn age(&self, before: Instant) {
+        let is_old = |state: &State| {
+            state.events.len() > LASTING_EVENTS && state.events.front().is_some_and(|e| e.at < before)
+        };
+        while is_old(&self.state.read()) {
+            let mut state = self.state.write();
+            for _ in 0..FORGET {
+                if !is_old(&state) {
+                    break;
+                }
+                state.drop_oldest();
+            }
+            let room = 2 * state.events.len();
+            state.events.shrink_to(room);
+        }
     }
 
     /// Takes the state of a revision over as it is. Every position and revision before is forgotten: how it came to
@@ -377,9 +401,9 @@ pub(crate) fn key(namespace: &str, name: &str) -> String {
 mod tests {
     use super::*;
 
-    fn value(label: &str) -> Vec<u8> {
+    fn value(label: &str) -> Bytes {
         format!(r#"{{"kind":"T","apiVersion":"v1","metadata":{{"name":"x","labels":{{"l":"{label}"}}}}}}"#)
-            .into_bytes()
+            .into()
     }
 
     fn names(page: &Page) -> Vec<&str> {
@@ -420,7 +444,7 @@ mod tests {
             (8, "b/x", None),
             (9, "a/x", Some("3")),
         ] {
-            cache.apply(key, label.map(value).as_deref(), revision);
+            cache.apply(key, label.map(value).as_ref(), revision);
         }
         let at = |revision, filter: &Filter, part: Part<'_>| -> Vec<String> {
             let page = cache.page_at(filter, part, revision).unwrap();
@@ -453,7 +477,7 @@ mod tests {
     fn a_value_that_cannot_be_read_hides_the_object() {
         let cache = filled();
         let from = cache.position_after(4).unwrap();
-        cache.apply("a/x", Some(b"k8s:enc:aesgcm:v1:new:"), 5);
+        cache.apply("a/x", Some(&"k8s:enc:aesgcm:v1:new:".into()), 5);
         assert!(cache.get("a/x").is_none());
         let seen = cache.events_from(from, 9).unwrap();
         assert_eq!((seen.len(), seen[0].deleted, seen[0].revision), (1, true, 5));
@@ -500,6 +524,27 @@ mod tests {
         assert_eq!(cache.position_after(2), Ok(2));
         assert_eq!(cache.events_from(1, 9).unwrap_err(), Compacted { oldest: 2 });
         assert!(cache.page_at(&Filter::default(), Part::default(), 1).is_err());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_old_goes_but_for_the_last_changes() {
+        let cache = Cache::new(Reader::Plain, 0);
+        let change = |revisions: std::ops::RangeInclusive<u64>| {
+            revisions.for_each(|revision| cache.apply("a/x", Some(&value("1")), revision));
+        };
+        let most = LASTING_EVENTS as u64;
+        change(1..=most);
+        tokio::time::advance(std::time::Duration::from_secs(60)).await;
+        cache.age(Instant::now());
+        assert_eq!(cache.position_after(0), Ok(0), "few as they are, they stay");
+        change(most + 1..=most + 1500);
+        cache.age(Instant::now());
+        assert_eq!(cache.position_after(most - 1), Err(Compacted { oldest: most }));
+        assert_eq!(cache.position_after(most), Ok(most), "what is young stays");
+        tokio::time::advance(std::time::Duration::from_secs(60)).await;
+        cache.age(Instant::now());
+        assert_eq!(cache.position_after(0), Err(Compacted { oldest: 1500 }));
+        assert_eq!(cache.events_from(1500, 999).unwrap().len(), LASTING_EVENTS);
     }
 
     #[test]

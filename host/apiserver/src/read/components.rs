@@ -34,5 +34,5 @@ fn entry(name: &str, problem: Option<String>) -> Option<Entry> {
         "metadata": { "name": name, "creationTimestamp": null },
         "conditions": [condition],
     });
-    Entry::read(name, object.to_string().as_bytes(), 0, Reader::Plain)
+    Entry::read(name, &object.to_string().into(), 0, Reader::Plain)
 }

@@ -1,6 +1,6 @@
 //! Lists: concatenations of objects that are already encoded, a page at a time.
 
-use std::{borrow::Cow, sync::Arc};
+use std::sync::Arc;
 
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use bytes::{BufMut, BytesMut};
@@ -74,7 +74,7 @@ pub(crate) async fn list(core: &Core, call: &Call, resource: &Arc<Resource>) -> 
         .more
         .as_deref()
         .map(|start| Continue::after(start, shown.revision, shown.page.remaining).encode());
-    let (wanted, size) = (call.wanted, shown.page.entries.iter().map(|e| e.body.len()).sum());
+    let (wanted, size) = (call.wanted, shown.page.entries.iter().map(|e| e.length()).sum());
     let (former, resource) = (Former::new(core, call, resource), resource.clone());
     respond::aside(size, move || written(wanted, &former, &resource, &shown, cont.as_deref())).await
 }
@@ -96,7 +96,11 @@ fn written(
             Ok(respond::encoded(StatusCode::OK, wanted, concatenate(resource, shown, cont)?))
         }
         _ => {
-            let objects: Vec<_> = shown.page.entries.iter().map(|e| resource.served(e.object())).collect();
+            let object = |e: &Arc<Entry>| match wanted.form {
+                Form::Partial(_) => e.head(),
+                _ => resource.shown(e),
+            };
+            let objects: Vec<_> = shown.page.entries.iter().map(object).collect();
             let value = formed(wanted.form, former, &objects, shown, cont);
             Ok(respond::value_as(StatusCode::OK, wanted, &value))
         }
@@ -204,14 +208,14 @@ fn binary(
 ) -> Result<Vec<u8>, Status> {
     let list = resource.gvk.group_version().kind(resource.list_kind.clone());
     let items = shown.page.entries.iter().map(|entry| match resource.serves(entry) {
-        true => Cow::Borrowed(&*entry.body),
-        false => Cow::Owned(serde_json::to_vec(&resource.served(entry.object())).unwrap_or_default()),
+        true => entry.body(),
+        false => serde_json::to_vec(&resource.served(entry.object())).unwrap_or_default().into(),
     });
     protobuf::list(&list, &metadata(resource, shown, cont), item, items).map_err(Status::internal)
 }
 
 fn concatenate(resource: &Resource, shown: &Shown, cont: Option<&str>) -> Result<bytes::Bytes, Status> {
-    let size: usize = shown.page.entries.iter().map(|e| e.body.len() + 2).sum();
+    let size: usize = shown.page.entries.iter().map(|e| e.length() + 2).sum();
     let mut out = BytesMut::with_capacity(size + 256);
     head(&mut out, resource, shown, cont);
     let custom = resource.custom().is_some();
@@ -228,10 +232,10 @@ fn concatenate(resource: &Resource, shown: &Shown, cont: Option<&str>) -> Result
 /// Items of built-in kinds carry no kind and apiVersion, those of custom resources do.
 fn item(out: &mut BytesMut, resource: &Resource, entry: &Arc<Entry>, custom: bool) -> Result<(), Status> {
     match (resource.serves(entry), custom) {
-        (true, true) => out.put_slice(&entry.body),
+        (true, true) => entry.write(out),
         (true, false) => {
             out.put_u8(b'{');
-            out.put_slice(entry.item());
+            entry.write_item(out);
         }
         (false, _) => {
             let mut object = resource.served(entry.object());

@@ -55,10 +55,10 @@ pub(crate) async fn get(core: &Core, call: &Call, resource: &Resource) -> Result
     match call.wanted.form {
         Form::Whole if resource.serves(&entry) => match (call.wanted.format, resource.binary) {
             (Format::Protobuf, Some(of)) => {
-                let body = protobuf::object(&resource.gvk, of, &entry.body).map_err(Status::internal)?;
+                let body = protobuf::object(&resource.gvk, of, &entry.body()).map_err(Status::internal)?;
                 Ok(respond::compressed(StatusCode::OK, call.wanted, body.into()))
             }
-            _ => Ok(respond::encoded(StatusCode::OK, call.wanted, entry.body.clone())),
+            _ => Ok(respond::encoded(StatusCode::OK, call.wanted, entry.body())),
         },
         _ => object(core, call, resource, StatusCode::OK, &resource.served(entry.object())),
     }

@@ -280,9 +280,12 @@ impl Watcher {
     fn write(&mut self, out: &mut BytesMut, word: &str, entry: &Entry) {
         let plain = self.call.wanted.form == Form::Whole && self.binary().is_none();
         if plain && self.resource.serves(entry) {
-            return frame(out, word, &entry.body);
+            return frame(out, word, entry.length(), |out| entry.write(out));
         }
-        self.write_object(out, word, self.resource.served(entry.object()));
+        if let Form::Partial(version) = self.call.wanted.form {
+            return self.write_value(out, word, &partial(&entry.head(), version));
+        }
+        self.write_object(out, word, self.resource.shown(entry));
     }
 
     /// How objects are written in protobuf, if they are to be.
@@ -301,7 +304,8 @@ impl Watcher {
 
     fn write_value(&self, out: &mut BytesMut, word: &str, value: &Value) {
         if self.call.wanted.format != Format::Protobuf {
-            return frame(out, word, &serde_json::to_vec(value).unwrap_or_default());
+            let object = serde_json::to_vec(value).unwrap_or_default();
+            return frame(out, word, object.len(), |out| out.put_slice(&object));
         }
         match protobuf::value(value) {
             Ok(object) => out.put_slice(&protobuf::event(word, &object)),
@@ -329,11 +333,12 @@ impl Watcher {
     }
 }
 
-fn frame(out: &mut BytesMut, word: &str, object: &[u8]) {
-    out.reserve(object.len() + 40);
+/// One event of a watch; `object` writes at most `length` bytes.
+fn frame(out: &mut BytesMut, word: &str, length: usize, object: impl FnOnce(&mut BytesMut)) {
+    out.reserve(length + 40);
     out.put_slice(b"{\"type\":\"");
     out.put_slice(word.as_bytes());
     out.put_slice(b"\",\"object\":");
-    out.put_slice(object);
+    object(out);
     out.put_slice(b"}\n");
 }

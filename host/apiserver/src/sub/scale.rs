@@ -118,7 +118,7 @@ pub(crate) async fn serve(work: &Work<'_>, body: &Bytes, verb: &str) -> Result<A
     let paths = paths(work.resource).ok_or_else(Status::no_such_path)?;
     if verb == "get" {
         let entry = read::current(work.core, work.call, work.resource).await?;
-        let object = work.resource.served(entry.object());
+        let object = work.resource.shown(&entry);
         return Ok(answer(work, &scale_of(&object, &paths)));
     }
     let gvk = Gvk::new("autoscaling", "v1", "Scale");

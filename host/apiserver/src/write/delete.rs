@@ -186,7 +186,7 @@ async fn attempt(
     entry: &Entry,
     options: &DeleteOptions,
 ) -> Result<Option<(Object, bool)>, Status> {
-    let old = work.resource.served(entry.object());
+    let old = work.resource.shown(&entry);
     preconditions(work, &old, options)?;
     if !work.trusted {
         admission::validate_delete(work, &old).await?;
@@ -351,7 +351,7 @@ pub(crate) async fn delete_collection(work: &mut Work<'_>, body: &Bytes) -> Resu
     for entry in entries {
         match delete_object(work, &entry.namespace, &entry.name, &options).await {
             Ok(_) => {
-                let mut object = work.resource.served(entry.object());
+                let mut object = work.resource.shown(&entry);
                 if work.resource.custom().is_none() {
                     object.0.shift_remove("kind");
                     object.0.shift_remove("apiVersion");

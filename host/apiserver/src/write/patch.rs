@@ -125,19 +125,21 @@ pub(crate) fn patched_as(
     subresource: &str,
 ) -> Result<Object, Status> {
     let schema = machine::schema(work.resource, gvk)?;
-    let live = Value::Object(current.0.clone());
-    let value = match sent {
-        Sent::Changes(PatchType::Json, changes) => patch::json(live, changes)?,
-        Sent::Changes(PatchType::Merge, changes) => patch::merge(live, changes.clone()),
-        Sent::Changes(PatchType::Strategic, changes) => {
-            patch::strategic(schema.schema(), live, changes.clone())?
-        }
-        Sent::Apply(config) => {
-            let live = (!current.0.is_empty()).then_some(&live);
-            return applied(work, live, config, gvk, &schema, subresource);
-        }
+    let live = || Value::Object(current.0.clone());
+    let make = || -> Result<Value, Status> {
+        Ok(match sent {
+            Sent::Changes(PatchType::Json, changes) => patch::json(live(), changes)?,
+            Sent::Changes(PatchType::Merge, changes) => patch::merge(live(), changes.clone()),
+            Sent::Changes(PatchType::Strategic, changes) => {
+                patch::strategic(schema.schema(), live(), changes.clone())?
+            }
+            Sent::Apply(config) => {
+                let live = (!current.0.is_empty()).then(live);
+                applied(work, live.as_ref(), config, gvk, &schema, subresource)?
+            }
+        })
     };
-    machine::convert(work, gvk, value)
+    machine::convert(work, gvk, make()?, || make().unwrap_or_default())
 }
 
 fn applied(
@@ -147,7 +149,7 @@ fn applied(
     gvk: &Gvk,
     schema: &wasmk_machinery::schema::KindSchema,
     subresource: &str,
-) -> Result<Object, Status> {
+) -> Result<Value, Status> {
     let given = config.get("metadata").and_then(|m| m.get("name")).and_then(Value::as_str).unwrap_or("");
     if live.is_none() && given.is_empty() {
         return Err(Status::bad_request(format!(
@@ -159,5 +161,5 @@ fn applied(
     let value = machine::field_manager(work, gvk, schema, subresource, |manager| {
         manager.apply(live, config, &work.manager, force)
     })?;
-    machine::convert(work, gvk, value)
+    Ok(value)
 }

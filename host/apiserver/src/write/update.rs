@@ -126,7 +126,7 @@ pub(crate) async fn update_object(
             return Box::pin(super::create_object(work, object)).await.map(Done::Created);
         };
         let entry = work.resource.present_one(work.core, entry).await?;
-        let old = work.resource.served(entry.object());
+        let old = work.resource.shown(&entry);
         let new = change(&old)?;
         let wanted = new.resource_version();
         if !wanted.is_empty() && wanted != old.resource_version() {
@@ -235,27 +235,33 @@ fn prepare_fields(work: &Work<'_>, new: &mut Object, old: &Object, mode: Mode) {
             }
         }
         (Nature::Custom(_), Mode::Status) => {
-            let status = new.0.get("status").cloned();
-            *new = old.clone();
-            set(new, "status", status);
+            if !same_but(new, old, &["metadata", "status"]) {
+                let status = new.0.shift_remove("status");
+                *new = old.clone();
+                set(new, "status", status);
+            }
+            // But for the owners of fields, the greatest part, which are put back anyway.
+            let metadata = old.metadata().into_iter().flatten().filter(|(key, _)| *key != "managedFields");
+            *new.metadata_mut() = metadata.map(|(key, value)| (key.clone(), value.clone())).collect();
         }
         (Nature::Custom(version), Mode::Main | Mode::Scale) => {
             if version.has_status {
                 set(new, "status", old.0.get("status").cloned());
             }
-            let strip = |object: &Object| {
-                let mut rest = object.0.clone();
-                rest.shift_remove("metadata");
-                if version.has_status {
-                    rest.shift_remove("status");
-                }
-                rest
-            };
-            if strip(new) != strip(old) {
+            let besides = if version.has_status { &["metadata", "status"][..] } else { &["metadata"] };
+            if !same_but(new, old, besides) {
                 meta::set_generation(new, old.generation() + 1);
             }
         }
     }
+}
+
+/// Whether objects are equal in all but some of their fields.
+fn same_but(new: &Object, old: &Object, besides: &[&str]) -> bool {
+    let counts = |(key, _): &(&String, &Value)| !besides.contains(&key.as_str());
+    let (mut new_fields, mut old_fields) = (new.0.iter().filter(counts), old.0.iter().filter(counts));
+    new_fields.by_ref().all(|(key, value)| old.0.get(key) == Some(value))
+        && old_fields.all(|(key, _)| new.0.contains_key(key))
 }
 
 fn set(object: &mut Object, key: &str, value: Option<Value>) {

@@ -19,7 +19,7 @@ use crate::{
     prune,
     schema::{KindSchema, Schema},
 };
-use doc::{Doc, Strict};
+use doc::{Doc, Strict, TooDeep, number};
 
 /// How a body is written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -142,15 +142,18 @@ pub fn decode(
 /// Go's sentence about the first value of a wrong type; strict errors come in [`Decoded::warnings`], for
 /// the caller to refuse or to pass on.
 pub fn convert(value: Value, schema: &KindSchema) -> Result<Decoded, String> {
-    let doc = from_value(value, 0);
     let mut strict = Strict::default();
     let map = match schema.is_built_in() {
         true => {
-            let typed = typed::read(doc, schema.schema());
+            let typed = typed::read(from_value(value, 0), schema.schema());
             strict = typed.strict;
             typed.error.map_or(Ok(typed.map), Err)?
         }
-        false => custom(doc, schema.schema(), &mut strict)?,
+        false => {
+            let mut value = value;
+            tidy(&mut value, 0).map_err(too_deep)?;
+            custom_value(value, schema.schema(), &mut strict)?
+        }
     };
     Ok(Decoded { object: Object(map), warnings: strict.0 })
 }
@@ -211,17 +214,16 @@ pub fn plain(body: &[u8], format: Format) -> Result<(Value, Vec<String>), String
         Format::Yaml => yaml_doc(body, &mut strict)?,
         Format::Protobuf => return Err("a patch cannot be protobuf".into()),
     };
-    let value =
-        doc.into_value(&mut String::new(), &mut strict).map_err(|_| "exceeded max depth".to_string())?;
+    let value = doc.into_value(&mut String::new(), &mut strict).map_err(too_deep)?;
     Ok((value, strict.0))
 }
 
 /// Reads a custom resource's `metadata` as Kubernetes' own type: the fields, and the unknown ones dropped.
-pub(crate) fn read_metadata(metadata: &Value) -> Result<(Map<String, Value>, Vec<String>), String> {
+pub(crate) fn read_metadata(metadata: Value) -> Result<(Map<String, Value>, Vec<String>), String> {
     let Some(schema) = KindSchema::of_type("io.k8s.apimachinery.pkg.apis.meta.v1.ObjectMeta") else {
         return Err("no metadata type".into());
     };
-    let typed = typed::read(from_value(metadata.clone(), 0), schema.schema());
+    let typed = typed::read(from_value(metadata, 0), schema.schema());
     match typed.error {
         Some(error) => Err(error),
         None => {
@@ -240,13 +242,38 @@ fn yaml_doc(body: &[u8], strict: &mut Strict) -> Result<Doc, String> {
 
 /// A custom resource: any JSON, metadata typed, undeclared fields pruned.
 fn custom(doc: Doc, schema: Schema<'_>, strict: &mut Strict) -> Result<Map<String, Value>, String> {
-    let value = doc.into_value(&mut String::new(), strict).map_err(|_| "exceeded max depth".to_string())?;
+    let value = doc.into_value(&mut String::new(), strict).map_err(too_deep)?;
+    custom_value(value, schema, strict)
+}
+
+fn too_deep(_: TooDeep) -> String {
+    "exceeded max depth".into()
+}
+
+/// Brings numbers to the form [`number`] gives them, in place.
+///
+/// # Errors
+/// When the value is nested too deep.
+fn tidy(value: &mut Value, depth: usize) -> Result<(), TooDeep> {
+    match value {
+        Value::Array(_) | Value::Object(_) if depth >= MAX_DEPTH => Err(TooDeep),
+        Value::Array(items) => items.iter_mut().try_for_each(|item| tidy(item, depth + 1)),
+        Value::Object(map) => map.values_mut().try_for_each(|value| tidy(value, depth + 1)),
+        Value::Number(given) if given.as_i64().is_none() => {
+            *value = number(&given.to_string());
+            Ok(())
+        }
+        _ => Ok(()),
+    }
+}
+
+fn custom_value(value: Value, schema: Schema<'_>, strict: &mut Strict) -> Result<Map<String, Value>, String> {
     let Value::Object(mut map) = value else {
         return Err("json: cannot unmarshal value into Go value of type map[string]interface {}".into());
     };
-    if let Some(given) = map.get("metadata") {
-        let (metadata, unknown) = read_metadata(given)?;
-        map.insert("metadata".into(), Value::Object(metadata));
+    if let Some(given) = map.get_mut("metadata") {
+        let (metadata, unknown) = read_metadata(given.take())?;
+        *given = Value::Object(metadata);
         unknown.iter().for_each(|field| strict.add("unknown", &format!("metadata.{field}")));
     }
     let removed = prune::prune(&mut map, schema);

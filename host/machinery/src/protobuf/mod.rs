@@ -83,11 +83,11 @@ pub fn value(value: &Value) -> serde_json::Result<Vec<u8>> {
 ///
 /// # Errors
 /// When an item is broken, or a value is of another type than the field.
-pub fn list<'a>(
+pub fn list(
     list: &Gvk,
     metadata: &Value,
     item: Type,
-    items: impl Iterator<Item = std::borrow::Cow<'a, [u8]>>,
+    items: impl Iterator<Item = impl AsRef<[u8]>>,
 ) -> serde_json::Result<Vec<u8>> {
     let mut out = Vec::new();
     envelope(&mut out, list, |out| {
@@ -95,7 +95,7 @@ pub fn list<'a>(
             write::nested(out, 1, |out| meta.write(metadata, out))?;
         }
         for json in items {
-            write::nested(out, 2, |out| item.write_json(&json, out))?;
+            write::nested(out, 2, |out| item.write_json(json.as_ref(), out))?;
         }
         Ok(())
     })?;

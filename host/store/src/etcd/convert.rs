@@ -38,8 +38,9 @@ pub(super) fn prefix_range(prefix: &[u8]) -> (Bytes, Bytes) {
 
 pub(super) fn key_value(kv: proto::KeyValue) -> KeyValue {
     KeyValue {
-        key: kv.key,
-        value: kv.value,
+        // Copies of their own: these are parts of a message, and whoever keeps one of them would keep all of it.
+        key: Bytes::copy_from_slice(&kv.key),
+        value: Bytes::copy_from_slice(&kv.value),
         create_revision: to_u64(kv.create_revision),
         mod_revision: to_u64(kv.mod_revision),
     }

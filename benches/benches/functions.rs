@@ -4,6 +4,9 @@
 //! Promises: first byte from zero p50 < 1 ms and p99 < 2 ms, also beside ten thousand functions; those take < 1 GiB
 //! in all; nothing of a burst is lost; under overload as many requests are answered as without, and namespaces get
 //! equal shares. `WASMK_BENCH_FUNCTIONS` registers another number. Run with `make bench` on an idle machine.
+//!
+//! With `WASMK_BENCH_CRI=unix:///...` (`tools/test-containerd up DIR` prints the path of one) functions in containers are
+//! called from zero as well; Knative's own figure for that is 2 to 18 s.
 #![allow(clippy::print_stdout, reason = "a bench prints its figures")]
 
 mod common;
@@ -35,6 +38,9 @@ const BATCH: usize = 400;
 const WRITERS: usize = 4;
 /// Changes of a route that are timed.
 const CHANGES: usize = 20;
+/// Functions in containers that are each called from zero, and the image that they run.
+const CONTAINERS: usize = 24;
+const BOX: &str = "localhost/box:1";
 
 fn main() {
     let guests = std::env::var_os("WASMK_GUESTS").map(PathBuf::from).unwrap_or_default();
@@ -68,6 +74,44 @@ fn main() {
     runtime.block_on(cold(program.gateway, called, "with all registered"));
     runtime.block_on(changes(&program));
     overload(&program, &guest);
+    drop(program);
+    if let Ok(endpoint) = std::env::var("WASMK_BENCH_CRI") {
+        runtime.block_on(containers(&endpoint));
+    }
+}
+
+/// Functions in containers: each has had its first pod and lost it again when it is called.
+async fn containers(endpoint: &str) {
+    let dir = tempfile::tempdir().expect("a directory");
+    let (program, _) = start(&dir, &["--container-runtime-endpoint", endpoint]);
+    let mut text = String::new();
+    for i in 0..CONTAINERS {
+        // Writing to a string cannot fail.
+        let _ = write!(
+            text,
+            "---\napiVersion: serving.knative.dev/v1\nkind: Service\nmetadata: {{name: c{i}}}\n\
+             spec: {{template: {{metadata: {{annotations: {{autoscaling.knative.dev/window: 6s}}}}, spec: {{containers: [{{image: {BOX:?}, \
+             command: [sh, -c, \"mkdir -p /tmp/www && echo hello > /tmp/www/index.html && exec httpd -f -p 8080 -h /tmp/www\"]}}]}}}}}}\n"
+        );
+    }
+    let file = dir.path().join("containers.yaml");
+    std::fs::write(&file, text).expect("a file");
+    program.run(&["apply", "-f", file.to_str().expect("a UTF-8 path")]);
+    program.run(&["wait", "ksvc", "--all", "--for=condition=Ready", "--timeout=180s"]);
+    let begun = Instant::now();
+    while !program.run(&["get", "pods", "-o", "name"]).trim().is_empty() {
+        assert!(begun.elapsed() < 3 * PATIENCE, "the pods do not go");
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
+    let mut times = Vec::new();
+    for i in 0..CONTAINERS {
+        times.push(Connection::open(program.gateway).await.call(&format!("c{i}.default.example.com")).await);
+    }
+    println!(
+        "first byte of {CONTAINERS} functions in containers, from zero pods: p50 {:.0} ms   p99 {:.0} ms (Knative: 2000 to 18000)",
+        millis(at(&mut times, 0.5)),
+        millis(at(&mut times, 0.99))
+    );
 }
 
 /// Makes functions `fN` of an image, as many of the range as can be in time, and waits until they answer.

@@ -27,7 +27,7 @@ impl Executor for InPlace {
         };
         let prepared = self.0.prepare(spec).await.map_err(|e| match e {
             FunctionError::Failed { reason, message } => Refused::Failed { reason: reason.into(), message },
-            FunctionError::NotHttp(_) => Refused::NeedsPod(e.to_string()),
+            FunctionError::NotHttp(_) | FunctionError::Container(_) => Refused::NeedsPod(e.to_string()),
             FunctionError::Full => Refused::Failed { reason: "NodeFull".into(), message: e.to_string() },
         })?;
         Ok(Prepared { image: prepared.image_id().into(), handler: Arc::new(Call(prepared)) })

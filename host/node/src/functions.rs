@@ -28,10 +28,14 @@ use wasmk_net::{
 use wasmk_runtime::Histogram;
 
 use crate::{
+    containers::Containers,
     engine::{Body, Engine, Failure, Handler, Kind, Launch, PullPolicy, Wanted},
     logs::LogRing,
     network::{Neighbours, PodNetwork},
-    pod::env::{self, Place, Sources},
+    pod::{
+        Choice,
+        env::{self, Place, Sources},
+    },
 };
 
 /// The family of figures about the way from an image's name to an answer's first byte.
@@ -101,6 +105,9 @@ pub enum FunctionError {
     /// The image is no HTTP component.
     #[error("image {0} is a command, not an HTTP component; run it as a Job or with a port of its own")]
     NotHttp(String),
+    /// The image is for the node's container runtime.
+    #[error("image {0} runs in the container runtime")]
+    Container(String),
     /// Too many functions on this node.
     #[error("this node already answers for {MAX_FUNCTIONS} functions")]
     Full,
@@ -120,6 +127,7 @@ pub struct Functions {
 
 struct Inner {
     engine: Arc<dyn Engine>,
+    containers: Option<Arc<Containers>>,
     sources: Arc<dyn Sources>,
     neighbours: Neighbours,
     place: Place,
@@ -161,12 +169,13 @@ impl Functions {
     /// None at first.
     pub(crate) fn new(
         engine: Arc<dyn Engine>,
+        containers: Option<Arc<Containers>>,
         sources: Arc<dyn Sources>,
         neighbours: Neighbours,
         place: Place,
     ) -> Self {
-        let inner =
-            Inner { engine, sources, neighbours, place, known: RwLock::default(), times: Arc::default() };
+        let (known, times) = (RwLock::default(), Arc::default());
+        let inner = Inner { engine, containers, sources, neighbours, place, known, times };
         Self { inner: Arc::new(inner) }
     }
 
@@ -251,7 +260,11 @@ impl Functions {
         let sources = &*self.inner.sources;
         let logins = crate::pod::logins(sources, &pod).await?;
         let wanted = Wanted { image: image.clone(), policy: PullPolicy::IfNotPresent, logins };
-        let prepared = self.inner.engine.prepare(&wanted).await?;
+        let (engine, containers) = (&*self.inner.engine, self.inner.containers.as_deref());
+        if crate::pod::choose(engine, containers, &wanted).await == Choice::Container {
+            return Err(FunctionError::Container(image));
+        }
+        let prepared = engine.prepare(&wanted).await?;
         let per_request = crate::pod::per_request(&pod)?;
         if prepared.kind != Kind::Http && !per_request.wagi {
             return Err(FunctionError::NotHttp(image));

@@ -126,7 +126,7 @@ impl Node {
             began: Timestamp::now(),
             host_ip: settings.address,
             client: client.clone(),
-            functions: Functions::new(engine.clone(), sources.clone(), neighbours, place),
+            functions: Functions::new(engine.clone(), containers.clone(), sources.clone(), neighbours, place),
             engine: engine.clone(),
             sources,
             view: view.clone(),

@@ -186,7 +186,7 @@ async fn attempt(
     entry: &Entry,
     options: &DeleteOptions,
 ) -> Result<Option<(Object, bool)>, Status> {
-    let old = work.resource.shown(&entry);
+    let old = work.resource.shown(entry);
     preconditions(work, &old, options)?;
     if !work.trusted {
         admission::validate_delete(work, &old).await?;

@@ -118,7 +118,7 @@ impl Run {
     async fn start(&self) -> Result<(), Failure> {
         let wanted = images::wanted(&self.cx, &self.pod, &self.container).await?;
         if let (Some(sandbox), Some(containers)) = (&self.sandbox, &self.cx.containers)
-            && images::choose(&self.cx, &wanted).await == Choice::Container
+            && images::choose_for(&self.cx, &wanted).await == Choice::Container
         {
             return self.contain(containers, sandbox, &wanted).await;
         }

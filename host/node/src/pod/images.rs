@@ -5,8 +5,9 @@ use wasmk_api::k8s_openapi::api::core::v1::{Container, Pod};
 
 use super::env::{CONFIG_ERROR, Sources};
 use crate::{
+    containers::Containers,
     context::Context,
-    engine::{Failure, Login, PullPolicy, Wanted},
+    engine::{Engine, Failure, Login, PullPolicy, Wanted},
 };
 
 /// Most logins tried for one image.
@@ -14,7 +15,7 @@ const MAX_LOGINS: usize = 32;
 
 /// What runs an image.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Choice {
+pub(crate) enum Choice {
     /// This process: it is WebAssembly.
     Wasm,
     /// The container runtime.
@@ -35,18 +36,18 @@ pub(super) async fn wanted(cx: &Context, pod: &Pod, container: &Container) -> Re
 
 /// What runs an image: a WebAssembly artifact runs in this process, anything else in the container
 /// runtime, if there is one.
-pub(super) async fn choose(cx: &Context, wanted: &Wanted) -> Choice {
-    let Some(containers) = cx.containers.as_ref().filter(|c| c.info().borrow().is_some()) else {
+pub(crate) async fn choose(engine: &dyn Engine, containers: Option<&Containers>, wanted: &Wanted) -> Choice {
+    let Some(containers) = containers.filter(|c| c.info().borrow().is_some()) else {
         return Choice::Wasm;
     };
     let local = Wanted { policy: PullPolicy::Never, ..wanted.clone() };
-    if cx.engine.recognizes(&local).await == Some(true) {
+    if engine.recognizes(&local).await == Some(true) {
         return Choice::Wasm;
     }
     if containers.has_image(&wanted.image).await {
         return Choice::Container;
     }
-    match cx.engine.recognizes(wanted).await {
+    match engine.recognizes(wanted).await {
         Some(true) => Choice::Wasm,
         // What cannot be had at all is the container runtime's to complain about.
         Some(false) | None => Choice::Container,
@@ -65,6 +66,11 @@ pub(super) fn pull_policy(written: Option<&str>, image: &str) -> PullPolicy {
             if latest { PullPolicy::Always } else { PullPolicy::IfNotPresent }
         }
     }
+}
+
+/// The same for a pod.
+pub(super) async fn choose_for(cx: &Context, wanted: &Wanted) -> Choice {
+    choose(&*cx.engine, cx.containers.as_deref(), wanted).await
 }
 
 /// The logins of the pod's image pull secrets.

@@ -22,7 +22,7 @@ pub mod volumes;
 pub(crate) mod worker;
 
 pub(crate) use container::{cpu_limit, memory_limit, per_request};
-pub(crate) use images::logins;
+pub(crate) use images::{Choice, choose, logins};
 pub(crate) use isolation::{Classes, isolated};
 pub(crate) use store::{Known, Records};
 pub(crate) use worker::{Handle, spawn};

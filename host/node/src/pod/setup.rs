@@ -97,7 +97,7 @@ impl SetUp {
         let all = spec.init_containers.iter().flatten().chain(&spec.containers);
         let look = |container| async move {
             match images::wanted(&self.cx, &self.pod, container).await {
-                Ok(wanted) => images::choose(&self.cx, &wanted).await == Choice::Container,
+                Ok(wanted) => images::choose_for(&self.cx, &wanted).await == Choice::Container,
                 // The container's own start will say what is wrong.
                 Err(_) => false,
             }

@@ -368,7 +368,7 @@ fn a_rolling_update_is_not_noticed() {
     let ip = place.value("svc/app", "{.spec.clusterIP}");
     place.until_that(&answers(&ip, 1), |t| t.starts_with("hello app-"));
     place.sh(&format!(
-        "(while [ ! -e stop ]; do curl -sS --max-time 5 http://{ip}/ >>answers 2>>errors; done) & \
+        "(while [ ! -e stop ]; do curl -sS --max-time 30 http://{ip}/ >>answers 2>>errors; done) & \
          kubectl set env deploy/app COLOUR=blue && kubectl rollout status deploy/app --timeout=60s; touch stop; wait"
     ));
     let errors = std::fs::read_to_string(place.dir().join("errors")).unwrap();

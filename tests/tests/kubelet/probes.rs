@@ -17,7 +17,7 @@ fn containers_are_watched_by_probes() {
 
 fn commands_tell_of_life(p: &Program) {
     let probe =
-        ", livenessProbe: {exec: {command: [cat, /tmp/healthy]}, periodSeconds: 1, failureThreshold: 2}";
+        ", livenessProbe: {exec: {command: [cat, /tmp/healthy]}, periodSeconds: 1, timeoutSeconds: 30, failureThreshold: 2}";
     let mortal = container("mortal", "touch /tmp/healthy; sleep 3; rm /tmp/healthy; sleep 600", probe);
     p.apply(&pod("alive", "", &[mortal, container("other", "sleep 600", "")]));
     p.until("it is restarted", |p| number(p, "pod/alive", &of("mortal", ".restartCount")), |n| *n >= 1);
@@ -38,7 +38,7 @@ fn requests_tell_of_life(p: &Program) {
     let probe = |path: &str, headers: &str| {
         format!(
             ", volumeMounts: [{{name: v, mountPath: /v}}], livenessProbe: {{httpGet: {{path: {path}, port: 8080{headers}}}, \
-             initialDelaySeconds: 2, periodSeconds: 1, timeoutSeconds: 10, failureThreshold: 2}}"
+             initialDelaySeconds: 4, periodSeconds: 1, timeoutSeconds: 10, failureThreshold: 2}}"
         )
     };
     let header = ", httpHeaders: [{name: X-Custom, value: Awesome}]";
@@ -46,7 +46,7 @@ fn requests_tell_of_life(p: &Program) {
     let volume = "volumes: [{name: v, configMap: {name: answer}}], ";
     let tcp = |port: u16| {
         format!(
-            ", livenessProbe: {{tcpSocket: {{port: {port}}}, initialDelaySeconds: 2, periodSeconds: 1, failureThreshold: 2}}"
+            ", livenessProbe: {{tcpSocket: {{port: {port}}}, initialDelaySeconds: 4, periodSeconds: 1, timeoutSeconds: 10, failureThreshold: 2}}"
         )
     };
     p.apply(&(map + &pod("asked", volume, &[container("main", line, &probe("/x", header))])));
@@ -68,7 +68,7 @@ fn requests_tell_of_life(p: &Program) {
 }
 
 fn readiness_decides_about_traffic(p: &Program) {
-    let probe = ", readinessProbe: {exec: {command: [cat, /tmp/ready]}, periodSeconds: 1, failureThreshold: 1, successThreshold: 2}";
+    let probe = ", readinessProbe: {exec: {command: [cat, /tmp/ready]}, periodSeconds: 1, timeoutSeconds: 30, failureThreshold: 1, successThreshold: 2}";
     p.apply(&pod("moody", "", &[container("main", "httpd -f -p 8080 -h /www", probe)]));
     p.apply(&pod("plain", "", &[container("main", "sleep 600", "")]));
     p.apply("apiVersion: v1\nkind: Service\nmetadata: {name: moody}\nspec: {selector: {app: moody}, ports: [{port: 8080}]}\n");

@@ -4,8 +4,9 @@
 //! Promises: ready < 300 ms; <= 64 MiB resident and <= 0.5 % of a core at rest; first byte from zero
 //! p50 < 1 ms, p99 < 2 ms; more requests a second than `wasmtime serve`. Run with `make bench`; the machine
 //! should be otherwise idle. Beside the gateway stand, under the same load: a server of a few lines that answers
-//! by itself (the most this machine and the load generator can do), and `wasmtime serve` when a `wasmtime` is on
-//! the PATH.
+//! by itself (the most this machine and the load generator can do), and `wasmtime serve` with the same component, with
+//! an instance for each request and with instances used again. `WASMK_BENCH_WASMTIME` names the program, which otherwise
+//! is the `wasmtime` on the PATH (`cargo install wasmtime-cli --version 48.0.8 --locked` makes one).
 #![allow(clippy::print_stdout, reason = "a bench prints its figures")]
 
 mod common;
@@ -13,18 +14,22 @@ mod common;
 use std::{
     net::SocketAddr,
     path::{Path, PathBuf},
-    process::{Child, Command, Stdio},
+    process::{Command, Stdio},
     time::{Duration, Instant},
 };
 
 use bytes::Bytes;
-use common::{Connection, PATIENCE, at, load, median, millis, start};
+use common::{Connection, PATIENCE, Process, at, load, median, millis, start};
 use hyper_util::rt::TokioIo;
 
 /// Starts of the program; the median is printed.
 const STARTS: usize = 7;
 /// Functions that are each called once from zero.
 const FUNCTIONS: usize = 200;
+/// Connections that load comes by.
+const CONNECTIONS: [usize; 4] = [1, 16, 64, 320];
+/// Requests that one instance answers where instances are used again: as many as the guest declares.
+const REUSE: &str = "10000";
 /// How long the program is watched at rest.
 const REST: Duration = Duration::from_secs(10);
 
@@ -83,36 +88,65 @@ fn main() {
         );
         println!("first byte of the second request, p50       {:8.3} ms", millis(at(&mut warm, 0.5)));
     });
+    side_by_side(&guest, &program);
+}
+
+/// The same load on the gateway, on `wasmtime serve` and on a server without a guest, in turns.
+fn side_by_side(guest: &Path, program: &common::Program) {
     let ceiling = plain_server();
-    let peer = Wasmtime::serve(&guest);
-    for connections in [1, 16, 64] {
-        let before = program.process.cpu();
-        let requests = report("gateway, fresh instance per request", program.gateway, connections);
-        println!("{:36} {:.1} us of CPU a request", "", (program.process.cpu() - before) * 1e6 / requests);
-        report_host("gateway, reused instances", program.gateway, connections, "again");
-        match &peer {
-            Some(peer) => {
-                report("wasmtime serve, the same component", peer.address, connections);
+    let gateway =
+        |what, function| Peer { what, function, address: program.gateway, process: Some(&program.process) };
+    let peers = [&[][..], &["--max-instance-reuse-count", REUSE]].map(|flags| Wasmtime::serve(guest, flags));
+    let [fresh, reused] = peers.each_ref().map(|peer| {
+        let peer = peer.as_ref().ok()?;
+        Some(Peer { what: "", function: "f0", address: peer.address, process: Some(&peer.process) })
+    });
+    if let Err(why) = &peers[0] {
+        println!("wasmtime serve is left out: {why}");
+    }
+    for connections in CONNECTIONS {
+        gateway("gateway, fresh instance per request", "f0").report(connections);
+        for (what, peer) in
+            [("wasmtime serve, fresh instances", &fresh), ("wasmtime serve, reused instances", &reused)]
+        {
+            if let Some(peer) = peer {
+                Peer { what, ..*peer }.report(connections);
             }
-            None => println!("wasmtime serve: no `wasmtime` on the PATH"),
+            if what.contains("fresh") {
+                gateway("gateway, reused instances", "again").report(connections);
+            }
         }
-        report("hyper, without a guest", ceiling, connections);
+        Peer { what: "hyper, without a guest", function: "f0", address: ceiling, process: None }
+            .report(connections);
     }
 }
 
-/// Loads the first function; the number of requests.
-fn report(what: &str, address: SocketAddr, connections: usize) -> f64 {
-    report_host(what, address, connections, "f0")
+/// What load is put on.
+struct Peer<'a> {
+    what: &'a str,
+    function: &'a str,
+    address: SocketAddr,
+    /// Whose processor time counts.
+    process: Option<&'a Process>,
 }
 
-fn report_host(what: &str, address: SocketAddr, connections: usize, function: &str) -> f64 {
-    let (rate, mut times) = load(address, connections, &format!("{function}.default.example.com"));
-    println!(
-        "{what:36} {connections:3} connections {rate:8.0} /s   p50 {:.3} ms   p99 {:.3} ms",
-        millis(at(&mut times, 0.5)),
-        millis(at(&mut times, 0.99)),
-    );
-    times.len() as f64
+impl Peer<'_> {
+    fn report(&self, connections: usize) {
+        let cpu = || self.process.map_or(0.0, Process::cpu);
+        let before = cpu();
+        let host = format!("{}.default.example.com", self.function);
+        let (rate, mut times) = load(self.address, connections, &host);
+        print!(
+            "{:36} {connections:3} connections {rate:8.0} /s   p50 {:.3} ms   p99 {:.3} ms",
+            self.what,
+            millis(at(&mut times, 0.5)),
+            millis(at(&mut times, 0.99)),
+        );
+        match self.process {
+            Some(_) => println!("   {:.1} us of CPU a request", (cpu() - before) * 1e6 / times.len() as f64),
+            None => println!(),
+        }
+    }
 }
 
 /// A server on two threads that answers by itself.
@@ -141,32 +175,28 @@ fn plain_server() -> SocketAddr {
 
 /// `wasmtime serve`, ended when dropped.
 struct Wasmtime {
-    child: Child,
+    process: Process,
     address: SocketAddr,
 }
 
-impl Drop for Wasmtime {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
 impl Wasmtime {
-    fn serve(guest: &Path) -> Option<Self> {
+    /// Starts it; or says in words what is missing.
+    fn serve(guest: &Path, flags: &[&str]) -> Result<Self, String> {
         let free = std::net::TcpListener::bind("127.0.0.1:0").and_then(|l| l.local_addr()).expect("a port");
-        let child = Command::new("wasmtime")
-            .args(["serve", "-Scli", "--env", "TARGET=wasm", "--addr", &free.to_string()])
-            .arg(guest)
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()
-            .ok()?;
+        let named = std::env::var_os("WASMK_BENCH_WASMTIME");
+        let missing = |error: std::io::Error| match &named {
+            Some(path) => format!("{} (WASMK_BENCH_WASMTIME): {error}", Path::new(path).display()),
+            None => "no `wasmtime` is on the PATH, and WASMK_BENCH_WASMTIME names none".into(),
+        };
+        let mut command = Command::new(named.as_deref().unwrap_or("wasmtime".as_ref()));
+        command.args(["serve", "-Scli", "--env", "TARGET=wasm", "--addr", &free.to_string()]).args(flags);
+        let child = command.arg(guest).stdout(Stdio::null()).stderr(Stdio::null()).spawn();
+        let process = Process::of(child.map_err(missing)?);
         let begun = Instant::now();
         while std::net::TcpStream::connect(free).is_err() {
             assert!(begun.elapsed() < PATIENCE, "wasmtime serve was not ready in time");
             std::thread::sleep(Duration::from_millis(5));
         }
-        Some(Self { child, address: free })
+        Ok(Self { process, address: free })
     }
 }

@@ -52,6 +52,11 @@ pub fn spawn(data: &Path, flags: &[&str]) -> Process {
 }
 
 impl Process {
+    /// Takes a child over.
+    pub fn of(child: Child) -> Self {
+        Self(child)
+    }
+
     fn proc(&self, file: &str) -> String {
         std::fs::read_to_string(format!("/proc/{}/{file}", self.0.id())).expect("a live process")
     }

@@ -12,6 +12,7 @@ use wasmtime_wasi::sockets::SocketAddrUse;
 use wasmtime_wasi::{FsPerms, WasiCtx, WasiCtxBuilder, WasiCtxView, WasiView};
 use wasmtime_wasi_http::{WasiHttpCtx, WasiHttpCtxView, WasiHttpView};
 
+use crate::capabilities::blobstore::Blobs;
 use crate::capabilities::environment::Words;
 use crate::capabilities::http::Outgoing;
 use crate::capabilities::keyvalue::KeyValue;
@@ -40,6 +41,7 @@ pub(crate) struct Guest {
     pub(crate) network: Arc<dyn Network>,
     pub(crate) words: Words,
     pub(crate) keyvalue: Option<KeyValue>,
+    pub(crate) blobs: Option<Blobs>,
     pub(crate) limits: Limits,
 }
 
@@ -92,6 +94,7 @@ impl Guest {
             network: Arc::clone(&spec.network),
             words: words.clone(),
             keyvalue: spec.keyvalue.clone(),
+            blobs: spec.blobs.clone(),
             limits: limits(shared, spec).at_most(spec.http.max_memory.unwrap_or(u64::MAX)),
         };
         Ok(prepared(shared, guest))

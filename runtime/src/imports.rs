@@ -35,7 +35,10 @@ const WASI: [&str; 29] = [
     "wasi:sockets/udp-create-socket",
 ];
 /// Interfaces that are drafts: each version stands for itself.
-const DRAFTS: [&str; 11] = [
+const DRAFTS: [&str; 14] = [
+    "wasi:blobstore/blobstore@0.2.0-draft",
+    "wasi:blobstore/container@0.2.0-draft",
+    "wasi:blobstore/types@0.2.0-draft",
     "wasi:config/runtime@0.2.0-draft",
     "wasi:config/store@0.2.0-draft",
     "wasi:config/store@0.2.0-rc.1",

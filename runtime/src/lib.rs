@@ -8,6 +8,7 @@
 //! guest is invisible to its neighbours; nothing waits without a deadline or grows without a bound; code
 //! is mapped only if this runtime wrote it for this engine. This crate knows no Kubernetes.
 
+mod blobs;
 mod body;
 mod cache;
 mod capabilities;
@@ -43,6 +44,7 @@ mod trap;
 mod usage;
 
 pub use body::{Body, BodyError, TooLong, boxed, empty, full};
+pub use capabilities::blobstore::{BlobTold, BlobWish, Blobs, BlobsElsewhere};
 pub use capabilities::keyvalue::{KeyValue, KeyValueElsewhere, Told, Wish};
 pub use cgi::Cgi;
 pub use declared::REUSE_SECTION;

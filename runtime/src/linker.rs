@@ -3,11 +3,11 @@
 use wasmtime::Engine;
 use wasmtime::component;
 
-use crate::capabilities::{config, environment, keyvalue, logging, sockets};
+use crate::capabilities::{blobstore, config, environment, keyvalue, logging, sockets};
 use crate::guest::{Guest, ModuleGuest};
 
-/// WASI 0.2 in full, with wasi:http and the sockets that ask the guest's network; wasi:config, wasi:logging
-/// and wasi:keyvalue besides. A program costs only what it imports.
+/// WASI 0.2 in full, with wasi:http and the sockets that ask the guest's network; wasi:config, wasi:logging,
+/// wasi:keyvalue and wasi:blobstore besides. A program costs only what it imports.
 pub(crate) fn components(engine: &Engine) -> wasmtime::Result<component::Linker<Guest>> {
     let mut linker = component::Linker::new(engine);
     wasmtime_wasi::p2::add_to_linker_async(&mut linker)?;
@@ -17,6 +17,7 @@ pub(crate) fn components(engine: &Engine) -> wasmtime::Result<component::Linker<
     config::add_to(&mut linker)?;
     logging::add_to(&mut linker)?;
     keyvalue::add_to(&mut linker)?;
+    blobstore::add_to(&mut linker)?;
     Ok(linker)
 }
 

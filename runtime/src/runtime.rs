@@ -11,7 +11,9 @@ use nix::sys::memfd::{MFdFlags, memfd_create};
 use parking_lot::Mutex;
 use tokio::sync::{OnceCell, Semaphore};
 
+use crate::blobs::Stores;
 use crate::cache::{CodeCache, Found};
+use crate::capabilities::blobstore::Blobs;
 use crate::capabilities::keyvalue::KeyValue;
 use crate::engine::Allocation;
 use crate::error::{Error, PrepareError};
@@ -33,6 +35,7 @@ struct Inner {
     cache: CodeCache,
     images: Images,
     databases: Databases,
+    blobs: Stores,
     programs: Mutex<Programs>,
     compiling: Semaphore,
 }
@@ -63,8 +66,9 @@ impl Runtime {
             .map_err(|source| Error::Directory { path: dir.join("images"), source })?;
         let compiling = Semaphore::new(settings.compile_threads.max(1));
         let databases = Databases::new(dir.join("keyvalue"));
+        let blobs = Stores::new(dir.join("blobs"));
         let programs = Mutex::default();
-        Ok(Self(Arc::new(Inner { settings, shared, cache, images, databases, programs, compiling })))
+        Ok(Self(Arc::new(Inner { settings, shared, cache, images, databases, blobs, programs, compiling })))
     }
 
     /// The images of this runtime.
@@ -106,10 +110,34 @@ impl Runtime {
     /// # Errors
     /// If a name is no file's: 1 to 200 lower-case letters, digits, `-` and `.`, beginning with a letter or digit.
     pub fn keyvalue(&self, owner: &str, stores: Vec<String>) -> Result<KeyValue, Error> {
-        if let Some(bad) = std::iter::once(owner).chain(stores.iter().map(String::as_str)).find(|n| !fit(n)) {
-            return Err(Error::Name(bad.to_owned()));
-        }
+        all_fit(owner, &stores)?;
         Ok(KeyValue::new(self.0.databases.get(owner), stores))
+    }
+
+    /// Containers of these names for guests of `owner`, who all see the same objects. What they keep outlives them
+    /// and this runtime.
+    ///
+    /// # Errors
+    /// As [`keyvalue`](Self::keyvalue).
+    pub fn blobs(&self, owner: &str, containers: Vec<String>) -> Result<Blobs, Error> {
+        all_fit(owner, &containers)?;
+        Ok(Blobs::new(self.0.blobs.get(owner), containers))
+    }
+
+    /// Owners for whom objects are kept.
+    ///
+    /// # Errors
+    /// If the directory cannot be read.
+    pub fn blob_owners(&self) -> std::io::Result<Vec<String>> {
+        self.0.blobs.owners()
+    }
+
+    /// Removes the objects that are kept for an owner.
+    ///
+    /// # Errors
+    /// If a file cannot be removed.
+    pub fn forget_blobs(&self, owner: &str) -> std::io::Result<()> {
+        if fit(owner) { self.0.blobs.forget(owner) } else { Ok(()) }
     }
 
     /// Owners for whom keys and values are kept.
@@ -195,6 +223,13 @@ impl Runtime {
         let _turn = self.0.compiling.acquire().await;
         let inner = Arc::clone(&self.0);
         blocking(move || inner.compile(digest, read()?)).await
+    }
+}
+
+fn all_fit(owner: &str, names: &[String]) -> Result<(), Error> {
+    match std::iter::once(owner).chain(names.iter().map(String::as_str)).find(|name| !fit(name)) {
+        Some(bad) => Err(Error::Name(bad.to_owned())),
+        None => Ok(()),
     }
 }
 

@@ -15,6 +15,7 @@ use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncRead, ReadBuf};
 
+use crate::capabilities::blobstore::Blobs;
 use crate::capabilities::keyvalue::KeyValue;
 use crate::network::{Deny, Network};
 use crate::usage::Usage;
@@ -45,6 +46,8 @@ pub struct Spec {
     pub network: Arc<dyn Network>,
     /// Stores of keys and values it may open (see [`Runtime::keyvalue`](crate::Runtime::keyvalue)).
     pub keyvalue: Option<KeyValue>,
+    /// Containers of objects it may use (see [`Runtime::blobs`](crate::Runtime::blobs)).
+    pub blobs: Option<Blobs>,
     /// Longest run of a command, after which it ends with [`ExitReason::TimedOut`](crate::ExitReason::TimedOut).
     pub run_timeout: Option<Duration>,
     /// Limits of an HTTP handler.
@@ -69,6 +72,7 @@ impl Default for Spec {
             stderr: Arc::new(Discard),
             network: Arc::new(Deny),
             keyvalue: None,
+            blobs: None,
             run_timeout: None,
             http: HttpLimits::default(),
             reuse: Reuse::Never,

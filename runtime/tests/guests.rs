@@ -406,6 +406,72 @@ async fn stores_outlive_requests_and_are_those_that_were_given() {
 }
 
 #[tokio::test]
+async fn objects_outlive_requests_and_are_in_the_containers_that_were_given() {
+    let fixture = fixture();
+    let program = fixture.guest("state-http").await;
+    let give = |owner: &str, names: &[&str]| {
+        let names = names.iter().map(|name| (*name).to_owned()).collect();
+        let blobs = Some(fixture.runtime.blobs(owner, names).unwrap());
+        program.handler(Spec { blobs, ..Spec::default() }).unwrap()
+    };
+    let (one, two) = (give("shop.1", &["art", "more"]), give("shop.1", &["art"]));
+    for (method, path, body, expect) in [
+        ("GET", "/blobs/art/", "", (409, "container art does not exist\n")),
+        ("GET", "/blobs/art/a", "", (409, "object a does not exist in container art\n")),
+        ("PUT", "/blobs/art/a", "0123456789", (200, "")),
+        ("PUT", "/blobs/art/a", "abcdefghij", (200, "")),
+        ("GET", "/blobs/art/a", "", (200, "abcdefghij")),
+        ("GET", "/blobs/art/a?2-4", "", (200, "cde")),
+        ("GET", "/blobs/art/a?8-", "", (200, "ij")),
+        (
+            "GET",
+            "/blobs/art/a?10-",
+            "",
+            (409, "the range from 10 to 18446744073709551615 is not in an object of 10 bytes\n"),
+        ),
+        ("GET", "/blobs/art/a?info", "", (200, "Some(10)")),
+        ("GET", "/blobs/art/b?info", "", (200, "None")),
+        ("COPY", "/blobs/art/a?more/b", "", (200, "")),
+        ("MOVE", "/blobs/art/a?art/c", "", (200, "")),
+        ("GET", "/blobs/art/", "", (200, "c")),
+        ("GET", "/blobs/more/b", "", (200, "abcdefghij")),
+        ("POST", "/blobs/art/long?20000000", "", (200, "")),
+        ("GET", "/blobs/art/long?info", "", (200, "Some(20000000)")),
+        (
+            "GET",
+            "/blobs/art/long",
+            "",
+            (
+                409,
+                "20000000 bytes are more than the 16777216 that are given at once; read them from a stream\n",
+            ),
+        ),
+        ("GET", "/blobs/art/long?19999998-", "", (200, "xx")),
+        ("POST", "/blobs/art/longer?70000000", "", (409, "an object has at most 67108864 bytes\n")),
+        ("GET", "/blobs/art/", "", (200, "c long")),
+        ("DELETE", "/blobs/art/long", "", (200, "")),
+        ("DELETE", "/blobs/more/", "", (200, "")),
+        ("GET", "/blobs/more/", "", (409, "container more does not exist\n")),
+        ("PUT", "/blobs/other/a", "", (409, "container other was not given to this guest\n")),
+        ("COPY", "/blobs/art/c?other/c", "", (409, "container other was not given to this guest\n")),
+    ] {
+        let (status, text) = ask(&one, method, path, body).await;
+        assert_eq!((status, text.as_str()), expect, "{method} {path}");
+    }
+    assert_eq!(ask(&two, "GET", "/blobs/art/c", "").await.1, "abcdefghij", "the same owner's");
+    assert_eq!(ask(&two, "GET", "/blobs/more/b", "").await.0, 409, "not given");
+    let other = give("other.1", &["art"]);
+    assert_eq!(ask(&other, "GET", "/blobs/art/", "").await.1, "container art does not exist\n");
+    let none = program.handler(Spec::default()).unwrap();
+    let told = ask(&none, "GET", "/blobs/art/", "").await;
+    assert_eq!(told, (409, "this guest was given no containers\n".into()));
+    assert!(fixture.runtime.blobs("../x", vec![]).is_err());
+    fixture.runtime.forget_blobs("shop.1").unwrap();
+    assert_eq!(ask(&two, "GET", "/blobs/art/c", "").await, (409, "the database is gone\n".into()));
+    assert_eq!(fixture.runtime.blob_owners().unwrap(), ["other.1"]);
+}
+
+#[tokio::test]
 async fn configuration_and_log_lines_go_by_the_drafts_as_well() {
     let fixture = fixture();
     let (_, stderr, spec) = output();

@@ -287,6 +287,79 @@ fn what_a_function_keeps_is_there_for_its_namespace() {
 }
 
 #[test]
+fn objects_are_there_for_a_namespace_with_and_without_the_second_wall() {
+    let call = |host: &str, method: &str, path: &str, body: &str| {
+        let url = format!("http://{}{path}", CLUSTER.address("gateway"));
+        let host = format!("Host: {host}");
+        let args = ["-sS", "--max-time", "60", "-X", method, "--data-binary", body, "-H", &host, &url];
+        let out = std::process::Command::new("curl").args(args).output().expect("curl runs");
+        String::from_utf8_lossy(&out.stdout).into_owned()
+    };
+    let here = deploy(&CLUSTER, "painter", "state-http", &["--blobstore", "art"]);
+    let image = CLUSTER.value("ksvc/painter", "{.spec.template.spec.containers[0].image}");
+    CLUSTER.apply(&format!(
+        "apiVersion: serving.knative.dev/v1\nkind: Service\nmetadata: {{name: walled}}\nspec: {{template: {{metadata: {{annotations: \
+         {{functions.wasmk.dev/blobstore: 'art,more'}}}}, spec: {{runtimeClassName: wasmtime-isolated, containers: [{{image: '{image}'}}]}}}}}}\n"
+    ));
+    CLUSTER.until_value("ksvc/walled", "{.status.conditions[?(@.type=='Ready')].status}", "True");
+    let apart = "walled.default.example.com".to_owned();
+    for (host, method, path, body, expect) in [
+        (&here, "PUT", "/blobs/art/a", "by one", ""),
+        (&apart, "GET", "/blobs/art/a", "", "by one"),
+        (&apart, "PUT", "/blobs/art/b", "by another", ""),
+        (&here, "GET", "/blobs/art/b?3-", "", "another"),
+        (&apart, "POST", "/blobs/more/long?5000000", "", ""),
+        (&apart, "GET", "/blobs/more/long?info", "", "Some(5000000)"),
+        (&apart, "GET", "/blobs/more/long?4999997-", "", "xxx"),
+        (&apart, "MOVE", "/blobs/more/long?art/long", "", ""),
+        (&here, "GET", "/blobs/art/", "", "a b long"),
+        (&here, "GET", "/blobs/more/", "", "container more was not given to this guest\n"),
+        (&apart, "PUT", "/blobs/other/x", "", "container other was not given to this guest\n"),
+        (&apart, "POST", "/blobs/art/longer?70000000", "", "an object has at most 67108864 bytes\n"),
+    ] {
+        assert_eq!(call(host, method, path, body), expect, "{method} {path} by {host}");
+    }
+    let file = guest("state-http");
+    let said =
+        CLUSTER.refused(&["fn", "deploy", file.to_str().unwrap(), "--name", "wrong", "--blobstore", "A/B"]);
+    assert!(said.contains("functions.wasmk.dev/blobstore"), "{said}");
+}
+
+#[test]
+fn a_command_answers_by_cgi_behind_the_second_wall() {
+    let cgi = r#"(module
+        (import "wasi_snapshot_preview1" "fd_read" (func $read (param i32 i32 i32 i32) (result i32)))
+        (import "wasi_snapshot_preview1" "fd_write" (func $write (param i32 i32 i32 i32) (result i32)))
+        (memory (export "memory") 1)
+        (data (i32.const 64) "Content-Type: text/plain\n\nyou said: ")
+        (func (export "_start")
+            (i32.store (i32.const 0) (i32.const 200)) (i32.store (i32.const 4) (i32.const 1000))
+            (drop (call $read (i32.const 0) (i32.const 0) (i32.const 1) (i32.const 16)))
+            (i32.store (i32.const 0) (i32.const 64)) (i32.store (i32.const 4) (i32.const 36))
+            (drop (call $write (i32.const 1) (i32.const 0) (i32.const 1) (i32.const 20)))
+            (i32.store (i32.const 0) (i32.const 200)) (i32.store (i32.const 4) (i32.load (i32.const 16)))
+            (drop (call $write (i32.const 1) (i32.const 0) (i32.const 1) (i32.const 20)))))"#;
+    let file = CLUSTER.scratch().join("says.wasm");
+    std::fs::write(&file, wat::parse_str(cgi).expect("a module")).expect("a file");
+    CLUSTER.wasmk(&["fn", "deploy", file.to_str().unwrap(), "--name", "says", "--wagi"]);
+    let class = r#"{"spec":{"template":{"spec":{"runtimeClassName":"wasmtime-isolated"}}}}"#;
+    CLUSTER.kubectl(&["patch", "ksvc", "says", "--type", "merge", "-p", class]);
+    CLUSTER.until_value("ksvc/says", "{.status.latestReadyRevisionName}", "says-00002");
+    let url = format!("http://{}/", CLUSTER.address("gateway"));
+    let ask = |body: &str| {
+        let args = ["-sS", "--max-time", "30", "-d", body, "-H", "Host: says.default.example.com", &url];
+        let out = std::process::Command::new("curl").args(args).output().expect("curl runs");
+        String::from_utf8_lossy(&out.stdout).into_owned()
+    };
+    CLUSTER.until("the second revision answers", |_| ask("one"), |text| text == "you said: one");
+    assert_eq!(ask("two words"), "you said: two words");
+    // It runs in another process than the first revision did.
+    let agent = CLUSTER.id().to_string();
+    let workers = std::process::Command::new("pgrep").args(["-P", &agent, "-f", "wasm-worker"]).output();
+    assert!(!workers.expect("pgrep runs").stdout.is_empty(), "{}", CLUSTER.log());
+}
+
+#[test]
 fn by_the_flags_of_kn_and_in_its_columns() {
     let flags = "--scale-min 1 --scale-max 3 --scale-target 50 --scale-window 10s --concurrency-limit 5 --revision-name one";
     let host = deploy(&CLUSTER, "kin", "hello-http", &flags.split(' ').collect::<Vec<_>>());

@@ -197,6 +197,82 @@ fn a_service_passes_or_fails_by_the_pod_chosen() {
 }
 
 #[test]
+fn connections_to_a_guests_own_sockets_are_asked_about_with_and_without_the_second_wall() {
+    CLUSTER.push("sockets");
+    let place = Place::new(&CLUSTER, "np-sockets");
+    let shut = policy("shut", "podSelector: {}, ingress: []");
+    for (name, class) in [("plain", ""), ("apart", "runtimeClassName: wasmtime-isolated, ")] {
+        place.apply(&shut);
+        place.apply(&format!(
+            "apiVersion: v1\nkind: Pod\nmetadata: {{name: {name}}}\nspec: {{{class}restartPolicy: Never, automountServiceAccountToken: false, \
+             containers: [{{name: main, image: '$REGISTRY/default/sockets:1', args: [listen, '0.0.0.0:7000']}}]}}\n"
+        ));
+        place.until_that(&format!("kubectl logs {name}"), |log| log.starts_with("listening "));
+        let address = format!("{}:7000", place.value(&format!("pod/{name}"), "{.status.podIP}"));
+        let hear = || {
+            let mut client = std::net::TcpStream::connect(&address).expect("the system takes it");
+            client.set_read_timeout(Some(std::time::Duration::from_secs(30))).expect("a limit");
+            let mut text = String::new();
+            // One that is closed at once may say so by an error.
+            let _ = std::io::Read::read_to_string(&mut client, &mut text);
+            text
+        };
+        for _ in 0..3 {
+            assert_eq!(hear(), "", "{name}");
+        }
+        // It has not noticed, and waits.
+        assert_eq!(place.value(&format!("pod/{name}"), "{.status.phase}"), "Running");
+        place.sh("kubectl delete networkpolicy shut");
+        CLUSTER.until("the greeting", |_| hear(), |text| text == "greetings");
+        place.until(&format!("kubectl get pod {name} -o jsonpath={{.status.phase}}"), "Succeeded");
+    }
+}
+
+/// Each team has a namespace, rights in it, a share of the cluster, and visitors from it alone.
+#[test]
+fn teams_share_a_cluster_and_are_kept_apart() {
+    let teams = ["red", "blue"].map(|team| (team, Place::new(&CLUSTER, &format!("team-{team}"))));
+    let who = |team: &str| format!("--as=ann-of-{team} --as-group=team-{team}");
+    let mut web = Vec::new();
+    for (team, place) in &teams {
+        place.sh(&format!("kubectl create rolebinding team --clusterrole=edit --group=team-{team}"));
+        place.sh("kubectl create quota share --hard=pods=2,services=1");
+        place.until("kubectl get quota share -o jsonpath='{.status.hard.pods}'", "2");
+        place.apply(&policy(
+            "own",
+            "podSelector: {matchLabels: {run: web}}, ingress: [{from: [{podSelector: {}}]}]",
+        ));
+        let as_team = who(team);
+        let address = run(place, "web", "hello", &format!("--env TARGET=web {as_team}"));
+        web.push((format!("http://{address}:8080/"), run(place, "client", "fetch-http", &as_team)));
+    }
+    for (mine, (team, place)) in teams.iter().enumerate() {
+        let (as_team, other) = (who(team), &teams[1 - mine].0);
+        // Its share is used up, its own objects are its, and the other's are not.
+        let over = place.fails(&format!("kubectl run third --image $REGISTRY/default/hello:1 {as_team}"));
+        assert!(
+            over.contains("exceeded quota: share, requested: pods=1, used: pods=2, limited: pods=2"),
+            "{over}"
+        );
+        assert_eq!(place.sh(&format!("kubectl get pods -o name {as_team} | xargs")), "pod/client pod/web");
+        for wish in ["get pods", "delete pod web", "create configmap mark"] {
+            let refused = place.fails(&format!("kubectl {wish} -n team-{other} {as_team}"));
+            assert!(
+                refused.to_lowercase().contains("forbidden") && refused.contains(&format!("ann-of-{team}")),
+                "{refused}"
+            );
+        }
+        place.fails(&format!("kubectl get nodes {as_team}"));
+        place.fails(&format!("kubectl delete quota share {as_team}"));
+        // So are its visitors.
+        let (own, client) = &web[mine];
+        open(place, &through(client, own), "web");
+        shut(place, &through(client, &web[1 - mine].0));
+        shut(place, own);
+    }
+}
+
+#[test]
 fn what_has_the_nodes_network_is_not_filtered() {
     let place = Place::new(&CLUSTER, "np-host");
     let port = free_port();

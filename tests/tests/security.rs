@@ -446,6 +446,94 @@ fn keys_and_tokens_are_private() {
     assert!(!log.contains("t0ken-of") && !log.contains("PRIVATE KEY"), "{log}");
 }
 
+/// Who makes the pods of a ReplicaSet.
+const REPLICAS: &str = "system:serviceaccount:kube-system:replicaset-controller";
+
+/// What is behind `kubectl run` and `kubectl create deployment`, by what each part leaves behind.
+#[test]
+fn every_part_leaves_a_trace_of_what_it_did() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = |name: &str, text: &str| {
+        let path = dir.path().join(name);
+        std::fs::write(&path, text).unwrap();
+        path.display().to_string()
+    };
+    let all = "apiVersion: audit.k8s.io/v1\nkind: Policy\nomitStages: [RequestReceived]\nrules:\n\
+               - level: RequestResponse\n  resources: [{group: '', resources: [pods, pods/binding]}, {group: apps}]\n";
+    let (policy, tokens) = (file("policy.yaml", all), file("tokens.csv", TOKENS));
+    let log = dir.path().join("audit.log");
+    let (path, ann) = (log.display().to_string(), "--token=t0ken-of-ann");
+    let flags = ["--audit-policy-file", &policy, "--audit-log-path", &path, "--token-auth-file", &tokens];
+    let flags = flags.map(String::from);
+    let cluster = Program::start_in(dir, &flags.each_ref().map(String::as_str));
+    let image = cluster.push("hello-http");
+    let account =
+        |p: &Program| p.kubectl_output(&["get", "serviceaccount", "default"], None).status.success();
+    cluster.until("the default account", account, |there| *there);
+    let config = kubeconfig(&cluster, "ann", &[ann]);
+    fn by<'a>(config: &'a str, args: &[&'a str]) -> Vec<&'a str> {
+        [&["--kubeconfig", config][..], args].concat()
+    }
+    let with_image = format!("--image={image}");
+    let create = by(&config, &["create", "deployment", "web", &with_image]);
+
+    // Authentication and authorization: who nobody is, and who may not.
+    assert_eq!(curl(&cluster, "/api/v1/pods", &["-H", "Authorization: Bearer wrong"]).0, "401");
+    let refused = cluster.kubectl_refused(&create, None);
+    assert!(refused.contains("User \"ann\" cannot create resource \"deployments\""), "{refused}");
+    cluster.kubectl(&["create", "rolebinding", "ann", "--clusterrole=edit", "--user=ann"]);
+    // Validation.
+    let refused = cluster.kubectl_refused(&by(&config, &["run", "Bad_Name", &with_image]), None);
+    assert!(refused.contains("metadata.name: Invalid value: \"Bad_Name\""), "{refused}");
+    cluster.until("she may", |p| p.kubectl_output(&create, None).status, |status| status.success());
+    cluster.until_value("deployment/web", "{.status.availableReplicas}", "1");
+    cluster.until_value("pods", "{.items[0].status.phase}", "Running");
+
+    let audited = |_: &Program| -> Vec<Value> {
+        let text = std::fs::read_to_string(&log).unwrap_or_default();
+        text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect()
+    };
+    let is = |event: &Value, verb: &str, resource: &str, user: &str, code: i64| {
+        event["verb"] == verb
+            && event["objectRef"]["resource"] == resource
+            && event["user"]["username"] == user
+            && event["responseStatus"]["code"] == code
+    };
+    let steps = [
+        ("create", "deployments", "ann", 403),
+        ("create", "pods", "ann", 422),
+        ("create", "deployments", "ann", 201),
+        ("create", "replicasets", "system:serviceaccount:kube-system:deployment-controller", 201),
+        ("create", "pods", REPLICAS, 201),
+        ("create", "pods", "system:kube-scheduler", 201),
+    ];
+    let events = cluster.until("all steps", audited, |events| {
+        steps
+            .iter()
+            .all(|(verb, resource, user, code)| events.iter().any(|e| is(e, verb, resource, user, *code)))
+    });
+    let find = |verb, resource, user, code| {
+        events.iter().find(|e| is(e, verb, resource, user, code)).expect("a step")
+    };
+    let decision = |event: &Value| event["annotations"]["authorization.k8s.io/decision"].clone();
+    assert_eq!(decision(find("create", "deployments", "ann", 403)), "forbid");
+    let stored = find("create", "deployments", "ann", 201);
+    assert_eq!(decision(stored), "allow");
+    // Stored: it has a version. Admitted: the pod was asked for without an account, and has one.
+    assert!(stored["responseObject"]["metadata"]["resourceVersion"].is_string(), "{stored}");
+    let pod = find("create", "pods", REPLICAS, 201);
+    let account = |of: &str| pod[of]["spec"]["serviceAccountName"].as_str().unwrap_or_default().to_owned();
+    assert_eq!((account("requestObject"), account("responseObject")), (String::new(), "default".into()));
+    let bound = find("create", "pods", "system:kube-scheduler", 201);
+    assert_eq!(bound["objectRef"]["subresource"], "binding");
+
+    // Controllers, scheduler, kubelet and runtime tell what they did themselves.
+    let told = |p: &Program| p.kubectl(&["get", "events", "-o", "jsonpath={range .items[*]}{.reason} {end}"]);
+    let reasons = ["ScalingReplicaSet", "SuccessfulCreate", "Scheduled", "Created", "Started"];
+    cluster.until("events", told, |told| reasons.iter().all(|r| told.split(' ').any(|t| t == *r)));
+    assert!(cluster.log().contains("compiled "), "{}", cluster.log());
+}
+
 #[test]
 fn a_policy_file_and_plugins_by_flag() {
     let dir = tempfile::tempdir().unwrap();

@@ -98,7 +98,7 @@ pub struct Mount {
     pub propagation: Option<String>,
 }
 
-/// Stores of keys and values.
+/// Stores of keys and values, or containers of objects.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Stores {
     /// Whose they are: a namespace, and no later one of that name.
@@ -136,6 +136,8 @@ pub struct Launch {
     pub per_request: wasmk_api::PerRequest,
     /// Stores of keys and values that it may open.
     pub keyvalue: Option<Stores>,
+    /// Containers of objects that it may use.
+    pub blobs: Option<Stores>,
     /// Where its output goes.
     pub log: Arc<dyn LogSink>,
     /// What it reads as standard input; `None` is nothing.
@@ -273,7 +275,7 @@ pub trait Engine: Send + Sync + 'static {
         Ok(())
     }
 
-    /// Owners of stores of keys and values that are kept here.
+    /// Owners of stores of keys and values, or of objects, that are kept here.
     fn store_owners(&self) -> Vec<String> {
         Vec::new()
     }

@@ -160,6 +160,7 @@ mod tests {
             concurrency: None,
             per_request: Default::default(),
             keyvalue: None,
+            blobs: None,
             log: Arc::new(Head::default()),
             stdin: None,
             isolated: false,

@@ -287,6 +287,7 @@ impl Functions {
             concurrency: spec.concurrency,
             per_request,
             keyvalue: crate::keyvalue::given(&pod, sources).await?,
+            blobs: crate::keyvalue::containers(&pod, sources).await?,
             log: log.clone(),
             stdin: None,
             isolated: crate::pod::isolated(&pod, sources).await?,

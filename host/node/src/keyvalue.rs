@@ -1,4 +1,4 @@
-//! Stores of keys and values: which a pod may open, and when those of a namespace go.
+//! Stores of keys and values, and containers of objects: which a pod may use, and when those of a namespace go.
 //!
 //! They belong to a namespace by its uid: one that is made again under the same name begins with nothing.
 
@@ -17,6 +17,21 @@ pub(crate) async fn given(pod: &Pod, sources: &dyn Sources) -> Result<Option<Sto
     let annotations = pod.metadata.annotations.as_ref();
     let names = per_request::stores(|key| annotations?.get(key).map(String::as_str))
         .map_err(|wrong| Failure::new(CONFIG_ERROR, wrong))?;
+    owned(pod, sources, names).await
+}
+
+/// The containers of objects that the pod's annotation names.
+///
+/// # Errors
+/// As [`given`].
+pub(crate) async fn containers(pod: &Pod, sources: &dyn Sources) -> Result<Option<Stores>, Failure> {
+    let annotations = pod.metadata.annotations.as_ref();
+    let names = per_request::containers(|key| annotations?.get(key).map(String::as_str))
+        .map_err(|wrong| Failure::new(CONFIG_ERROR, wrong))?;
+    owned(pod, sources, names).await
+}
+
+async fn owned(pod: &Pod, sources: &dyn Sources, names: Vec<String>) -> Result<Option<Stores>, Failure> {
     if names.is_empty() {
         return Ok(None);
     }
@@ -46,10 +61,10 @@ pub(crate) async fn sweep(engine: &dyn Engine, sources: &dyn Sources) {
         }
         match engine.forget_stores(&kept) {
             Ok(()) => {
-                tracing::info!(namespace, "the keys and values of a namespace that is gone were removed")
+                tracing::info!(namespace, "what the functions of a namespace kept is removed with it")
             }
             Err(error) => {
-                tracing::warn!(namespace, error, "cannot remove the keys and values of a namespace")
+                tracing::warn!(namespace, error, "cannot remove what the functions of a namespace kept")
             }
         }
     }

@@ -169,11 +169,16 @@ impl Engine for WasmEngine {
     }
 
     fn store_owners(&self) -> Vec<String> {
-        self.runtime.keyvalue_owners().unwrap_or_default()
+        let mut owners = self.runtime.keyvalue_owners().unwrap_or_default();
+        owners.extend(self.runtime.blob_owners().unwrap_or_default());
+        owners.sort_unstable();
+        owners.dedup();
+        owners
     }
 
     fn forget_stores(&self, owner: &str) -> Result<(), String> {
-        self.runtime.forget_keyvalue(owner).map_err(|e| e.to_string())
+        let both = self.runtime.forget_keyvalue(owner).and(self.runtime.forget_blobs(owner));
+        both.map_err(|e| e.to_string())
     }
 
     fn metrics(&self) -> String {
@@ -293,16 +298,21 @@ impl WasmProgram {
     }
 
     /// A command that is started for each request.
-    fn started_for_each(&self, launch: Launch, walled: bool) -> Result<Arc<dyn Handler>, Failure> {
-        if walled || launch.per_request.reuse {
-            let with = if walled { "in processes apart" } else { "with instances that are used again" };
+    fn started_for_each(&self, launch: Launch) -> Result<Arc<dyn Handler>, Failure> {
+        if launch.per_request.reuse {
             let text = format!(
-                "a command that is started for each request (annotation {}: wagi) cannot be run {with}",
+                "a command that is started for each request (annotation {}: wagi) cannot be run with instances that \
+                 are used again",
                 wasmk_api::per_request::EXECUTOR
             );
             return Err(Failure::new("CreateContainerConfigError", text));
         }
-        let command = self.program.cgi(self.spec(&launch)?);
+        let spec = self.spec(&launch)?;
+        if let Some(wall) = self.wall(&launch)? {
+            let handler = wall.cgi(group(&launch), Arc::clone(&self.program), spec);
+            return Ok(Arc::new(WalledHandler { handler, log: launch.log }));
+        }
+        let command = self.program.cgi(spec);
         let command = command.map_err(|e| Failure::new("CreateContainerError", e))?;
         Ok(Arc::new(WasmHandler { handler: Answering::Cgi(command), log: launch.log }))
     }
@@ -322,6 +332,10 @@ impl WasmProgram {
             let given = self.runtime.keyvalue(&stores.owner, stores.names.clone());
             given.map_err(|e| Failure::new("CreateContainerConfigError", e))
         });
+        let blobs = launch.blobs.as_ref().map(|containers| {
+            let given = self.runtime.blobs(&containers.owner, containers.names.clone());
+            given.map_err(|e| Failure::new("CreateContainerConfigError", e))
+        });
         Ok(Spec {
             args: arguments(launch, config),
             env: environment(launch, config),
@@ -336,6 +350,7 @@ impl WasmProgram {
             http: limits(launch),
             usage,
             keyvalue: keyvalue.transpose()?,
+            blobs: blobs.transpose()?,
             ..Spec::default()
         })
     }
@@ -412,10 +427,10 @@ impl Program for WasmProgram {
     }
 
     fn handler(&self, launch: Launch) -> Result<Arc<dyn Handler>, Failure> {
-        let wall = self.wall(&launch)?;
         if self.program.kind() != ProgramKind::Http {
-            return self.started_for_each(launch, wall.is_some());
+            return self.started_for_each(launch);
         }
+        let wall = self.wall(&launch)?;
         let spec = Spec { reuse: self.reuse(&launch)?, ..self.spec(&launch)? };
         if let Some(wall) = wall {
             let handler = wall.handler(group(&launch), Arc::clone(&self.program), spec);
@@ -436,7 +451,7 @@ fn group(launch: &Launch) -> &str {
 fn lost(error: wasmk_wall::Error) -> End {
     let reason = match error {
         wasmk_wall::Error::Lost(_) => "Error",
-        wasmk_wall::Error::OutOfMemory => "OOMKilled",
+        wasmk_wall::Error::OutOfMemory | wasmk_wall::Error::OverLimit => "OOMKilled",
         _ => return start_error(error.to_string()),
     };
     End { code: wasmk_runtime::KILLED, reason: reason.into(), message: error.to_string() }

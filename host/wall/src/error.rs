@@ -30,6 +30,9 @@ pub enum Error {
     /// The worker ended because the machine had no memory left.
     #[error("worker process was killed: the machine ran out of memory")]
     OutOfMemory,
+    /// The worker ended because it took more memory than its guests may have together.
+    #[error("worker process was killed: it took more memory than its guests may have together")]
+    OverLimit,
     /// The worker runs as many guests as it may.
     #[error("worker process has {0} guests, which is the most")]
     Full(usize),
@@ -50,7 +53,7 @@ impl From<Error> for Fault {
     fn from(error: Error) -> Self {
         let status = match error {
             Error::BackOff { .. } | Error::Full(_) => StatusCode::SERVICE_UNAVAILABLE,
-            Error::Lost(_) | Error::OutOfMemory => StatusCode::BAD_GATEWAY,
+            Error::Lost(_) | Error::OutOfMemory | Error::OverLimit => StatusCode::BAD_GATEWAY,
             Error::Spawn(_) | Error::Directories | Error::Guest(_) => StatusCode::INTERNAL_SERVER_ERROR,
         };
         Self { status, text: error.to_string(), backtrace: String::new() }

@@ -14,6 +14,7 @@
 mod agent;
 mod error;
 mod frames;
+mod groups;
 mod message;
 mod notify;
 mod walls;

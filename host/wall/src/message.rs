@@ -5,13 +5,15 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
-use wasmk_runtime::{Exit, HttpLimits, Mount, NetworkError, Reuse, Spec, Tally, Told, Wish};
+use wasmk_runtime::{
+    BlobTold, BlobWish, Exit, HttpLimits, Mount, NetworkError, Reuse, Spec, Tally, Told, Wish,
+};
 
 /// Longest message to a worker, in bytes: a guest's variables and arguments are most of it.
 pub(crate) const MAX_TO_WORKER: usize = 16 << 20;
 /// Longest message to the agent, in bytes: a piece of a guest's output is most of it.
 pub(crate) const MAX_TO_AGENT: usize = 1 << 20;
-/// Longest wish for a key or value and longest answer to one, in bytes.
+/// Longest wish for a key, value or object and longest answer to one, in bytes.
 pub(crate) const MAX_WISH: usize = 3 << 20;
 /// Bytes of a guest's output on their way to the agent before the guest waits.
 pub(crate) const WINDOW: usize = 64 << 10;
@@ -77,8 +79,12 @@ impl std::fmt::Display for Standing {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) enum Job {
+    /// To its end.
     Run,
+    /// Requests, by an HTTP component.
     Serve,
+    /// Requests, by a command that is started for each.
+    Cgi,
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -119,6 +125,7 @@ pub(crate) struct WireSpec {
     pub(crate) reuse: Reuse,
     pub(crate) address: Option<IpAddr>,
     pub(crate) stores: Option<Vec<String>>,
+    pub(crate) containers: Option<Vec<String>>,
 }
 
 impl From<&Spec> for WireSpec {
@@ -135,6 +142,7 @@ impl From<&Spec> for WireSpec {
             reuse: spec.reuse,
             address: spec.network.address(),
             stores: spec.keyvalue.as_ref().map(|given| given.stores().to_vec()),
+            containers: spec.blobs.as_ref().map(|given| given.containers().to_vec()),
         }
     }
 }
@@ -221,15 +229,29 @@ impl From<Refusal> for NetworkError {
     }
 }
 
-/// A guest's wish for keys and values; they go by a socket of their own, whose other end waits.
+/// A guest's wish for what is kept for it; they go by a socket of their own, whose other end waits.
 #[derive(Debug, Serialize, Deserialize)]
-pub(crate) struct KeyWish {
+pub(crate) struct KeepWish {
     pub(crate) guest: u64,
-    pub(crate) wish: Wish,
+    pub(crate) wish: Kept,
 }
 
-/// The answer to a [`KeyWish`].
-pub(crate) type KeyTold = Result<Told, String>;
+/// What a wish is about.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) enum Kept {
+    Key(Wish),
+    Blob(BlobWish),
+}
+
+/// The answer to a [`KeepWish`].
+pub(crate) type KeepTold = Result<KeptTold, String>;
+
+/// The answer to a [`Kept`] of the same kind.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) enum KeptTold {
+    Key(Told),
+    Blob(BlobTold),
+}
 
 /// Why a request has no answer.
 #[derive(Debug, Serialize, Deserialize)]

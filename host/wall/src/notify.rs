@@ -1,9 +1,12 @@
-//! Answers a worker's calls for sockets: it may wish for them, the agent makes, binds and connects them as the
-//! networks of its guests say. What a call points to is read once, and what was read is what is done.
+//! Answers a worker's calls for sockets: it may wish for them, the agent makes, binds and connects them, and takes
+//! connections to them, as the networks of its guests say. What a call points to is read once, and what was read is
+//! what is done.
 
+use std::fs::File;
 use std::io::IoSliceMut;
 use std::net::{IpAddr, SocketAddr, SocketAddrV4, SocketAddrV6};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
 use nix::errno::Errno;
@@ -19,6 +22,8 @@ use wasmk_runtime::{Network, Protocol};
 const MAX_DATAGRAM: usize = 65_536;
 /// Longest address, in bytes: that of IPv6.
 const MAX_ADDRESS: usize = 28;
+/// Connections that one call may find refused, one after another: as many as the kernel keeps for a listener.
+const MAX_REFUSED: usize = 4096;
 
 nix::ioctl_readwrite!(receive, b'!', 0, libc::seccomp_notif);
 nix::ioctl_readwrite!(respond, b'!', 1, libc::seccomp_notif_resp);
@@ -35,6 +40,8 @@ pub(crate) trait Networks: Send + 'static {
 pub(crate) struct Sockets<N> {
     listener: OwnedFd,
     process: OwnedFd,
+    /// Its memory, whatever becomes of its number; none where the agent may not look at it.
+    memory: Option<File>,
     networks: N,
 }
 
@@ -52,7 +59,8 @@ impl<N: Networks> Sockets<N> {
     /// # Errors
     /// When the kernel has no handles of processes.
     pub(crate) fn new(listener: OwnedFd, process: u32, networks: N) -> std::io::Result<Self> {
-        Ok(Self { listener, process: open_process(process)?, networks })
+        let memory = File::options().write(true).open(format!("/proc/{process}/mem")).ok();
+        Ok(Self { listener, process: open_process(process)?, memory, networks })
     }
 
     /// Answers until the worker has ended. Blocks: it is the work of a thread of its own, which a worker can keep
@@ -85,6 +93,8 @@ impl<N: Networks> Sockets<N> {
             libc::SYS_bind => self.bind(file()?, self.address(call, args[1], args[2])?),
             libc::SYS_connect => self.connect(call.id, file()?, self.address(call, args[1], args[2])?),
             libc::SYS_listen => self.listen(file()?),
+            libc::SYS_accept => self.accept(call, file()?, 0),
+            libc::SYS_accept4 => self.accept(call, file()?, args[3]),
             libc::SYS_sendto => {
                 let to = self.address(call, args[4], args[5])?;
                 let length = usize::try_from(args[2]).unwrap_or(usize::MAX);
@@ -146,6 +156,49 @@ impl<N: Networks> Sockets<N> {
         Ok(Outcome::Value(0))
     }
 
+    /// Takes the next connection that the listener's network lets through; others are closed. Never waits.
+    fn accept(&self, call: &libc::seccomp_notif, file: RawFd, flags: u64) -> Done {
+        let flags = i32::try_from(flags).map_err(|_| Errno::EINVAL)?;
+        if flags & !(libc::SOCK_NONBLOCK | libc::SOCK_CLOEXEC) != 0 {
+            return Err(Errno::EINVAL);
+        }
+        let [_, at, length_at, ..] = call.data.args;
+        let room = if at == 0 { None } else { Some(self.room(call, length_at)?) };
+        let listener = self.take(file)?;
+        let network = self.bound_to(local(&listener)?)?;
+        for _ in 0..MAX_REFUSED {
+            let (client, address) = accept(listener.as_fd(), flags)?;
+            let remote = parse(&address)?.ok_or(Errno::ECONNABORTED)?;
+            let from = SocketAddr::new(remote.ip().to_canonical(), remote.port());
+            if !network.accept(Protocol::Tcp, from) {
+                continue;
+            }
+            if let Some(room) = room {
+                self.tell(call, (at, &address[..address.len().min(room)]))?;
+                let length = u32::try_from(address.len()).unwrap_or(u32::MAX);
+                self.tell(call, (length_at, &length.to_ne_bytes()))?;
+            }
+            return self.hand(call.id, &client, None);
+        }
+        Err(Errno::ECONNABORTED)
+    }
+
+    /// The length that a call has room for an address of.
+    fn room(&self, call: &libc::seccomp_notif, length_at: u64) -> Result<usize, Errno> {
+        let length = self.memory(call, length_at, size_of::<u32>())?;
+        let length = length.first_chunk().map(|four| i32::from_ne_bytes(*four)).ok_or(Errno::EFAULT)?;
+        usize::try_from(length).map_err(|_| Errno::EINVAL)
+    }
+
+    /// Writes to where a call points.
+    fn tell(&self, call: &libc::seccomp_notif, (at, bytes): (u64, &[u8])) -> Result<(), Errno> {
+        let memory = self.memory.as_ref().ok_or(Errno::EPERM)?;
+        if !self.is_there(call.id) {
+            return Err(Errno::EFAULT);
+        }
+        memory.write_all_at(bytes, at).map_err(|_| Errno::EFAULT)
+    }
+
     fn send(&self, file: RawFd, bytes: &[u8], to: Option<SocketAddr>) -> Done {
         let socket = self.take(file)?;
         let to = to.ok_or(Errno::EINVAL)?;
@@ -162,18 +215,24 @@ impl<N: Networks> Sockets<N> {
 
     /// The network that a socket belongs to, by the address it has; one that has none gets its.
     fn of(&self, socket: &OwnedFd, remote: SocketAddr) -> Result<Arc<dyn Network>, Errno> {
-        let networks = self.networks.now();
         let bound = local(socket)?;
         if bound.port() != 0 {
-            let its = networks.iter().find(|n| n.address().is_none_or(|own| own == bound.ip()));
-            return its.cloned().ok_or(Errno::EACCES);
+            return self.bound_to(bound);
         }
+        let networks = self.networks.now();
         let free = networks.iter().find(|network| network.address().is_none());
         let network = free.or(networks.first()).cloned().ok_or(Errno::EACCES)?;
         if let Some(own) = network.source(remote).filter(|own: &IpAddr| own.is_ipv4() == remote.is_ipv4()) {
             socket::bind(socket.as_raw_fd(), &SockaddrStorage::from(SocketAddr::new(own, 0)))?;
         }
         Ok(network)
+    }
+
+    /// The network that an address belongs to.
+    fn bound_to(&self, local: SocketAddr) -> Result<Arc<dyn Network>, Errno> {
+        let networks = self.networks.now();
+        let its = networks.iter().find(|n| n.address().is_none_or(|own| own == local.ip()));
+        its.cloned().ok_or(Errno::EACCES)
     }
 
     /// The worker's socket of that number, here as well; its calls do not wait.
@@ -276,6 +335,19 @@ fn owned(file: libc::c_long) -> Result<OwnedFd, Errno> {
     }
 }
 
+/// The next connection, and the address it is from as the kernel has it.
+#[allow(unsafe_code)]
+fn accept(listener: BorrowedFd<'_>, flags: i32) -> Result<(OwnedFd, Vec<u8>), Errno> {
+    let mut address = vec![0_u8; MAX_ADDRESS];
+    let mut length = libc::socklen_t::try_from(address.len()).unwrap_or(0);
+    let to = address.as_mut_ptr().cast();
+    // SAFETY: the kernel writes at most that many bytes to the buffer, and how many they were to the live local.
+    let taken = unsafe { libc::accept4(listener.as_raw_fd(), to, &raw mut length, flags) };
+    let taken = owned(taken.into())?;
+    address.truncate(length as usize);
+    Ok((taken, address))
+}
+
 /// Ends the association of a datagram socket.
 #[allow(unsafe_code)]
 fn disconnect(socket: BorrowedFd<'_>) -> Result<(), Errno> {
@@ -356,6 +428,16 @@ fn parse(bytes: &[u8]) -> Result<Option<SocketAddr>, Errno> {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::HashSet;
+    use std::io::{Read, Write};
+    use std::net::{TcpListener, TcpStream};
+    use std::os::fd::IntoRawFd;
+    use std::sync::mpsc;
+    use std::time::Duration;
+
+    use parking_lot::Mutex;
+    use wasmk_runtime::NetworkError;
+
     use super::*;
 
     #[test]
@@ -369,5 +451,135 @@ mod tests {
         for bad in [&four[..1], &four[..7], &six[..27], &[1, 0, b'/', b'x'], &[]] {
             assert!(parse(bad).is_err(), "{bad:?}");
         }
+    }
+
+    /// Lets connections in from some ports.
+    struct Picky(Arc<Mutex<HashSet<u16>>>);
+
+    #[async_trait::async_trait]
+    impl Network for Picky {
+        fn bind(&self, _: Protocol, _: SocketAddr) -> Result<(), NetworkError> {
+            Ok(())
+        }
+
+        fn accept(&self, protocol: Protocol, remote: SocketAddr) -> bool {
+            protocol == Protocol::Tcp && self.0.lock().contains(&remote.port())
+        }
+    }
+
+    impl Networks for Arc<dyn Network> {
+        fn now(&self) -> Vec<Arc<dyn Network>> {
+            vec![Arc::clone(self)]
+        }
+    }
+
+    type Step = Box<dyn FnOnce() + Send>;
+
+    /// A thread whose calls for sockets are answered.
+    struct Inside(mpsc::Sender<Step>);
+
+    impl Inside {
+        fn begin(network: Picky) -> Self {
+            let (steps, todo) = mpsc::channel::<Step>();
+            let (sender, listener) = mpsc::channel();
+            std::thread::spawn(move || {
+                nix::sys::prctl::set_no_new_privs().unwrap();
+                sender.send(crate::walls::calls::hand_over_sockets().unwrap()).unwrap();
+                todo.iter().for_each(|step| step());
+            });
+            let listener = listener.recv().unwrap().expect("a kernel that hands calls over");
+            let networks: Arc<dyn Network> = Arc::new(network);
+            let sockets = Sockets::new(listener, std::process::id(), networks).unwrap();
+            std::thread::spawn(move || sockets.answer());
+            Self(steps)
+        }
+
+        fn run<T: Send + 'static>(&self, step: impl FnOnce() -> T + Send + 'static) -> T {
+            let (sender, done) = mpsc::channel();
+            self.0.send(Box::new(move || sender.send(step()).unwrap())).unwrap();
+            done.recv().unwrap()
+        }
+
+        /// The call, with numbers for pointers as hostile code might have them.
+        #[allow(unsafe_code)]
+        fn accept(&self, file: RawFd, at: usize, length_at: usize, flags: i32) -> Result<OwnedFd, Errno> {
+            self.run(move || {
+                // SAFETY: where the numbers are addresses, what is there lives as long as the test; others the
+                // kernel and the agent find out.
+                owned(unsafe { libc::syscall(libc::SYS_accept4, file, at, length_at, flags) })
+            })
+        }
+    }
+
+    fn listener(inside: &Inside) -> (RawFd, SocketAddr) {
+        let made = inside.run(|| {
+            let made = TcpListener::bind("127.0.0.1:0").unwrap();
+            (made.local_addr().unwrap(), made.into_raw_fd())
+        });
+        (made.1, made.0)
+    }
+
+    #[test]
+    fn connections_are_asked_about_before_they_are_handed_over() {
+        let open = Arc::new(Mutex::new(HashSet::new()));
+        let inside = Inside::begin(Picky(Arc::clone(&open)));
+        let (file, address) = listener(&inside);
+        let connect = |allowed: bool| {
+            let client = TcpStream::connect(address).unwrap();
+            client.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+            if allowed {
+                open.lock().insert(client.local_addr().unwrap().port());
+            }
+            client
+        };
+        let again = inside.accept(file, 0, 0, libc::SOCK_CLOEXEC);
+        assert_eq!(again.unwrap_err(), Errno::EAGAIN, "it never waits");
+
+        let (mut refused, mut welcome) = (connect(false), connect(true));
+        let mut from = Box::new(([0_u8; 32], 32_u32));
+        let (at, length_at) =
+            (from.0.as_mut_ptr().expose_provenance(), (&raw mut from.1).expose_provenance());
+        let taken = inside.accept(file, at, length_at, libc::SOCK_NONBLOCK).unwrap();
+        assert_eq!(from.1, 16);
+        assert_eq!(parse(&from.0[..16]).unwrap(), Some(welcome.local_addr().unwrap()));
+        TcpStream::from(taken).write_all(b"hello").unwrap();
+        let mut text = String::new();
+        welcome.read_to_string(&mut text).unwrap();
+        assert_eq!(text, "hello");
+        assert!(matches!(refused.read(&mut [0; 8]), Ok(0) | Err(_)), "it is closed");
+        assert_eq!(inside.accept(file, 0, 0, 0).unwrap_err(), Errno::EAGAIN);
+    }
+
+    #[test]
+    fn accepts_point_where_they_like_in_vain() {
+        let open = Arc::new(Mutex::new((1..u16::MAX).collect()));
+        let inside = Inside::begin(Picky(open));
+        let (file, address) = listener(&inside);
+        let _client = TcpStream::connect(address).unwrap();
+        let mut from = Box::new(([0_u8; 8], 4_u32));
+        let (at, length_at) =
+            (from.0.as_mut_ptr().expose_provenance(), (&raw mut from.1).expose_provenance());
+        for (file, at, length_at, flags, expect) in [
+            (file, at, length_at, 1, Errno::EINVAL),
+            (file, at, 1, 0, Errno::EFAULT),
+            (file, at, usize::MAX, 0, Errno::EFAULT),
+            (-1, 0, 0, 0, Errno::EBADF),
+            (0, 0, 0, 0, Errno::ENOTSOCK),
+        ] {
+            assert_eq!(
+                inside.accept(file, at, length_at, flags).unwrap_err(),
+                expect,
+                "{file} {at} {length_at}"
+            );
+        }
+        from.1 = u32::MAX;
+        assert_eq!(inside.accept(file, at, length_at, 0).unwrap_err(), Errno::EINVAL);
+        // None of that has taken the connection; what does not fit of its address is cut off.
+        from.1 = 4;
+        drop(inside.accept(file, at, length_at, 0).unwrap());
+        assert_eq!((from.1, &from.0[4..]), (16, &[0; 4][..]));
+        let _client = TcpStream::connect(address).unwrap();
+        from.1 = 16;
+        assert_eq!(inside.accept(file, 1, length_at, 0).unwrap_err(), Errno::EFAULT);
     }
 }

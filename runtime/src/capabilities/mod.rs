@@ -1,5 +1,6 @@
 //! What the host lets guests do, one file for each capability.
 
+pub(crate) mod blobstore;
 pub(crate) mod config;
 mod egress;
 pub(crate) mod environment;

@@ -23,7 +23,10 @@ pub const EXECUTOR: &str = "functions.wasmk.dev/executor";
 /// Annotation: stores of keys and values that the program may open, by name, with commas between. All pods of a
 /// namespace on one node that name a store have the same keys in it.
 pub const KEYVALUE: &str = "functions.wasmk.dev/keyvalue";
-/// Most stores of one pod.
+/// Annotation: containers of objects that the program may use, by name, with commas between. All pods of a namespace
+/// on one node that name a container have the same objects in it.
+pub const BLOBSTORE: &str = "functions.wasmk.dev/blobstore";
+/// Most stores of one pod, and most containers.
 pub const MAX_STORES: usize = 16;
 
 /// The stores of keys and values that the annotation names; `get` gives the value of a key.
@@ -31,6 +34,18 @@ pub const MAX_STORES: usize = 16;
 /// # Errors
 /// When one of the names is no DNS label, or there are more than [`MAX_STORES`].
 pub fn stores<'a>(get: impl Fn(&str) -> Option<&'a str>) -> Result<Vec<String>, BadAnnotation> {
+    names(get, KEYVALUE)
+}
+
+/// The containers of objects that the annotation names; `get` gives the value of a key.
+///
+/// # Errors
+/// When one of the names is no DNS label, or there are more than [`MAX_STORES`].
+pub fn containers<'a>(get: impl Fn(&str) -> Option<&'a str>) -> Result<Vec<String>, BadAnnotation> {
+    names(get, BLOBSTORE)
+}
+
+fn names<'a>(get: impl Fn(&str) -> Option<&'a str>, key: &'static str) -> Result<Vec<String>, BadAnnotation> {
     let label = |name: &str| {
         let inner = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
         (1..=63).contains(&name.len())
@@ -39,7 +54,7 @@ pub fn stores<'a>(get: impl Fn(&str) -> Option<&'a str>) -> Result<Vec<String>, 
             && !name.ends_with('-')
     };
     let expected = "up to 16 names of lower-case letters, digits and '-', with commas between,";
-    let names = parsed(&get, KEYVALUE, expected, |text| {
+    let names = parsed(&get, key, expected, |text| {
         let names: Vec<String> = text.split(',').map(|name| name.trim().to_owned()).collect();
         (names.len() <= MAX_STORES && names.iter().all(|name| label(name))).then_some(names)
     })?;
@@ -163,6 +178,9 @@ mod tests {
         for bad in ["", "a,", "A", "a/b", "-a", "a,b,c,d,e,f,g,h,i,j,k,l,m,n,o,p,q"] {
             assert_eq!(read(bad).unwrap_err().key, KEYVALUE, "{bad}");
         }
+        let read = |text: &'static str| containers(move |key| (key == BLOBSTORE).then_some(text));
+        assert_eq!(read("pictures"), Ok(vec!["pictures".into()]));
+        assert_eq!(read("A").unwrap_err().key, BLOBSTORE);
     }
 
     #[test]

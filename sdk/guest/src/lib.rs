@@ -15,11 +15,14 @@
 //! ```
 //!
 //! A [`Router`] sends requests to several functions; with the feature `json`, bodies are read and written as any
-//! type that serde knows. With the feature `keyvalue`, [`keyvalue::Store`] keeps what is to outlive a request.
+//! type that serde knows. With the feature `keyvalue`, `keyvalue::Store` keeps what is to outlive a request; with the feature
+//! `blobstore`, `blobstore::Container` keeps objects, which may be longer.
 //!
 //! Each request has an instance of its own unless the function's deployment says otherwise: statics start
 //! fresh every time. Files, arguments, time and random numbers are those of `std`.
 
+#[cfg(feature = "blobstore")]
+pub mod blobstore;
 mod body;
 mod fetch;
 mod headers;

@@ -162,6 +162,7 @@ impl Run {
             concurrency: None,
             per_request,
             keyvalue: crate::keyvalue::given(&self.pod, &*self.cx.sources).await?,
+            blobs: crate::keyvalue::containers(&self.pod, &*self.cx.sources).await?,
             log: log.clone(),
             stdin: None,
             isolated: self.cx.classes.isolated(&self.pod, &*self.cx.sources).await?,

@@ -55,6 +55,9 @@ pub(in super::super) struct Args {
     /// A store of keys and values that it may open; may be repeated
     #[arg(long, value_name = "NAME")]
     keyvalue: Vec<String>,
+    /// A container of objects that it may use; may be repeated
+    #[arg(long, value_name = "NAME")]
+    blobstore: Vec<String>,
     /// Start the program for each request, as CGI says: for commands, and what a core module is deployed with
     #[arg(long)]
     wagi: bool,
@@ -323,6 +326,7 @@ fn annotations(args: &Args) -> Result<Map<String, Value>> {
         (per_request::INSTANCE_REUSE, args.reuse.then(|| "enabled".into())),
         (per_request::EXECUTOR, args.wagi.then(|| "wagi".into())),
         (per_request::KEYVALUE, (!args.keyvalue.is_empty()).then(|| args.keyvalue.join(","))),
+        (per_request::BLOBSTORE, (!args.blobstore.is_empty()).then(|| args.blobstore.join(","))),
     ];
     all.extend(limits.into_iter().filter_map(|(key, value)| Some((key.into(), value?.into()))));
     for text in &args.annotation {

@@ -18,8 +18,10 @@ use wasmk_runtime::{Body, HttpTarget, Network, NetworkError, Runtime, Spec, Tall
 use super::guest::Guest;
 use crate::error::Error;
 use crate::frames;
+use crate::groups::Group;
 use crate::message::{
-    Answer, KeyTold, KeyWish, MAX_TO_AGENT, MAX_WISH, Question, Standing, ToAgent, ToWorker, frame, parse,
+    Answer, KeepTold, KeepWish, Kept, KeptTold, MAX_TO_AGENT, MAX_WISH, Question, Standing, ToAgent,
+    ToWorker, frame, parse,
 };
 use crate::notify::Networks;
 
@@ -51,6 +53,9 @@ pub(super) struct Core {
     pub(super) runtime: Runtime,
     pub(super) tally: Mutex<Tally>,
     pub(super) questions: Arc<Semaphore>,
+    pub(super) group: Option<Group>,
+    /// Memory of a guest without a limit.
+    pub(super) default_memory: u64,
 }
 
 impl Worker {
@@ -80,12 +85,19 @@ impl Worker {
             return Err(Error::Full(MAX_GUESTS));
         }
         guests.insert(number, Arc::clone(&guest));
+        drop(guests);
+        if let Some(group) = &self.core.group {
+            group.enter(guest.memory.unwrap_or(self.core.default_memory), guest.cpu_millis);
+        }
         Ok(guest)
     }
 
     /// Forgets a guest, and has the worker end it if it has not ended.
     pub(super) fn leave(&self, guest: &Guest) {
-        self.core.guests.lock().remove(&guest.number);
+        let left = self.core.guests.lock().remove(&guest.number);
+        if let (Some(_), Some(group)) = (left, &self.core.group) {
+            group.leave(guest.memory.unwrap_or(self.core.default_memory), guest.cpu_millis);
+        }
         let used = &guest.usage;
         used.report(used.cpu(), 0, 0, used.requests());
         self.core.post(&ToWorker::Kill { guest: guest.number });
@@ -206,14 +218,20 @@ impl Core {
         });
     }
 
-    /// Has wishes for keys and values done, one after another, until the worker's end.
+    /// Has wishes for what is kept done, one after another, until the worker's end.
     pub(super) async fn keep(self: Arc<Self>, mut keys: UnixStream) -> std::io::Result<()> {
         while let Some(body) = frames::receive(&mut keys, MAX_WISH).await? {
-            let KeyWish { guest, wish } = parse(&body)?;
-            let stores = self.guest(guest).and_then(|guest| guest.keyvalue.clone());
-            let told: KeyTold = match stores {
-                Some(stores) => stores.fulfil(wish).await,
-                None => Err("no such store".into()),
+            let KeepWish { guest, wish } = parse(&body)?;
+            let guest = self.guest(guest);
+            let told: KeepTold = match wish {
+                Kept::Key(wish) => match guest.and_then(|guest| guest.keyvalue.clone()) {
+                    Some(stores) => stores.fulfil(wish).await.map(KeptTold::Key),
+                    None => Err("no such store".into()),
+                },
+                Kept::Blob(wish) => match guest.and_then(|guest| guest.blobs.clone()) {
+                    Some(blobs) => blobs.fulfil(wish).await.map(KeptTold::Blob),
+                    None => Err("this guest was given no containers".into()),
+                },
             };
             frames::write(&mut keys, &frame(&told, 0)).await?;
         }

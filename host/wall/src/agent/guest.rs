@@ -7,7 +7,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use parking_lot::Mutex;
 use tokio::sync::{Notify, oneshot};
-use wasmk_runtime::{Exit, KeyValue, LogSink, Network, Spec, Usage};
+use wasmk_runtime::{Blobs, Exit, KeyValue, LogSink, Network, Spec, Usage};
 
 use crate::message::{Channel, WINDOW};
 
@@ -25,6 +25,10 @@ pub(super) struct Guest {
     pub(super) network: Arc<dyn Network>,
     pub(super) usage: Arc<Usage>,
     pub(super) keyvalue: Option<KeyValue>,
+    pub(super) blobs: Option<Blobs>,
+    /// Most bytes of its memory.
+    pub(super) memory: Option<u64>,
+    pub(super) cpu_millis: Option<u32>,
     stdout: Arc<dyn LogSink>,
     stderr: Arc<dyn LogSink>,
     ended: Mutex<Option<oneshot::Sender<Outcome>>>,
@@ -47,6 +51,9 @@ impl Guest {
             network: Arc::clone(&spec.network),
             usage: Arc::clone(&spec.usage),
             keyvalue: spec.keyvalue.clone(),
+            blobs: spec.blobs.clone(),
+            memory: spec.memory_limit,
+            cpu_millis: spec.cpu_millis,
             stdout: Arc::clone(&spec.stdout),
             stderr: Arc::clone(&spec.stderr),
             ended: Mutex::default(),

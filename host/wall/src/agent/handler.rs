@@ -32,6 +32,7 @@ pub struct Handler(Arc<Inner>);
 struct Inner {
     wall: Wall,
     slot: Arc<Slot>,
+    job: Job,
     program: Arc<Program>,
     spec: Spec,
     serving: Mutex<Option<Arc<Serving>>>,
@@ -52,9 +53,9 @@ impl Drop for Serving {
 }
 
 impl Handler {
-    pub(super) fn new(wall: Wall, slot: Arc<Slot>, program: Arc<Program>, spec: Spec) -> Self {
+    pub(super) fn new(wall: Wall, slot: Arc<Slot>, job: Job, program: Arc<Program>, spec: Spec) -> Self {
         let (serving, starting) = (Mutex::default(), tokio::sync::Mutex::default());
-        Self(Arc::new(Inner { wall, slot, program, spec, serving, starting }))
+        Self(Arc::new(Inner { wall, slot, job, program, spec, serving, starting }))
     }
 
     /// Serves one request, as [`wasmk_runtime::Handler::call`] does.
@@ -113,7 +114,7 @@ impl Inner {
 impl Serving {
     async fn begin(&self, inner: &Inner) -> Result<(), Error> {
         let begun = self.guest.beginning();
-        let starting = inner.wall.starting(&self.guest, Job::Serve, &inner.program, &inner.spec, None).await;
+        let starting = inner.wall.starting(&self.guest, inner.job, &inner.program, &inner.spec, None).await;
         let (start, files) = starting?;
         self.worker.send(&start, files).await?;
         let failed = tokio::select! {

@@ -16,7 +16,8 @@ use parking_lot::Mutex;
 use wasmk_runtime::{Program, Runtime, Spec};
 
 use crate::error::Error;
-use crate::message::{Standing, directories};
+use crate::groups::Groups;
+use crate::message::{Job, Standing, directories};
 use crate::walls::{Directory, FIRST_USER, USERS};
 use process::Spawner;
 use slot::Slot;
@@ -46,13 +47,15 @@ struct Inner {
     spawner: OnceLock<Spawner>,
     shared: Mutex<HashMap<String, Arc<Slot>>>,
     users: Mutex<BTreeSet<u32>>,
+    groups: OnceLock<Option<Groups>>,
 }
 
 impl Wall {
     /// A wall without workers yet. Programs come from `runtime`, and its counters count what workers do.
     pub fn new(runtime: Runtime, settings: Settings) -> Self {
         let (spawner, shared, users) = (OnceLock::new(), Mutex::default(), Mutex::default());
-        Self(Arc::new(Inner { runtime, settings, spawner, shared, users }))
+        let groups = OnceLock::new();
+        Self(Arc::new(Inner { runtime, settings, spawner, shared, users, groups }))
     }
 
     /// Starts a worker and ends it again: which walls there are on this machine.
@@ -67,7 +70,12 @@ impl Wall {
     /// Serves requests with a guest of that group; guests of a group without directories share a worker, which is
     /// started with the first request.
     pub fn handler(&self, group: &str, program: Arc<Program>, spec: Spec) -> Handler {
-        Handler::new(self.clone(), self.place(group, &spec), program, spec)
+        Handler::new(self.clone(), self.place(group, &spec), Job::Serve, program, spec)
+    }
+
+    /// The same with a command that is started for each request, as [`Program::cgi`] has it.
+    pub fn cgi(&self, group: &str, program: Arc<Program>, spec: Spec) -> Handler {
+        Handler::new(self.clone(), self.place(group, &spec), Job::Cgi, program, spec)
     }
 
     /// The worker that a guest belongs into.
@@ -96,6 +104,20 @@ impl Wall {
         let id = (FIRST_USER..FIRST_USER + USERS).find(|id| !taken.contains(id))?;
         taken.insert(id);
         Some(User { id, wall: Arc::downgrade(&self.0) })
+    }
+}
+
+impl Inner {
+    /// Where workers have control groups of their own; `None` where they cannot, which is said once. Blocks.
+    fn groups(&self) -> Option<&Groups> {
+        let make = || {
+            let made = Groups::new();
+            made.inspect_err(|why| {
+                tracing::info!("processes for guests have no control group of their own: {why}")
+            })
+            .ok()
+        };
+        self.groups.get_or_init(make).as_ref()
     }
 }
 

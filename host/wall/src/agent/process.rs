@@ -13,6 +13,7 @@ use tokio::io::{AsyncBufReadExt, AsyncReadExt, BufReader};
 
 use crate::error::Error;
 use crate::frames;
+use crate::groups::{Group, Groups};
 use crate::message::{MAX_TO_AGENT, Setup, Standing, frame, parse};
 
 /// Longest time for a worker to put its walls up.
@@ -67,6 +68,8 @@ pub(super) struct Started {
     pub(super) standing: Standing,
     /// Answers the worker's calls for sockets.
     pub(super) sockets: Option<OwnedFd>,
+    /// Limits it as a whole.
+    pub(super) group: Option<Group>,
 }
 
 /// Starts a worker and waits until its walls are up. Blocks.
@@ -75,6 +78,7 @@ pub(super) fn start(
     program: &Path,
     arguments: &[String],
     setup: &Setup,
+    groups: Option<&Groups>,
 ) -> Result<Started, Error> {
     let failed = |error: io::Error| Error::Spawn(error.to_string());
     let (control, its_control) = UnixStream::pair().map_err(failed)?;
@@ -88,8 +92,13 @@ pub(super) fn start(
         .stdout(OwnedFd::from(its_keys))
         .stderr(Stdio::piped());
     let mut child = Spawner::of(spawner).and_then(|spawner| spawner.spawn(command)).map_err(failed)?;
+    // It does nothing yet, and has no second thread.
+    let group = groups.and_then(|groups| {
+        let made = groups.group(child.id());
+        made.inspect_err(|why| tracing::warn!("a process for guests has no control group: {why}")).ok()
+    });
     match shake_hands(&control, setup) {
-        Ok((standing, sockets)) => Ok(Started { child, control, keys, standing, sockets }),
+        Ok((standing, sockets)) => Ok(Started { child, control, keys, standing, sockets, group }),
         Err(error) => Err(Error::Spawn(why(&mut child, &error))),
     }
 }

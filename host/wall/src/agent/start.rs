@@ -53,16 +53,17 @@ pub(super) async fn worker(wall: &Wall, directories: &[Directory]) -> Result<Wor
     let inner = Arc::clone(&wall.0);
     let start = move || {
         let settings = &inner.settings;
-        process::start(&inner.spawner, &settings.program, &settings.arguments, &setup)
+        process::start(&inner.spawner, &settings.program, &settings.arguments, &setup, inner.groups())
     };
     let started = tokio::task::spawn_blocking(start).await.map_err(|e| Error::Spawn(e.to_string()))??;
     let process = started.child.id();
-    tracing::info!(worker = process, walls = %started.standing, "started a process for guests");
+    let limited = started.group.is_some();
+    tracing::info!(worker = process, walls = %started.standing, limited, "started a process for guests");
     attach(wall, started, user).await.map_err(|error| Error::Spawn(error.to_string()))
 }
 
 async fn attach(wall: &Wall, started: Started, user: Option<User>) -> std::io::Result<Worker> {
-    let Started { mut child, control, keys, standing, sockets } = started;
+    let Started { mut child, control, keys, standing, sockets, group } = started;
     let process = child.id();
     if let Some(pipe) = child.stderr.take() {
         tokio::spawn(process::hear(process, pipe));
@@ -75,6 +76,8 @@ async fn attach(wall: &Wall, started: Started, user: Option<User>) -> std::io::R
         runtime: wall.0.runtime.clone(),
         tally: Mutex::default(),
         questions: Arc::new(Semaphore::new(MAX_QUESTIONS)),
+        group,
+        default_memory: wall.0.settings.bounds.default_memory_limit,
     });
     if let Some(listener) = sockets {
         answer_sockets(&core, listener, process)?;
@@ -160,7 +163,13 @@ async fn watch_over(core: Arc<Core>, control: impl AsyncRead + Unpin, child: Chi
     // Nobody else is it any more.
     drop(user);
     let killed = status.is_some_and(|status| status.signal() == Some(libc::SIGKILL));
-    let error = if killed && kills_for_memory() > before { Error::OutOfMemory } else { Error::Lost(ended) };
+    let error = match &core.group {
+        Some(group) if killed => group.ran_out(),
+        // Somebody else may be who was killed; without a group nobody tells.
+        None if killed && kills_for_memory() > before => Some(Error::OutOfMemory),
+        _ => None,
+    };
+    let error = error.unwrap_or(Error::Lost(ended));
     if core.out.upgrade().is_some() {
         tracing::warn!("{error}");
     }

@@ -74,7 +74,6 @@ const ALWAYS: &[i64] = &[
     sys::SYS_write,
     sys::SYS_writev,
     // Sockets that are there already.
-    sys::SYS_accept4,
     sys::SYS_getpeername,
     sys::SYS_getsockname,
     sys::SYS_getsockopt,
@@ -121,7 +120,8 @@ const FILES_HERE: &[i64] = &[sys::SYS_lstat, sys::SYS_open, sys::SYS_readlink, s
 const FILES_HERE: &[i64] = &[];
 
 /// Calls for sockets, which the agent answers.
-pub(crate) const SOCKETS: &[i64] = &[sys::SYS_socket, sys::SYS_bind, sys::SYS_connect, sys::SYS_listen];
+pub(crate) const SOCKETS: &[i64] =
+    &[sys::SYS_socket, sys::SYS_bind, sys::SYS_connect, sys::SYS_listen, sys::SYS_accept, sys::SYS_accept4];
 
 /// What may be asked of a device: whether it is a terminal, how much there is to read, not to wait, and which pages
 /// of the process's own memory are in use.
@@ -133,7 +133,7 @@ const OPTIONS: &[u64] = &[1, 0, 6, 17, 41];
 
 /// Has whoever holds the answer make this process's sockets; `None` when the kernel knows no such thing, or has
 /// somebody do that already.
-pub(super) fn hand_over_sockets() -> io::Result<Option<OwnedFd>> {
+pub(crate) fn hand_over_sockets() -> io::Result<Option<OwnedFd>> {
     // Denied so that the C library uses the older call; it does not try with another error.
     let threads = Rules::from([(sys::SYS_clone3, Vec::new())]);
     let missing = SeccompAction::Errno(sys::ENOSYS.cast_unsigned());

@@ -1,7 +1,7 @@
 //! The walls around a process that runs guests, put up by itself before it has seen any, and before it has a
 //! second thread: a user of its own, limits, Landlock, and filters of system calls.
 
-mod calls;
+pub(crate) mod calls;
 mod files;
 mod user;
 
@@ -19,7 +19,7 @@ pub(crate) const FIRST_USER: u32 = 1_879_048_192;
 /// How many of them there are.
 pub(crate) const USERS: u32 = 65_536;
 /// Most threads of a worker that is a user of its own.
-const THREADS: u64 = 4096;
+pub(crate) const THREADS: u64 = 4096;
 /// Most open files of a worker, if the agent may have as many.
 const OPEN_FILES: u64 = 65_536;
 

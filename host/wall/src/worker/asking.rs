@@ -1,4 +1,4 @@
-//! What a worker's guests want of the agent: where names and requests lead, and keys and values.
+//! What a worker's guests want of the agent: where names and requests lead, keys and values, and objects.
 
 use std::collections::HashMap;
 use std::io::{self, Read, Write};
@@ -12,13 +12,17 @@ use http::request::Parts;
 use parking_lot::Mutex;
 use tokio::sync::mpsc::UnboundedSender;
 use tokio::sync::{Semaphore, oneshot};
-use wasmk_runtime::{HttpTarget, KeyValueElsewhere, Network, NetworkError, Protocol, Told, Wish};
-
-use crate::message::{
-    Answer, HEAD, KeyTold, KeyWish, MAX_QUESTIONS, MAX_WISH, Question, ToAgent, frame, parse,
+use wasmk_runtime::{
+    BlobTold, BlobWish, BlobsElsewhere, HttpTarget, KeyValueElsewhere, Network, NetworkError, Protocol, Told,
+    Wish,
 };
 
-/// Longest wait for keys and values.
+use crate::message::{
+    Answer, HEAD, KeepTold, KeepWish, Kept, KeptTold, MAX_QUESTIONS, MAX_WISH, Question, ToAgent, frame,
+    parse,
+};
+
+/// Longest wait for keys, values and objects.
 const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Questions that wait for an answer.
@@ -102,7 +106,7 @@ impl Network for Asking {
     }
 }
 
-/// The agent as the keeper of keys and values. Guests ask in the middle of a call, so their threads wait; the
+/// The agent as the keeper of keys, values and objects. Guests ask in the middle of a call, so their threads wait; the
 /// answers come by a socket of their own, which needs none of those threads.
 pub(super) struct Keeper(Mutex<Blocking>);
 
@@ -113,9 +117,9 @@ impl Keeper {
         Ok(Self(Mutex::new(socket)))
     }
 
-    fn ask(&self, guest: u64, wish: &Wish) -> io::Result<KeyTold> {
+    fn ask(&self, guest: u64, wish: Kept) -> io::Result<KeepTold> {
         let mut socket = self.0.lock();
-        socket.write_all(&frame(&KeyWish { guest, wish: wish.clone() }, 0))?;
+        socket.write_all(&frame(&KeepWish { guest, wish }, 0))?;
         let mut head = [0; HEAD];
         socket.read_exact(&mut head)?;
         let length = u32::from_le_bytes([head[0], head[1], head[2], head[3]]) as usize;
@@ -128,7 +132,8 @@ impl Keeper {
     }
 }
 
-/// A guest's stores.
+/// A guest's stores, and its containers.
+#[derive(Clone)]
 pub(super) struct Stores {
     pub(super) keeper: Arc<Keeper>,
     pub(super) guest: u64,
@@ -136,8 +141,25 @@ pub(super) struct Stores {
 
 impl KeyValueElsewhere for Stores {
     fn ask(&self, wish: &Wish) -> Result<Told, String> {
-        self.keeper
-            .ask(self.guest, wish)
-            .unwrap_or_else(|error| Err(format!("the database cannot be used: {error}")))
+        match self.keep(Kept::Key(wish.clone()))? {
+            KeptTold::Key(told) => Ok(told),
+            KeptTold::Blob(_) => Err("the answer is to another question".into()),
+        }
+    }
+}
+
+impl BlobsElsewhere for Stores {
+    fn ask(&self, wish: &BlobWish) -> Result<BlobTold, String> {
+        match self.keep(Kept::Blob(wish.clone()))? {
+            KeptTold::Blob(told) => Ok(told),
+            KeptTold::Key(_) => Err("the answer is to another question".into()),
+        }
+    }
+}
+
+impl Stores {
+    fn keep(&self, wish: Kept) -> KeepTold {
+        let told = self.keeper.ask(self.guest, wish);
+        told.unwrap_or_else(|error| Err(format!("what is kept cannot be used: {error}")))
     }
 }

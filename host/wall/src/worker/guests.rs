@@ -7,11 +7,14 @@ use std::os::unix::net::UnixStream as Blocking;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
+use http::{Request, Response};
 use parking_lot::Mutex;
 use tokio::net::UnixStream;
 use tokio::sync::mpsc::UnboundedSender;
 use tokio::sync::watch;
-use wasmk_runtime::{Handler, Isolated, KeyValue, Program, Spec, Stdin, StopSignal, Tally, Usage};
+use wasmk_runtime::{
+    Blobs, Body, CallError, Cgi, Handler, Isolated, KeyValue, Program, Spec, Stdin, StopSignal, Tally, Usage,
+};
 
 use super::asking::{Asking, Keeper, Questions, Stores};
 use super::output::{Output, Window};
@@ -37,7 +40,24 @@ struct Guest {
     window: Arc<Window>,
     usage: Arc<Usage>,
     told: Used,
-    handler: watch::Sender<Option<Handler>>,
+    handler: watch::Sender<Option<Answering>>,
+}
+
+/// How a guest answers requests.
+#[derive(Clone)]
+pub(super) enum Answering {
+    Http(Handler),
+    /// It is a command, started for each.
+    Cgi(Cgi),
+}
+
+impl Answering {
+    pub(super) async fn call(&self, request: Request<Body>) -> Result<Response<Body>, CallError> {
+        match self {
+            Self::Http(handler) => handler.call(request).await,
+            Self::Cgi(command) => command.call(request).await,
+        }
+    }
 }
 
 impl Guests {
@@ -73,7 +93,7 @@ impl Guests {
             let program = this.load(code, start.digest, start.reuse).await;
             match start.job {
                 Job::Run => this.run(number, program, spec, stop).await,
-                Job::Serve => this.serve(number, program, spec),
+                job => this.serve(number, job, program, spec),
             }
         });
     }
@@ -84,9 +104,7 @@ impl Guests {
             let (window, out) = (Arc::clone(&guest.window), self.out.clone());
             Arc::new(Output { guest: number, channel, window, out })
         };
-        let stores = |names| {
-            KeyValue::elsewhere(Arc::new(Stores { keeper: Arc::clone(&self.keeper), guest: number }), names)
-        };
+        let kept = Arc::new(Stores { keeper: Arc::clone(&self.keeper), guest: number });
         Spec {
             args: given.args,
             env: given.env,
@@ -98,7 +116,8 @@ impl Guests {
             stdout: output(Channel::Stdout),
             stderr: output(Channel::Stderr),
             network: Arc::new(Asking { questions, guest: number, address }),
-            keyvalue: given.stores.map(stores),
+            keyvalue: given.stores.map(|names| KeyValue::elsewhere(kept.clone(), names)),
+            blobs: given.containers.map(|names| Blobs::elsewhere(kept, names)),
             run_timeout: given.run_timeout,
             http: given.http,
             reuse: given.reuse,
@@ -137,8 +156,14 @@ impl Guests {
         self.forget(guest);
     }
 
-    fn serve(&self, guest: u64, program: Result<Arc<Program>, String>, spec: Spec) {
-        let made = program.and_then(|program| program.handler(spec).map_err(|error| error.to_string()));
+    fn serve(&self, guest: u64, job: Job, program: Result<Arc<Program>, String>, spec: Spec) {
+        let made = program.and_then(|program| {
+            let made = match job {
+                Job::Cgi => program.cgi(spec).map(Answering::Cgi),
+                Job::Run | Job::Serve => program.handler(spec).map(Answering::Http),
+            };
+            made.map_err(|error| error.to_string())
+        });
         let failed = match made {
             Ok(handler) => {
                 let stopped = self.known.lock().get(&guest).is_none_or(|known| {
@@ -160,7 +185,7 @@ impl Guests {
     }
 
     /// The handler of that number.
-    pub(super) async fn handler(&self, guest: u64) -> Option<Handler> {
+    pub(super) async fn handler(&self, guest: u64) -> Option<Answering> {
         let mut ready = {
             let known = self.known.lock();
             let known = known.get(&guest)?;

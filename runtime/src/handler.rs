@@ -2,7 +2,8 @@
 //!
 //! A request's guest first runs in the caller's own task, as far as it gets without waiting: for a short
 //! function that is all of it, and nothing is handed between threads. A guest that waits or computes
-//! longer goes on in the runtime's executor, with a deadline, until it has ended.
+//! longer goes on in the runtime's executor, with a deadline, until it has ended; after one that computed
+//! long, the next ones begin there.
 
 use std::collections::VecDeque;
 use std::future::Future;
@@ -29,9 +30,10 @@ use crate::capabilities::environment::Words;
 use crate::error::{CallError, Error};
 use crate::guest::{Guest, environment};
 use crate::live::{Answer, Fate, Idle, Live};
+use crate::manners::Manners;
 use crate::network::HttpService;
 use crate::program::{Linked, Program};
-use crate::quota::{Metered, Quota, Rationed};
+use crate::quota::{Metered, Quota, Rationed, thread_time};
 use crate::spec::Spec;
 
 /// Serves HTTP requests. Clones are the same handler.
@@ -47,6 +49,7 @@ struct Inner {
     quota: Option<Arc<Quota>>,
     concurrency: Arc<Semaphore>,
     idle: Idle,
+    manners: Manners,
     in_flight: AtomicU64,
     ended: Notify,
     killed: CancellationToken,
@@ -76,6 +79,7 @@ impl Program {
             quota: spec.cpu_millis.map(|millis| Arc::new(Quota::new(millis))),
             concurrency: Arc::new(Semaphore::new(most as usize)),
             idle: Idle::new(spec.reuse),
+            manners: Manners::default(),
             in_flight: AtomicU64::new(0),
             ended: Notify::new(),
             killed: CancellationToken::new(),
@@ -110,7 +114,12 @@ impl Handler {
         let guest = Metered::new(shared, &inner.spec.usage, inner.quota.clone(), guest);
         let over = |most| Err(CallError::OverCpu(most));
         let mut guest = Rationed::new(guest, inner.spec.http.max_cpu, over);
+        if inner.manners.begins_elsewhere() {
+            return stream(inner, guest, ticket, receiver, fate, deadline).await;
+        }
+        let start = thread_time();
         let first = std::future::poll_fn(|cx| Poll::Ready(Pin::new(&mut guest).poll(cx))).await;
+        inner.manners.took(thread_time().saturating_sub(start));
         match first {
             Poll::Ready(result) => {
                 result.inspect_err(|error| count(inner, error)).and_then(|()| complete(receiver, inner))

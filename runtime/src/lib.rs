@@ -29,6 +29,7 @@ mod limits;
 mod linker;
 mod live;
 mod log_record;
+mod manners;
 mod metrics;
 mod network;
 mod prepare;

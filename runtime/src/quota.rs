@@ -150,7 +150,7 @@ impl<F: Future> Future for Rationed<F> {
 
 /// Processor time that this thread has used.
 #[allow(unsafe_code)]
-fn thread_time() -> Duration {
+pub(crate) fn thread_time() -> Duration {
     let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
     // SAFETY: the call writes to the live local it is given and keeps no pointer to it.
     let result = unsafe { libc::clock_gettime(libc::CLOCK_THREAD_CPUTIME_ID, &mut time) };

@@ -100,8 +100,17 @@ impl Engine for WasmEngine {
     async fn prepare(&self, wanted: &Wanted) -> Result<Prepared, Failure> {
         let (reference, policy) = named(wanted)?;
         let images = self.runtime.images();
-        let present = images.get(&reference).await.is_some();
-        let image = images.pull(&reference, policy, login(wanted, &reference)).await.map_err(pull_failure)?;
+        let here = images.get(&reference).await;
+        let present = here.is_some();
+        // Content named by its digest cannot have changed.
+        let fixed = policy != wasmk_runtime::PullPolicy::Always || reference.digest().is_some();
+        let image = match here.filter(|_| fixed) {
+            Some(image) => image,
+            None => {
+                let pulled = images.pull(&reference, policy, login(wanted, &reference)).await;
+                pulled.map_err(pull_failure)?
+            }
+        };
         let program = self.runtime.prepare(&image).await;
         let program = program
             .map_err(|e| Failure::new("CreateContainerError", format!("image {}: {e}", wanted.image)))?;

@@ -257,7 +257,12 @@ async fn a_pod_that_starts_costs_the_api_one_status_and_one_token() {
     let api = &cluster.api;
     let events = || api.asked(&Method::POST, "/events");
     api.until("events", |_| (events() == 3 * PODS).then_some(())).await;
-    assert_eq!(api.asked(&Method::PATCH, "/pods/"), PODS, "statuses");
+    for n in 0..PODS {
+        let phases = api.written(&format!("p{n}")).into_iter().map(|p| p["status"]["phase"].clone());
+        let phases: Vec<_> = phases.filter_map(|phase| phase.as_str().map(String::from)).collect();
+        // That it is about to run is only told of one that takes long to.
+        assert!(phases == ["Running"] || phases == ["Pending", "Running"], "{phases:?}");
+    }
     assert_eq!(api.asked(&Method::POST, "/token"), PODS, "tokens");
     assert_eq!(api.asked(&Method::PATCH, "/events/"), 0);
     assert_eq!(api.asked(&Method::GET, "/pods/"), 0);

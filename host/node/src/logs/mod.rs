@@ -60,8 +60,16 @@ pub trait LogSink: Send + Sync {
 pub struct Logs {
     root: PathBuf,
     links: PathBuf,
-    /// Versions of the logs that are being written.
-    live: Mutex<HashMap<PathBuf, Weak<watch::Sender<u64>>>>,
+    /// The logs that are being written, by their pods' directories.
+    live: Mutex<HashMap<PathBuf, Vec<Live>>>,
+}
+
+/// A log that is being written.
+struct Live {
+    path: PathBuf,
+    version: Weak<watch::Sender<u64>>,
+    /// None when somebody else writes it.
+    writer: Weak<LogWriter>,
 }
 
 /// One run of one container.
@@ -94,15 +102,15 @@ impl Logs {
         dir.join(format!("{}.log", name.run))
     }
 
-    /// Opens the log of a run for writing; the run before the previous one is forgotten.
-    ///
-    /// # Errors
-    /// When directory or file cannot be made.
-    pub fn create(&self, name: &LogName<'_>) -> io::Result<Arc<LogWriter>> {
-        let path = self.prepare(name)?;
-        let writer = Arc::new(LogWriter::open(path.clone())?);
-        self.enter(path, writer.version());
-        Ok(writer)
+    /// Opens the log of a run for writing; the run before the previous one is forgotten. Its file is made when there
+    /// is something in it, or somebody wants to read it.
+    pub fn create(&self, name: &LogName<'_>) -> Arc<LogWriter> {
+        self.trim(name);
+        let path = self.path(name);
+        let writer = Arc::new(LogWriter::new(path.clone()));
+        let version = Arc::downgrade(writer.version());
+        self.enter(name, Live { path, version, writer: Arc::downgrade(&writer) });
+        writer
     }
 
     /// Makes room for the log of a run that somebody else writes, in the same format.
@@ -110,23 +118,23 @@ impl Logs {
     /// # Errors
     /// When the directory cannot be made.
     pub fn attend(&self, name: &LogName<'_>) -> io::Result<FileLog> {
-        let path = self.prepare(name)?;
-        let log = FileLog::new(path.clone());
-        self.enter(path, log.version());
-        Ok(log)
-    }
-
-    fn prepare(&self, name: &LogName<'_>) -> io::Result<PathBuf> {
         let path = self.path(name);
         if let Some(dir) = path.parent() {
             std::fs::create_dir_all(dir)?;
         }
+        self.trim(name);
+        let log = FileLog::new(path.clone());
+        self.enter(name, Live { path, version: Arc::downgrade(log.version()), writer: Weak::new() });
+        Ok(log)
+    }
+
+    /// Removes the log of the run before the previous one.
+    fn trim(&self, name: &LogName<'_>) {
         if let Some(old) = name.run.checked_sub(2) {
             let old = self.path(&LogName { run: old, ..name.clone() });
             unlink(&old.with_extension(LINK));
             writer::remove_all(&old);
         }
-        Ok(path)
     }
 
     /// Lets the log of a run be found under the name that collectors of logs know, with the container's ID.
@@ -135,23 +143,29 @@ impl Logs {
     /// When the link cannot be made.
     pub fn link(&self, name: &LogName<'_>, id: &str) -> io::Result<()> {
         let (log, LogName { namespace, pod, container, .. }) = (self.path(name), name);
-        let link = self.links.join(format!("{pod}_{namespace}_{container}-{id}.log"));
-        std::fs::create_dir_all(&self.links)?;
-        // Beside the log stands where it is linked from, so that the link goes with it.
-        for (at, to) in [(&link, &log), (&log.with_extension(LINK), &link)] {
-            let _ = std::fs::remove_file(at);
-            std::os::unix::fs::symlink(to, at)?;
+        let at = self.links.join(format!("{pod}_{namespace}_{container}-{id}.log"));
+        match self.writer(name, &log) {
+            Some(writer) => writer.link(at),
+            None => link(&at, &log),
         }
-        Ok(())
     }
 
-    fn enter(&self, path: PathBuf, version: &Arc<watch::Sender<u64>>) {
+    fn enter(&self, name: &LogName<'_>, log: Live) {
         let mut live = self.live.lock();
         // Looked through only when it would grow: there may be many.
         if live.len() == live.capacity() {
-            live.retain(|_, w| w.strong_count() > 0);
+            live.retain(|_, logs| logs.iter().any(|l| l.version.strong_count() > 0));
         }
-        live.insert(path, Arc::downgrade(version));
+        let logs = live.entry(self.pod_dir(name.namespace, name.pod, name.uid)).or_default();
+        logs.retain(|l| l.version.strong_count() > 0 && l.path != log.path);
+        logs.push(log);
+    }
+
+    /// Who writes a log now, if it is this agent.
+    fn writer(&self, name: &LogName<'_>, path: &Path) -> Option<Arc<LogWriter>> {
+        let live = self.live.lock();
+        let logs = live.get(&self.pod_dir(name.namespace, name.pod, name.uid))?;
+        logs.iter().find(|l| l.path == path)?.writer.upgrade()
     }
 
     /// Reads the log of a run.
@@ -160,7 +174,12 @@ impl Logs {
     /// `NotFound` when that run has none.
     pub fn read(&self, name: &LogName<'_>, options: LogOptions) -> io::Result<LogStream> {
         let path = self.path(name);
-        let live = self.live.lock().get(&path).and_then(Weak::upgrade);
+        if let Some(writer) = self.writer(name, &path) {
+            writer.make()?;
+        }
+        let dir = self.pod_dir(name.namespace, name.pod, name.uid);
+        let of = |logs: &Vec<Live>| logs.iter().find(|l| l.path == path)?.version.upgrade();
+        let live = self.live.lock().get(&dir).and_then(of);
         if !path.exists() {
             return Err(io::Error::new(io::ErrorKind::NotFound, "no log has been written"));
         }
@@ -169,15 +188,23 @@ impl Logs {
 
     /// Number of the container's last run that has a log.
     pub fn latest(&self, namespace: &str, pod: &str, uid: &str, container: &str) -> Option<u32> {
-        let dir = self.pod_dir(namespace, pod, uid).join(container);
-        let files = std::fs::read_dir(dir).ok()?.flatten();
-        let runs = files.filter_map(|f| f.file_name().to_str()?.strip_suffix(".log")?.parse().ok());
-        runs.max()
+        let dir = self.pod_dir(namespace, pod, uid);
+        let run = |file: &std::ffi::OsStr| file.to_str()?.strip_suffix(".log")?.parse().ok();
+        let of = dir.join(container);
+        let live = self.live.lock().get(&dir).and_then(|logs| {
+            let written = logs.iter().filter(|l| l.version.strong_count() > 0);
+            let of_it = written.filter(|l| l.path.parent() == Some(&of));
+            of_it.filter_map(|l| run(l.path.file_name()?)).max()
+        });
+        let files = std::fs::read_dir(&of).into_iter().flatten().flatten();
+        files.filter_map(|f| run(&f.file_name())).chain(live).max()
     }
 
     /// Forgets all logs of a pod.
     pub fn remove(&self, namespace: &str, pod: &str, uid: &str) {
         let dir = self.pod_dir(namespace, pod, uid);
+        let live = self.live.lock().remove(&dir);
+        live.into_iter().flatten().filter_map(|l| l.writer.upgrade()).for_each(|writer| writer.forget());
         let entries = |dir: &Path| std::fs::read_dir(dir).into_iter().flatten().flatten();
         for file in entries(&dir).flat_map(|container| entries(&container.path())) {
             if file.path().extension().is_some_and(|e| e == LINK) {
@@ -186,6 +213,18 @@ impl Logs {
         }
         remove_dir(&dir);
     }
+}
+
+/// Links to a log. Beside the log stands where it is linked from, so that the link goes with it.
+fn link(link: &Path, log: &Path) -> io::Result<()> {
+    if let Some(dir) = link.parent() {
+        std::fs::create_dir_all(dir)?;
+    }
+    for (at, to) in [(link, log), (&log.with_extension(LINK), link)] {
+        let _ = std::fs::remove_file(at);
+        std::os::unix::fs::symlink(to, at)?;
+    }
+    Ok(())
 }
 
 /// Removes a link to a log, and what says where it is.

@@ -17,7 +17,7 @@ async fn text(logs: &Logs, options: LogOptions) -> String {
 async fn options_choose_lines() {
     let dir = tempfile::tempdir().unwrap();
     let logs = Logs::new(dir.path().into(), dir.path().join("containers"));
-    let writer = logs.create(&name(0)).unwrap();
+    let writer = logs.create(&name(0));
     for (second, line) in ["one", "two", "three"].iter().enumerate() {
         let time: wasmk_api::Timestamp = format!("2026-01-01T00:00:0{second}Z").parse().unwrap();
         writer.line(time, Stream::Stdout, line.as_bytes());
@@ -41,7 +41,7 @@ async fn options_choose_lines() {
 async fn pieces_become_lines_and_a_rest_is_kept_at_the_end() {
     let dir = tempfile::tempdir().unwrap();
     let logs = Logs::new(dir.path().into(), dir.path().join("containers"));
-    let writer = logs.create(&name(0)).unwrap();
+    let writer = logs.create(&name(0));
     writer.write(Stream::Stdout, b"hel");
     writer.write(Stream::Stderr, b"oops\n");
     writer.write(Stream::Stdout, b"lo\n\nrest");
@@ -58,7 +58,7 @@ async fn pieces_become_lines_and_a_rest_is_kept_at_the_end() {
 async fn follow_ends_with_the_run_and_crosses_a_rotation() {
     let dir = tempfile::tempdir().unwrap();
     let logs = Logs::new(dir.path().into(), dir.path().join("containers"));
-    let writer = logs.create(&name(0)).unwrap();
+    let writer = logs.create(&name(0));
     let mut stream = logs.read(&name(0), LogOptions { follow: true, ..LogOptions::default() }).unwrap();
     writer.write(Stream::Stdout, b"first\n");
     assert_eq!(stream.next().await.unwrap().unwrap(), "first\n");
@@ -84,7 +84,7 @@ async fn follow_ends_with_the_run_and_crosses_a_rotation() {
 fn files_are_bounded() {
     let dir = tempfile::tempdir().unwrap();
     let logs = Logs::new(dir.path().into(), dir.path().join("containers"));
-    let writer = logs.create(&name(0)).unwrap();
+    let writer = logs.create(&name(0));
     let block = [b'z'; 8192];
     for _ in 0..(FILE_BYTES as usize / 8192) * 4 {
         writer.line(wasmk_api::Timestamp::now(), Stream::Stdout, &block);
@@ -102,13 +102,13 @@ async fn lines_from_before_the_pod_are_in_its_log_once() {
     let logs = Logs::new(dir.path().into(), dir.path().join("containers"));
     let ring = LogRing::default();
     ring.write(Stream::Stdout, b"early\n");
-    let first = logs.create(&name(0)).unwrap();
+    let first = logs.create(&name(0));
     ring.attach(first.clone());
     ring.write(Stream::Stdout, b"during\n");
     assert_eq!(text(&logs, LogOptions::default()).await, "early\nduring\n");
     ring.detach(&first);
     ring.write(Stream::Stdout, b"between\n");
-    let second = logs.create(&LogName { pod: "q", ..name(0) }).unwrap();
+    let second = logs.create(&LogName { pod: "q", ..name(0) });
     ring.attach(second);
     let stream = logs.read(&LogName { pod: "q", ..name(0) }, LogOptions::default()).unwrap();
     let parts: Vec<_> = stream.map(Result::unwrap).collect().await;
@@ -125,7 +125,7 @@ fn links_to_logs_come_and_go_with_them() {
     let dir = tempfile::tempdir().unwrap();
     let logs = Logs::new(dir.path().into(), dir.path().join("containers"));
     for run in 0..3 {
-        logs.create(&name(run)).unwrap().line(wasmk_api::Timestamp::now(), Stream::Stdout, b"hello");
+        logs.create(&name(run)).line(wasmk_api::Timestamp::now(), Stream::Stdout, b"hello");
         logs.link(&name(run), &format!("id{run}")).unwrap();
     }
     let listed = || {
@@ -139,4 +139,30 @@ fn links_to_logs_come_and_go_with_them() {
     let LogName { namespace, pod, uid, .. } = name(0);
     logs.remove(namespace, pod, uid);
     assert!(listed().is_empty());
+}
+
+#[tokio::test]
+async fn who_says_nothing_has_a_file_when_somebody_reads_it_or_it_is_over() {
+    let dir = tempfile::tempdir().unwrap();
+    let logs = Logs::new(dir.path().into(), dir.path().join("containers"));
+    let exists = || dir.path().join("default_p_u").exists();
+    let latest = || logs.latest("default", "p", "u", "c");
+    let first = logs.create(&name(0));
+    logs.link(&name(0), "id0").unwrap();
+    assert_eq!((exists(), latest()), (false, Some(0)));
+    assert_eq!((text(&logs, LogOptions::default()).await.as_str(), exists()), ("", true));
+    assert!(dir.path().join("containers/p_default_c-id0.log").exists());
+    logs.remove("default", "p", "u");
+    first.line(wasmk_api::Timestamp::now(), Stream::Stdout, b"too late");
+    first.close();
+    assert_eq!((exists(), latest()), (false, None));
+
+    let second = logs.create(&name(1));
+    second.close();
+    drop(second);
+    assert_eq!((exists(), latest()), (true, Some(1)));
+    assert!(
+        logs.read(&name(1), LogOptions::default()).is_ok()
+            && logs.read(&name(0), LogOptions::default()).is_err()
+    );
 }

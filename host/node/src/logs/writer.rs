@@ -29,20 +29,72 @@ pub struct LogWriter {
 }
 
 struct Inner {
-    /// Open once something is written: most of ten thousand idle pods say nothing.
+    /// Open while something is written.
     file: Option<File>,
+    state: State,
+    /// Where else the file is to be found, once there is one.
+    link: Option<PathBuf>,
     size: u64,
     /// Begun lines of stdout and stderr.
     partial: [Vec<u8>; 2],
     broken: bool,
 }
 
+/// Whether the file is there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum State {
+    /// It is made when somebody writes or reads, or when the run is over: most of ten thousand idle pods say nothing,
+    /// and directories and files are dear.
+    Wanted,
+    Made,
+    /// It was removed with its pod, and what is written is nobody's.
+    Gone,
+}
+
 impl LogWriter {
-    /// Appends to the file at `path`.
-    pub(super) fn open(path: PathBuf) -> io::Result<Self> {
-        let size = append(&path)?.metadata()?.len();
-        let inner = Inner { file: None, size, partial: Default::default(), broken: false };
-        Ok(Self { path, inner: Mutex::new(inner), version: Arc::new(watch::Sender::new(0)) })
+    /// Appends to the file at `path`, which is made with its directories when it is first needed.
+    pub(super) fn new(path: PathBuf) -> Self {
+        let (state, partial) = (State::Wanted, Default::default());
+        let inner = Inner { file: None, state, link: None, size: 0, partial, broken: false };
+        Self { path, inner: Mutex::new(inner), version: Arc::new(watch::Sender::new(0)) }
+    }
+
+    /// Makes sure that the file is there.
+    pub(super) fn make(&self) -> io::Result<()> {
+        self.make_for(&mut self.inner.lock())
+    }
+
+    fn make_for(&self, inner: &mut Inner) -> io::Result<()> {
+        if inner.state != State::Wanted {
+            return Ok(());
+        }
+        if let Some(dir) = self.path.parent() {
+            std::fs::create_dir_all(dir)?;
+        }
+        inner.size = append(&self.path)?.metadata()?.len();
+        inner.state = State::Made;
+        if let Some(link) = inner.link.take()
+            && let Err(error) = super::link(&link, &self.path)
+        {
+            tracing::warn!(path = %self.path.display(), %error, "cannot link to a container's log");
+        }
+        Ok(())
+    }
+
+    /// Lets the file be found there, too.
+    pub(super) fn link(&self, link: PathBuf) -> io::Result<()> {
+        let mut inner = self.inner.lock();
+        if inner.state == State::Made {
+            return super::link(&link, &self.path);
+        }
+        inner.link = Some(link);
+        Ok(())
+    }
+
+    /// Says that the file has been removed, or is about to be.
+    pub(super) fn forget(&self) {
+        let mut inner = self.inner.lock();
+        (inner.state, inner.file, inner.link) = (State::Gone, None, None);
     }
 
     /// Writes what is left of a begun line and tells followers that the run is over.
@@ -57,6 +109,11 @@ impl LogWriter {
             }
         }
         self.put(&mut inner, &out);
+        // That it said nothing is to be read as well, but nobody collects it.
+        inner.link = None;
+        if let Err(error) = self.make_for(&mut inner) {
+            tracing::warn!(path = %self.path.display(), %error, "cannot make a container's log");
+        }
         inner.file = None;
         drop(inner);
         self.version.send_replace(u64::MAX);
@@ -81,7 +138,7 @@ impl LogWriter {
     }
 
     fn put(&self, inner: &mut Inner, bytes: &[u8]) {
-        if bytes.is_empty() {
+        if bytes.is_empty() || inner.state == State::Gone {
             return;
         }
         match self.append(inner, bytes) {
@@ -95,6 +152,7 @@ impl LogWriter {
     }
 
     fn append(&self, inner: &mut Inner, bytes: &[u8]) -> io::Result<()> {
+        self.make_for(inner)?;
         let file = match &mut inner.file {
             Some(file) => file,
             none => none.insert(append(&self.path)?),

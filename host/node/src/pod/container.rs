@@ -143,7 +143,7 @@ impl Run {
         if command {
             message::offer_directory(&self.container, &self.dir, &mut mounts);
         }
-        let log = self.open_log()?;
+        let log = self.cx.logs.create(&self.log_name());
         self.event(Level::Normal, "Created", &format!("Container created: {}", self.container.name));
         let namespace = self.cx.running.namespace(self.uid());
         let network =
@@ -202,11 +202,6 @@ impl Run {
             container: &self.container.name,
             run: self.attempt,
         }
-    }
-
-    fn open_log(&self) -> Result<Arc<LogWriter>, Failure> {
-        let log = self.cx.logs.create(&self.log_name());
-        log.map_err(|e| Failure::new("CreateContainerError", format!("log: {e}")))
     }
 
     async fn image(&self, wanted: &Wanted) -> Result<Prepared, Failure> {

@@ -66,6 +66,13 @@ impl Api {
         self.inner.lock().objects.get(path).cloned()
     }
 
+    /// All that was written of a pod, in order.
+    pub fn written(&self, pod: &str) -> Vec<Value> {
+        let inner = self.inner.lock();
+        let of = inner.log.iter().filter(|(_, c, o)| c.ends_with("/pods") && o["metadata"]["name"] == pod);
+        of.map(|(_, _, object)| object.clone()).collect()
+    }
+
     /// All objects whose path contains the text.
     pub fn all(&self, part: &str) -> Vec<Value> {
         let inner = self.inner.lock();

@@ -99,6 +99,8 @@ pub struct Member {
     /// How long fetching and compiling took when it was made ready, in microseconds.
     pub prepared_micros: AtomicU64,
     gone: AtomicBool,
+    /// Whether it has had a pod that was ready.
+    has_run: AtomicBool,
     /// Whether it is among those the autoscaler is to look at.
     noted: AtomicBool,
 }
@@ -133,6 +135,7 @@ impl Member {
             waiting: AtomicI64::new(0),
             prepared_micros: AtomicU64::new(0),
             gone: AtomicBool::new(false),
+            has_run: AtomicBool::new(false),
             noted: AtomicBool::new(false),
         }
     }
@@ -166,6 +169,9 @@ impl Member {
     pub fn set_backends(&self, mut addresses: Vec<SocketAddr>) -> bool {
         addresses.sort_unstable();
         addresses.dedup();
+        if !addresses.is_empty() {
+            self.has_run.store(true, Relaxed);
+        }
         self.backends.send_if_modified(|old| {
             if old.iter().map(|b| b.address).eq(addresses.iter().copied()) {
                 return false;
@@ -174,6 +180,11 @@ impl Member {
             *old = addresses.iter().map(|a| kept(a).unwrap_or_else(|| Backend::new(*a))).collect();
             true
         })
+    }
+
+    /// Whether it has had a pod that was ready, be it gone again.
+    pub(crate) fn has_run(&self) -> bool {
+        self.has_run.load(Relaxed)
     }
 
     /// Whether its revision has been deleted.

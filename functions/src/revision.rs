@@ -94,7 +94,7 @@ pub(crate) async fn reconcile(key: Key, cx: Arc<Context>) -> Result<Again, Error
         Way::Pods if !is_available(&deployment) => pods(&cx, &key.namespace, &key.name).await?,
         _ => Vec::new(),
     };
-    let status = status(&revision, &way, &deployment, &pods, cx.now());
+    let status = status(&revision, &way, &deployment, &pods, member.has_run(), cx.now());
     let settled = condition(&status.conditions, "Ready") == Some(true);
     cx.write_status(&*revision, revision.status.as_ref(), &status).await?;
     Ok(if settled { Again::OnChange } else { Again::In(RETRY) })
@@ -108,7 +108,7 @@ async fn prepare(revision: &Revision, limits: &Limits, member: &Member, cx: &Con
         Ok(prepared) => prepared,
         Err(_) => {
             if revision.status.is_none() {
-                let waiting = status(revision, &Way::Pods, &Deployment::default(), &[], cx.now());
+                let waiting = status(revision, &Way::Pods, &Deployment::default(), &[], false, cx.now());
                 cx.write_status(revision, None, &waiting).await?;
             }
             preparing.await
@@ -253,12 +253,13 @@ fn aim(probe: &mut Probe, port: i32) {
     }
 }
 
-/// What a Revision has come to.
+/// What a Revision has come to. `has_run`: a pod of it was ready, even if its deployment never came to say so.
 pub(crate) fn status(
     revision: &Revision,
     way: &Way,
     deployment: &Deployment,
     pods: &[Pod],
+    has_run: bool,
     now: Timestamp,
 ) -> RevisionStatus {
     let old = revision.status.clone().unwrap_or_default();
@@ -268,9 +269,11 @@ pub(crate) fn status(
     let (resources, healthy) = match way {
         Way::InPlace(_) => (State::True, State::True),
         Way::Broken(reason, message) => (State::True, State::failed(reason, &**message)),
-        Way::Pods if available || (had("Ready") && pods.is_empty()) => (State::True, State::True),
+        Way::Pods if available => (State::True, State::True),
         Way::Pods => match failure(pods) {
             Some((reason, message)) => (State::True, State::False(reason, message)),
+            // Its last pod may be on the way out, or the first one on the way in: a request gets an answer.
+            None if had("Ready") || has_run => (State::True, State::True),
             None => (State::waiting("Deploying", ""), State::waiting("Deploying", "")),
         },
     };
@@ -342,7 +345,7 @@ mod tests {
                 "status": {"availableReplicas": available}}))
             .unwrap();
         let pods: Vec<Pod> = serde_json::from_value(pods).unwrap();
-        let status = status(&revision(), way, &deployment, &pods, Timestamp::now());
+        let status = status(&revision(), way, &deployment, &pods, false, Timestamp::now());
         let ready = status.conditions.iter().find(|c| c.type_ == "Ready").unwrap();
         assert_eq!((ready.status.as_str(), ready.reason.as_str()), want);
     }
@@ -356,5 +359,31 @@ mod tests {
         check(&Way::Pods, 1, json!([]), ("True", ""));
         check(&Way::Pods, 0, json!([]), ("Unknown", "Deploying"));
         check(&Way::Pods, 0, stuck, ("False", "ImagePullBackOff"));
+    }
+
+    #[test]
+    fn what_has_been_ready_is_so_without_pods() {
+        let mut was = revision();
+        let ready = json!({"conditions": [{"type": "Ready", "status": "True"}]});
+        was.status = serde_json::from_value(ready).unwrap();
+        let leaving = json!([{"metadata": {"deletionTimestamp": "2026-01-01T00:00:00Z"}, "status": {"phase": "Running"}}]);
+        let waits = |reason: &str| {
+            json!([{"status": {"containerStatuses": [{"name": "c", "ready": false, "restartCount": 0, "image": "", "imageID": "",
+                "state": {"waiting": {"reason": reason}}}]}}])
+        };
+        for (pods, ready) in [
+            (json!([]), "True"),
+            (leaving, "True"),
+            (waits("ContainerCreating"), "True"),
+            (waits("CrashLoopBackOff"), "False"),
+        ] {
+            let pods: Vec<Pod> = serde_json::from_value(pods).unwrap();
+            let status = status(&was, &Way::Pods, &Deployment::default(), &pods, false, Timestamp::now());
+            let is = status.conditions.iter().find(|c| c.type_ == "Ready").unwrap();
+            assert_eq!(is.status, ready, "{pods:?}");
+        }
+        // Its pod came and went before its deployment said that it was there.
+        let new = status(&revision(), &Way::Pods, &Deployment::default(), &[], true, Timestamp::now());
+        assert!(super::ready(&new.conditions));
     }
 }

@@ -233,8 +233,7 @@ fn security_is_as_asked(p: &Program) {
 }
 
 fn probes_run_commands(p: &Program) {
-    let more =
-        ", livenessProbe: {exec: {command: [cat, /tmp/healthy]}, periodSeconds: 1, timeoutSeconds: 30, failureThreshold: 1}";
+    let more = ", livenessProbe: {exec: {command: [cat, /tmp/healthy]}, periodSeconds: 1, timeoutSeconds: 30, failureThreshold: 1}";
     p.apply(&pod("liveness", "touch /tmp/healthy; sleep 3; rm /tmp/healthy; sleep 600", more, ""));
     let restarts = |p: &Program| p.value("pod/liveness", "{.status.containerStatuses[0].restartCount}");
     p.until("it is restarted", restarts, |n| n.parse().unwrap_or(0) >= 1);

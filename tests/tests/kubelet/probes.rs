@@ -16,8 +16,7 @@ fn containers_are_watched_by_probes() {
 }
 
 fn commands_tell_of_life(p: &Program) {
-    let probe =
-        ", livenessProbe: {exec: {command: [cat, /tmp/healthy]}, periodSeconds: 1, timeoutSeconds: 30, failureThreshold: 2}";
+    let probe = ", livenessProbe: {exec: {command: [cat, /tmp/healthy]}, periodSeconds: 1, timeoutSeconds: 30, failureThreshold: 2}";
     let mortal = container("mortal", "touch /tmp/healthy; sleep 3; rm /tmp/healthy; sleep 600", probe);
     p.apply(&pod("alive", "", &[mortal, container("other", "sleep 600", "")]));
     p.until("it is restarted", |p| number(p, "pod/alive", &of("mortal", ".restartCount")), |n| *n >= 1);

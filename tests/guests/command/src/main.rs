@@ -22,7 +22,7 @@ fn main() {
         ["panic"] => panic!("asked to"),
         ["trap"] => dangling(),
         ["cat"] => cat(),
-        ["read", path] => report(fs::read_to_string(path).map(|text| print!("{text}"))),
+        ["read", path] => report(read(path)),
         ["write", path, text] => report(fs::write(path, text)),
         _ => {
             eprintln!(
@@ -67,6 +67,16 @@ fn dangling() {
 fn cat() {
     let mut text = String::new();
     report(io::stdin().read_to_string(&mut text).and_then(|_| io::stdout().write_all(text.as_bytes())));
+}
+
+/// Prints a file. An empty one has not been written yet: whoever writes it makes it first.
+fn read(path: &str) -> io::Result<()> {
+    let text = fs::read_to_string(path)?;
+    if text.is_empty() {
+        return Err(io::Error::other(format!("{path} is empty")));
+    }
+    print!("{text}");
+    Ok(())
 }
 
 fn report(result: io::Result<()>) {

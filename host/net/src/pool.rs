@@ -2,6 +2,7 @@
 
 use std::{collections::HashMap, net::Ipv4Addr};
 
+use fixedbitset::FixedBitSet;
 use parking_lot::Mutex;
 use thiserror::Error;
 
@@ -28,52 +29,8 @@ pub struct AddressPool {
 #[derive(Default)]
 struct Inner {
     by_owner: HashMap<String, u32>,
-    used: Bits,
-}
-
-/// Which addresses are in use, a bit each.
-#[derive(Default)]
-struct Bits {
-    words: Vec<u64>,
-    /// All words before it are full, so that a free bit is found without a look at each.
-    first_free: usize,
-}
-
-impl Bits {
-    /// The lowest that is not set.
-    fn lowest_free(&mut self) -> u32 {
-        while self.words.get(self.first_free) == Some(&u64::MAX) {
-            self.first_free += 1;
-        }
-        let word = self.words.get(self.first_free).copied().unwrap_or(0);
-        // A range has at most 2^24 addresses.
-        self.first_free as u32 * u64::BITS + word.trailing_ones()
-    }
-
-    fn contains(&self, bit: u32) -> bool {
-        let (word, mask) = Self::place(bit);
-        self.words.get(word).is_some_and(|w| w & mask != 0)
-    }
-
-    fn insert(&mut self, bit: u32) {
-        let (word, mask) = Self::place(bit);
-        if word >= self.words.len() {
-            self.words.resize(word + 1, 0);
-        }
-        self.words[word] |= mask;
-    }
-
-    fn remove(&mut self, bit: u32) {
-        let (word, mask) = Self::place(bit);
-        if let Some(w) = self.words.get_mut(word) {
-            *w &= !mask;
-            self.first_free = self.first_free.min(word);
-        }
-    }
-
-    fn place(bit: u32) -> (usize, u64) {
-        ((bit / u64::BITS) as usize, 1 << (bit % u64::BITS))
-    }
+    /// By the addresses' distance from the first.
+    used: FixedBitSet,
 }
 
 impl AddressPool {
@@ -100,11 +57,13 @@ impl AddressPool {
         if let Some(offset) = inner.by_owner.get(owner) {
             return Ok(Ipv4Addr::from(self.first + offset));
         }
-        let offset = inner.used.lowest_free();
+        let free = inner.used.zeroes().next().unwrap_or(inner.used.len());
+        // A range has at most 2^24 addresses.
+        let offset = free as u32;
         if offset >= self.size {
             return Err(PoolError::Full(self.size()));
         }
-        inner.used.insert(offset);
+        inner.used.grow_and_insert(free);
         inner.by_owner.insert(owner.into(), offset);
         Ok(Ipv4Addr::from(self.first + offset))
     }
@@ -118,10 +77,10 @@ impl AddressPool {
         if let Some(had) = inner.by_owner.get(owner) {
             return *had == offset;
         }
-        if inner.used.contains(offset) {
+        if inner.used.contains(offset as usize) {
             return false;
         }
-        inner.used.insert(offset);
+        inner.used.grow_and_insert(offset as usize);
         inner.by_owner.insert(owner.into(), offset);
         true
     }
@@ -130,7 +89,7 @@ impl AddressPool {
     pub fn give_back(&self, owner: &str) {
         let mut inner = self.inner.lock();
         if let Some(offset) = inner.by_owner.remove(owner) {
-            inner.used.remove(offset);
+            inner.used.remove(offset as usize);
         }
     }
 

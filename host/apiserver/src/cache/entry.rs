@@ -165,8 +165,7 @@ impl Entry {
         let open = self.item_at as usize + METADATA.len();
         out.put_slice(&self.value[start..open]);
         out.put_slice(VERSION);
-        let mut digits = [0; MAX_DIGITS];
-        out.put_slice(decimal(self.revision, &mut digits));
+        out.put_slice(itoa::Buffer::new().format(self.revision).as_bytes());
         // What follows is the next field, or the end.
         out.put_slice(if self.value.get(open) == Some(&b'}') { b"\"" } else { b"\"," });
         out.put_slice(&self.value[open..]);
@@ -315,18 +314,6 @@ const VERSION: &[u8] = b"\"resourceVersion\":\"";
 const MAX_DIGITS: usize = 20;
 /// What most objects stay below when they are written, in bytes.
 const USUAL: usize = 4096;
-
-fn decimal(mut number: u64, digits: &mut [u8; MAX_DIGITS]) -> &[u8] {
-    let mut at = MAX_DIGITS;
-    loop {
-        at -= 1;
-        digits[at] = b'0' + (number % 10) as u8;
-        number /= 10;
-        if number == 0 {
-            return &digits[at..];
-        }
-    }
-}
 
 /// Writes an object as it is stored: kind, apiVersion and metadata first, without a resource version.
 /// What is returned takes no more memory than it has bytes: it is kept.

@@ -78,6 +78,13 @@ impl Program {
         self.until(&format!("the row of {pod}"), row, |row| row.starts_with(expected));
     }
 
+    /// Waits until all that a container has printed is this; `of` is `pod` or `pod -c container`.
+    pub fn until_log(&self, of: &str, expected: &str) {
+        let args: Vec<&str> = std::iter::once("logs").chain(of.split(' ')).collect();
+        let log = |p: &Self| p.kubectl_output(&args, None);
+        self.until(&format!("the log of {of}"), log, |out| out.stdout == expected.as_bytes());
+    }
+
     /// What is said in events about an object.
     pub fn events(&self, name: &str) -> String {
         let of = format!("involvedObject.name={name}");

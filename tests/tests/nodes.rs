@@ -204,7 +204,7 @@ fn nodes_are_reached_through_the_api(p: &Program) {
     p.apply(&pod("far-box", "nodeName: second, ", &[container("main", "echo from far; sleep 600", "")]));
     p.until_row("far", "1/1 Running");
     p.until_row("far-box", "1/1 Running");
-    assert_eq!(p.kubectl(&["logs", "far-box"]), "from far\n");
+    p.until_log("far-box", "from far\n");
     assert_eq!(p.within("far-box", "hostname"), "far-box\n");
     let printed = p.kubectl(&["exec", "far", "--", "/tools/command.wasm", "print", "here"]);
     assert!(printed.contains(r#"args ["print", "here"]"#), "{printed}");

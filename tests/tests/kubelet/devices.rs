@@ -205,10 +205,6 @@ fn holder(name: &str, count: u32) -> String {
     pod(name, "", &[container("main", line, &limits)])
 }
 
-fn until_log(p: &Program, name: &str, expect: &str) {
-    p.until(&format!("the log of {name}"), |p| p.kubectl(&["logs", name]), |log| log == expect);
-}
-
 #[test]
 fn containers_get_devices_that_plugins_announce() {
     let Some(mut node) = Node::start() else { return };
@@ -225,7 +221,7 @@ fn containers_get_devices_that_plugins_announce() {
     let p = &node.program;
     p.apply(&holder("one", 2));
     p.until_row("one", "1/1 Running");
-    until_log(p, "one", "b,c\nto whom it may concern\na device\n");
+    p.until_log("one", "b,c\nto whom it may concern\na device\n");
     assert_eq!((rack.count("Allocate b,c"), rack.count("PreStart b,c")), (1, 1));
     p.apply(&holder("two", 2));
     p.until_event("two", "Insufficient example.com/thing");
@@ -269,10 +265,10 @@ fn containers_get_devices_that_plugins_announce() {
     p.until_row("one", "1/1 Running");
     p.apply(&holder("three", 1));
     p.until_row("three", "1/1 Running");
-    until_log(p, "three", "a\nto whom it may concern\na device\n");
+    p.until_log("three", "a\nto whom it may concern\na device\n");
     assert_eq!(rack.count("Allocate b,c"), 1, "it was not asked again");
     p.kubectl(&["delete", "pod", "one", "--now"]);
     p.until_row("two", "1/1 Running");
-    until_log(p, "two", "b,c\nto whom it may concern\na device\n");
+    p.until_log("two", "b,c\nto whom it may concern\na device\n");
     p.kubectl(&["delete", "pod", "two", "three", "--now"]);
 }

@@ -134,12 +134,15 @@ pub(super) async fn keep(to: Policies, book: Book, memory: Option<Memory>, clien
     loop {
         lists.follow();
         let endpoints = async {
-            if to.is_active() { services.changed().await.is_ok() } else { std::future::pending().await }
+            // Nobody may keep the view any more; the rules count all the same.
+            if !to.is_active() || services.changed().await.is_err() {
+                std::future::pending::<()>().await;
+            }
         };
         tokio::select! {
             () = lists.next() => {}
             () = to.inner.news.notified() => {}
-            open = endpoints => if !open { return },
+            () = endpoints => {}
             () = keeper.turn() => {
                 keeper.keep(&lists.book);
                 continue;

@@ -2,7 +2,7 @@
 
 use std::{fmt::Debug, sync::Arc, time::Duration};
 
-use k8s_openapi::api::apps::v1::Deployment;
+use k8s_openapi::api::{apps::v1::Deployment, core::v1::Service as Placeholder};
 use k8s_openapi::{
     NamespaceResourceScope,
     apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference},
@@ -85,6 +85,8 @@ pub(crate) struct There {
     pub routes: Arc<Cache<Route>>,
     /// The domain mappings, also by their target and, in no namespace, by their host.
     pub mappings: Arc<Cache<DomainMapping>>,
+    /// The Services by which the cluster knows routes, also by their route.
+    pub placeholders: Arc<Cache<Placeholder>>,
     /// The deployments of revisions.
     pub deployments: Arc<Cache<Deployment>>,
     /// The apps that become services.

@@ -25,6 +25,7 @@ mod gateway;
 mod gc;
 mod names;
 mod passes;
+mod placeholders;
 mod references;
 mod revision;
 mod rollout;

@@ -4,6 +4,8 @@ pub(crate) use wasmk_api::http::request_host;
 
 /// Domain of hosts that only the cluster itself reaches.
 pub(crate) const CLUSTER_DOMAIN: &str = "svc.cluster.local";
+/// What the gateway is called in the cluster.
+pub(crate) const GATEWAY: &str = "gateway.knative-serving.svc.cluster.local";
 
 /// The revision a configuration makes in a generation: `hello-00003`.
 pub(crate) fn revision(configuration: &str, generation: i64) -> String {

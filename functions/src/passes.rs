@@ -32,6 +32,16 @@ pub(crate) enum Again {
     In(Duration),
 }
 
+impl Again {
+    /// After that time at the latest.
+    pub(crate) fn but_within(self, most: Duration) -> Self {
+        match self {
+            Self::OnChange => Self::In(most),
+            Self::In(span) => Self::In(span.min(most)),
+        }
+    }
+}
+
 /// The objects to be looked at. Bounded by the number of objects there are: each has one place.
 #[derive(Default)]
 pub(crate) struct Queue {

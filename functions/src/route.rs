@@ -1,5 +1,6 @@
 //! Decides which revisions each Route's traffic goes to.
-//! Reads routes, configurations, revisions. Writes routes/status, and how far rollouts are in an annotation.
+//! Reads routes, configurations, revisions. Writes routes/status, how far rollouts are in an annotation, and the
+//! Services by which the cluster knows a route.
 //! Keeps the last good split while a new one cannot be served.
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
@@ -22,7 +23,7 @@ use crate::{
     fleet::Key,
     names,
     passes::Again,
-    revision,
+    placeholders, revision,
     rollout::{self, Rollouts},
 };
 
@@ -46,9 +47,29 @@ pub(crate) async fn reconcile(key: Key, cx: Arc<Context>) -> Result<Again, Error
     let rollouts = rollout::plan(&old, before, &status.traffic, span, cx.now());
     cx.references.note(&route, &status.traffic, rollouts.revisions());
     if !rollouts.is_empty() {
-        under_way(&route, &mut status, cx.now());
+        let why = "A gradual rollout of the latest revision(s) is in progress.";
+        held_up(&route, &mut status, State::waiting("RolloutInProgress", why), cx.now());
     }
-    let again = if rollouts.is_empty() { Again::OnChange } else { Again::In(rollout::step(span)) };
+    let mut again = if rollouts.is_empty() { Again::OnChange } else { Again::In(rollout::step(span)) };
+    if is_assigned(&status) {
+        match placeholders::keep(&cx, &route, &Hosts::of(&route, &config), &status.traffic).await {
+            Ok(None) => {}
+            Ok(Some(state)) => {
+                held_up(&route, &mut status, state, cx.now());
+                again = again.but_within(placeholders::TAKEN);
+            }
+            Err(error) => {
+                held_up(
+                    &route,
+                    &mut status,
+                    State::waiting("IngressNotConfigured", error.to_string()),
+                    cx.now(),
+                );
+                cx.write_status(&*route, route.status.as_ref(), &status).await?;
+                return Err(error);
+            }
+        }
+    }
     if rollouts == old {
         cx.write_status(&*route, route.status.as_ref(), &status).await?;
         return Ok(again);
@@ -86,16 +107,19 @@ fn rollout_span(route: &Route, config: &Config) -> Duration {
     given.unwrap_or(config.network.rollout)
 }
 
-/// A route is not ready while traffic still moves.
-fn under_way(route: &Route, status: &mut RouteStatus, now: Timestamp) {
-    let old = route.status.clone().unwrap_or_default().conditions;
-    let assigned = condition(&status.conditions, "AllTrafficAssigned") == Some(true);
-    if assigned {
-        let why = "A gradual rollout of the latest revision(s) is in progress.";
+/// Whether it is known which revisions all of the traffic goes to.
+fn is_assigned(status: &RouteStatus) -> bool {
+    condition(&status.conditions, "AllTrafficAssigned") == Some(true)
+}
+
+/// A route whose revisions are known is not ready yet: while traffic still moves, or while it has not its names.
+fn held_up(route: &Route, status: &mut RouteStatus, why: State, now: Timestamp) {
+    if is_assigned(status) {
+        let old = route.status.clone().unwrap_or_default().conditions;
         let counting = [
             ("AllTrafficAssigned", State::True),
             ("CertificateProvisioned", State::True),
-            ("IngressReady", State::waiting("RolloutInProgress", why)),
+            ("IngressReady", why),
         ];
         status.conditions = assemble(&old, &counting, &[], now);
     }
@@ -129,10 +153,14 @@ impl<'a> Hosts<'a> {
         Some(self.config.network.host(&self.named, tag, self.outside?))
     }
 
+    /// What the route (empty) or a tag is called in its namespace.
+    pub(crate) fn name(&self, tag: &str) -> String {
+        self.config.network.name(&self.named, tag)
+    }
+
     /// The host reached from inside the cluster.
     pub(crate) fn inside(&self, tag: &str) -> String {
-        let prefix = if tag.is_empty() { String::new() } else { format!("{tag}-") };
-        format!("{prefix}{}.{}.{}", self.named.name, self.named.namespace, names::CLUSTER_DOMAIN)
+        format!("{}.{}.{}", self.name(tag), self.named.namespace, names::CLUSTER_DOMAIN)
     }
 
     fn url(&self, tag: &str) -> String {

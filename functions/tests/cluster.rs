@@ -120,7 +120,8 @@ impl Cluster {
         }
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let asked = Asked::default();
-        let functions = Functions::start(counted(client.clone(), asked.clone()), listener, settings).unwrap();
+        let functions =
+            Functions::start(counted(client.clone(), asked.clone()), [listener], settings).unwrap();
         Self { api, client, functions, seen, asked }
     }
 
@@ -335,7 +336,7 @@ async fn a_service_takes_few_requests_however_many_there_are() {
         let count =
             |method: &str| after.get(method).copied().unwrap_or(0) - before.get(method).copied().unwrap_or(0);
         let n = range.len();
-        // Three objects are made, four statuses written, one label changed. The odd attempt meets a cache that is
+        // Four objects are made, four statuses written, one label changed. The odd attempt meets a cache that is
         // a moment behind.
         for (method, most) in [("POST", 5 * n), ("PATCH", 6 * n - 1), ("GET", 3 * n), ("PUT", 0)] {
             assert!(count(method) <= most, "{method} for {n} services: {before:?} {after:?}");

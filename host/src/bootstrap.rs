@@ -79,39 +79,56 @@ pub(crate) async fn reserve_node(client: &Client, name: &str) -> kube::Result<()
     }
 }
 
-/// Where this server answers the cluster's names.
+/// Services of the cluster's own that lead to this server.
 #[derive(Clone)]
-pub(crate) struct Names {
+pub(crate) struct Leading {
     pub(crate) client: Client,
-    /// The address that pods ask.
-    pub(crate) service: Ipv4Addr,
-    pub(crate) server: SocketAddr,
+    pub(crate) objects: Vec<Value>,
 }
 
-impl Names {
-    /// Makes the service of the cluster's DNS server lead to this one.
+impl Leading {
+    /// Makes them lead here.
     ///
     /// # Errors
     /// When the API refuses an object, for instance because another service has the address.
     pub(crate) async fn write(&self) -> Result<()> {
-        let ports = |port: u16| json!([{"name": "dns", "port": port, "protocol": "UDP"}, {"name": "dns-tcp", "port": port, "protocol": "TCP"}]);
-        let service = json!({
-            "apiVersion": "v1", "kind": "Service",
-            "metadata": {"name": "kube-dns", "namespace": "kube-system", "labels": {
-                "k8s-app": "kube-dns", "kubernetes.io/cluster-service": "true", "kubernetes.io/name": "CoreDNS",
-            }},
-            "spec": {"clusterIP": self.service, "ports": ports(53)},
-        });
-        let slice = json!({
-            "apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice",
-            "metadata": {"name": "kube-dns", "namespace": "kube-system", "labels": {"kubernetes.io/service-name": "kube-dns"}},
-            "addressType": "IPv4",
-            "endpoints": [{"addresses": [self.server.ip()], "conditions": {"ready": true}}],
-            "ports": ports(self.server.port()),
-        });
-        apply(&self.client, &service).await?;
-        apply(&self.client, &slice).await
+        let applied = |object: Value| {
+            let client = self.client.clone();
+            async move { apply(&client, &object).await }
+        };
+        at_once(self.objects.clone().into_iter().map(applied)).await
     }
+}
+
+/// The service of the cluster's DNS server, at the address that pods ask, with where it is.
+pub(crate) fn names(service: Ipv4Addr, server: SocketAddr) -> [Value; 2] {
+    let ports = |port: u16| json!([{"name": "dns", "port": port, "protocol": "UDP"}, {"name": "dns-tcp", "port": port, "protocol": "TCP"}]);
+    let labels = json!({
+        "k8s-app": "kube-dns", "kubernetes.io/cluster-service": "true", "kubernetes.io/name": "CoreDNS",
+    });
+    let metadata = json!({"name": "kube-dns", "namespace": "kube-system", "labels": labels});
+    let spec = json!({"clusterIP": service, "ports": ports(53)});
+    leading(metadata, spec, server, ports(server.port()))
+}
+
+/// The service of the functions' gateway, which is what the names of functions in the cluster stand for.
+pub(crate) fn gateway(server: SocketAddr) -> [Value; 2] {
+    let ports = |port: u16| json!([{"name": "http2", "port": port, "protocol": "TCP"}]);
+    let metadata = json!({"name": "gateway", "namespace": wasmk_functions::NAMESPACE});
+    leading(metadata, json!({"ports": ports(80)}), server, ports(server.port()))
+}
+
+/// A service and its one endpoint.
+fn leading(metadata: Value, spec: Value, server: SocketAddr, ports: Value) -> [Value; 2] {
+    let (name, namespace) = (&metadata["name"], &metadata["namespace"]);
+    let slice = json!({
+        "apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice",
+        "metadata": {"name": name, "namespace": namespace, "labels": {"kubernetes.io/service-name": name}},
+        "addressType": "IPv4",
+        "endpoints": [{"addresses": [server.ip()], "conditions": {"ready": true}}],
+        "ports": ports,
+    });
+    [json!({"apiVersion": "v1", "kind": "Service", "metadata": metadata, "spec": spec}), slice]
 }
 
 /// Makes an object that is the administrator's once it is there, unless it is.
@@ -197,7 +214,8 @@ fn objects(running: &Running, ca: &str) -> Vec<Value> {
                 {"apiGroups": ["eventing.knative.dev", "sources.knative.dev", "core.spinkube.dev"], "resources": ["*"], "verbs": ["*"]},
                 // An ApiServerSource sees what its service account may see.
                 {"apiGroups": [""], "resources": ["serviceaccounts"], "verbs": ["impersonate"]},
-                {"apiGroups": [""], "resources": ["services"], "verbs": ["get"]},
+                // The names of functions in the cluster.
+                {"apiGroups": [""], "resources": ["services"], "verbs": ["get", "list", "watch", "create", "update", "delete"]},
                 {"apiGroups": ["autoscaling"], "resources": ["horizontalpodautoscalers"], "verbs": ["*"]},
                 {"apiGroups": [""], "resources": ["pods", "configmaps"], "verbs": ["get", "list", "watch"]},
                 // Who is inside the cluster: hosts that only the cluster is to reach are answered to nobody else.

@@ -32,7 +32,7 @@ use wasmk_store::{Embedded, Store};
 use crate::{
     access::Access,
     agent,
-    bootstrap::{self, Names},
+    bootstrap::{self, Leading},
     control,
     controllers::Control,
     data_dir::{Claim, DataDir, Running},
@@ -45,7 +45,7 @@ use crate::{
     renewal::{self, Authority},
     store::{Opened, StoreSettings},
 };
-use listen::{bind, ingress_certificate, inside_listener, outside};
+use listen::{bind, ingress_certificate, inside_door, inside_listener, outside};
 
 /// The name the API has towards servers of aggregated APIs.
 const FRONT_PROXY: &str = "front-proxy-client";
@@ -205,8 +205,13 @@ impl Cluster {
         bootstrap::write(&writer, &cluster.running, &trusted)
             .await
             .context("cannot write what every cluster has")?;
-        let names = cluster.names(&settings).await;
-        cluster.control(&settings, signer, names, (controlled, failed));
+        let door = if settings.controls() {
+            inside_door(&settings.pod_range, cluster.running.gateway).await
+        } else {
+            None
+        };
+        let leading = cluster.leading(&settings, door.as_ref().map(|door| door.address)).await;
+        cluster.control(&settings, signer, leading, (controlled, failed));
         let https = https.zip(fallback);
         if http.is_some() || https.is_some() {
             cluster.start_ingress(Listeners { http, https });
@@ -218,7 +223,8 @@ impl Cluster {
             }
             cluster.node = Some(start_node(&cluster.api, name, &settings, &links).await?);
         }
-        cluster.functions = cluster.start_functions(&settings, live, gateway_listener)?;
+        let listeners = [Some(gateway_listener), door.and_then(|door| door.listener)];
+        cluster.functions = cluster.start_functions(&settings, live, listeners.into_iter().flatten())?;
         cluster._claim.publish(&cluster.running)?;
         Ok(cluster)
     }
@@ -266,28 +272,33 @@ impl Cluster {
         }
     }
 
-    /// Answers names. Where several servers do, the service leads to the one that runs the controllers, which gets
-    /// this back to say so; else it leads here at once.
-    async fn names(&self, settings: &Settings) -> Option<Names> {
-        let led = settings.store.is_shared() && settings.controls();
-        let started = async {
-            let names = self.start_dns(settings).await?;
-            if !led {
-                names.write().await?;
-            }
-            anyhow::Ok(names)
-        };
-        let outcome = started.await.inspect_err(|error| {
-            tracing::warn!(error = format!("{error:#}"), "the cluster has no DNS server");
-        });
-        outcome.ok().filter(|_| led)
+    /// Answers names, and has the services of the DNS server and of the gateway's door lead here. Where several
+    /// servers do that, they lead to the one that runs the controllers, which gets this back to say so; else they
+    /// lead here at once.
+    async fn leading(&self, settings: &Settings, door: Option<SocketAddr>) -> Leading {
+        let mut objects = Vec::new();
+        match self.start_dns(settings).await {
+            Ok(names) => objects.extend(names),
+            Err(error) => tracing::warn!(error = format!("{error:#}"), "the cluster has no DNS server"),
+        }
+        objects.extend(door.into_iter().flat_map(bootstrap::gateway));
+        let leading = Leading { client: self.client_of("system:masters"), objects };
+        if !(settings.store.is_shared() && settings.controls())
+            && let Err(error) = leading.write().await
+        {
+            tracing::warn!(
+                error = format!("{error:#}"),
+                "cannot write the services of the DNS server and the gateway"
+            );
+        }
+        leading
     }
 
     fn control(
         &self,
         settings: &Settings,
         signer: watch::Receiver<Authority>,
-        names: Option<Names>,
+        leading: Leading,
         (running, failed): (Arc<AtomicBool>, mpsc::Sender<String>),
     ) {
         if !settings.controls() {
@@ -305,7 +316,7 @@ impl Cluster {
         let scheduler = self.client("system:kube-scheduler");
         let accounts: Accounts = Arc::new(self.api.accounts("kube-controller-manager"));
         let profiles = settings.scheduler.clone();
-        let control = Control { client, scheduler, accounts, settings: wanted, profiles, signer, names };
+        let control = Control { client, scheduler, accounts, settings: wanted, profiles, signer, leading };
         let shared = settings.store.is_shared();
         let controllers = control.run(shared, self.stop.clone());
         running.store(true, Ordering::Relaxed);
@@ -343,7 +354,7 @@ impl Cluster {
         &self,
         settings: &Settings,
         live: Live,
-        listener: TcpListener,
+        listeners: impl Iterator<Item = TcpListener>,
     ) -> std::io::Result<Option<Functions>> {
         if !settings.controls() {
             return Ok(None);
@@ -354,7 +365,7 @@ impl Cluster {
         };
         let client = self.client("system:serviceaccount:knative-serving:controller");
         let wanted = wasmk_functions::Settings { live, executor };
-        Functions::start(client, listener, wanted).map(Some)
+        Functions::start(client, listeners, wanted).map(Some)
     }
 }
 

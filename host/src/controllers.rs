@@ -11,7 +11,7 @@ use wasmk_controllers::{
     run_in, scheduler,
 };
 
-use crate::{bootstrap::Names, renewal::Authority};
+use crate::{bootstrap::Leading, renewal::Authority};
 
 /// The lease of the server that runs them.
 const LEASE: &str = "kube-controller-manager";
@@ -33,8 +33,8 @@ pub(crate) struct Control {
     pub(crate) profiles: scheduler::Settings,
     /// What they sign by and publish.
     pub(crate) signer: watch::Receiver<Authority>,
-    /// Where names are answered, if that is to be said while this server leads.
-    pub(crate) names: Option<Names>,
+    /// The services that are to lead here while this server leads.
+    pub(crate) leading: Leading,
 }
 
 impl Control {
@@ -47,7 +47,7 @@ impl Control {
         let work = |term| {
             let control = self.clone();
             async move {
-                let publishing = publish(control.names.clone());
+                let publishing = publish(control.leading.clone());
                 tokio::select! {
                     ended = control.work(term) => ended,
                     never = publishing => match never {},
@@ -92,12 +92,12 @@ impl Control {
     }
 }
 
-/// Lets the cluster's names be asked for here, and goes on trying until they are.
-async fn publish(names: Option<Names>) -> Infallible {
-    while let Some(Err(error)) = async { Some(names.as_ref()?.write().await) }.await {
+/// Makes services lead here, and goes on trying until they do.
+async fn publish(leading: Leading) -> Infallible {
+    while let Err(error) = leading.write().await {
         tracing::warn!(
             error = format!("{error:#}"),
-            "cannot write the service of the DNS server; trying again"
+            "cannot write the services of the DNS server and the gateway; trying again"
         );
         tokio::time::sleep(RETRY).await;
     }

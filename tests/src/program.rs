@@ -70,7 +70,8 @@ impl Program {
     fn start_at(dir: TempDir, range: PodRange, flags: &[&str]) -> Self {
         let log = std::fs::File::create(dir.path().join("up.log")).expect("a log file");
         let child = Command::new(binary())
-            .args(["up", "--gateway-addr", "127.0.0.1:0"])
+            .arg("up")
+            .args(unless(flags, ["--gateway-addr", "127.0.0.1:0"]))
             .args(unless(flags, ["--api-addr", "127.0.0.1:0"]))
             .args([
                 "--registry-addr",

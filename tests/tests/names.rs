@@ -95,6 +95,10 @@ fn services_and_pods_have_names() {
     place.sh("kubectl rollout status sts/vault --timeout=60s");
     let first: Ipv4Addr = place.value("pod/vault-0", "{.status.podIP}").parse().unwrap();
     assert_eq!(addresses("vault-0.vault.dns.svc.cluster.local", 1), [first]);
+    // A Service may be another name for one.
+    place.sh("kubectl create service externalname alias --external-name front.dns.svc.cluster.local");
+    let all = CLUSTER.until("an alias", |_| ask("alias.dns.svc.cluster.local"), |(code, _)| *code == 0).1;
+    assert!(matches!(all[..], [(5, _), (1, address)] if Ipv4Addr::from(address) == front), "{all:?}");
     // Records follow their service.
     assert_eq!(ask("late.dns.svc.cluster.local").0, 3);
     place.sh("kubectl create service clusterip late --tcp=80");

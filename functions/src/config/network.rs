@@ -56,12 +56,17 @@ impl Network {
         })
     }
 
-    /// The host of a route, or of one of its tags, under a suffix.
-    pub(crate) fn host(&self, route: &Named<'_>, tag: &str, domain: &str) -> String {
-        let name = match tag {
+    /// The name of a route, or of one of its tags.
+    pub(crate) fn name(&self, route: &Named<'_>, tag: &str) -> String {
+        match tag {
             "" => route.name.to_string(),
             tag => self.tag.text(route, &[("Name", route.name), ("Tag", tag)]),
-        };
+        }
+    }
+
+    /// The host of a route, or of one of its tags, under a suffix.
+    pub(crate) fn host(&self, route: &Named<'_>, tag: &str, domain: &str) -> String {
+        let name = self.name(route, tag);
         self.domain.text(route, &[("Name", &name), ("Namespace", route.namespace), ("Domain", domain)])
     }
 }

@@ -34,6 +34,12 @@ pub(super) fn is_inner(host: &str) -> bool {
     rest.is_some_and(|rest| rest.ends_with('.'))
 }
 
+/// The host that a name with its namespace means: `web.shop` is `web.shop.svc`, as the search paths of pods have it.
+pub(super) fn in_full(host: &str) -> Option<String> {
+    let (name, namespace) = host.split_once('.')?;
+    (!name.is_empty() && !namespace.is_empty() && !namespace.contains('.')).then(|| format!("{host}.svc"))
+}
+
 /// Whether an address is this machine's own, for sure.
 pub(super) fn is_here(address: SocketAddr) -> bool {
     address.ip().to_canonical().is_loopback()
@@ -123,6 +129,19 @@ mod tests {
             ("svc", false),
         ] {
             assert_eq!(is_inner(host), expect, "{host}");
+        }
+    }
+
+    #[test]
+    fn names_with_their_namespace() {
+        for (host, expect) in [
+            ("web.shop", Some("web.shop.svc")),
+            ("web", None),
+            ("web.", None),
+            (".shop", None),
+            ("web.shop.svc", None),
+        ] {
+            assert_eq!(in_full(host).as_deref(), expect, "{host}");
         }
     }
 

@@ -49,7 +49,7 @@ pub use self::{
 };
 use self::{
     body::Held,
-    inside::{Inside, is_here, is_inner},
+    inside::{Inside, in_full, is_here, is_inner},
     pods::Way,
     turns::Turns,
     watch::Watch,
@@ -89,6 +89,8 @@ pub struct Gateway {
     turns: Turns,
     ingress: OnceLock<Arc<dyn Ingress>>,
     inside: OnceLock<Inside>,
+    /// For the connections of all listeners.
+    permits: Arc<Semaphore>,
 }
 
 /// Takes events for brokers, at a host of their own.
@@ -163,13 +165,14 @@ impl Gateway {
             turns: Turns::new(MAX_IN_PLACE),
             ingress: OnceLock::new(),
             inside: OnceLock::new(),
+            permits: Arc::new(Semaphore::new(MAX_CONNECTIONS)),
         }
     }
 
     /// Accepts connections (HTTP/1.1, or HTTP/2 with prior knowledge) until told to stop, then lets
-    /// running requests finish.
+    /// running requests finish. Several listeners may be served side by side.
     pub async fn serve(self: Arc<Self>, listener: TcpListener, stop: CancellationToken) {
-        let permits = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+        let permits = self.permits.clone();
         let graceful = GracefulShutdown::new();
         loop {
             let accepted = async {
@@ -238,9 +241,10 @@ impl Gateway {
         let _ = self.inside.set(Inside::new(client));
     }
 
-    /// Whether a peer that is not on this machine belongs to the cluster.
+    /// Whether a peer belongs to the cluster.
     async fn is_inside(&self, peer: &Peer) -> bool {
         match self.inside.get() {
+            _ if peer.here => true,
             Some(inside) => inside.has(peer.address.ip()).await,
             None => false,
         }
@@ -249,15 +253,21 @@ impl Gateway {
     /// Answers one request.
     pub async fn route(&self, request: Request<Body>, peer: &Peer) -> Response<Answer> {
         let begun = Instant::now();
-        if !peer.here
-            && let Some(host) = inner_host(&request)
+        if let Some(host) = inner_host(&request)
             && !self.is_inside(peer).await
         {
             return Refusal::Unknown(host).response(None);
         }
         let log =
             self.live.peek().request_log.then(|| format!("{} {}", request.method(), request.uri().path()));
-        let answered = match self.find(&request) {
+        let found = match self.find(&request) {
+            Err(Refusal::Unknown(host)) => match self.short(&host, peer).await {
+                Some(site) => Ok(self.choose(&site, &request)),
+                None => Err(Refusal::Unknown(host)),
+            },
+            found => found,
+        };
+        let answered = match found {
             Ok(Ok(member)) => Ok(member),
             Ok(Err(key)) => self.fleet.wait(&key, UNKNOWN).await.ok_or(Refusal::Starting),
             Err(Refusal::Unknown(host)) if is_ingress(&host) => {
@@ -281,17 +291,29 @@ impl Gateway {
         response
     }
 
+    /// What a host that nobody has leads to: inside the cluster a name and a namespace are enough.
+    async fn short(&self, host: &str, peer: &Peer) -> Option<Arc<Site>> {
+        // It is looked up first: strangers who ask for what there is not are no reason to ask the API.
+        let site = self.table.find(&in_full(host)?)?;
+        self.is_inside(peer).await.then_some(site)
+    }
+
     /// The revision a request is for; its key where it is not known yet.
     fn find(&self, request: &Request<Body>) -> Result<Result<Arc<Member>, Key>, Refusal> {
         let host = request_host(host_of(request).ok_or(Refusal::NoHost)?);
         let site = self.table.find(&host).ok_or_else(|| Refusal::Unknown(host.to_string()))?;
+        Ok(self.choose(&site, request))
+    }
+
+    /// The revision of a site that gets a request; its key where it is not known yet.
+    fn choose(&self, site: &Site, request: &Request<Body>) -> Result<Arc<Member>, Key> {
         let tagged = request.headers().get(&TAG).and_then(|tag| tag.to_str().ok());
         let tagged = tagged.filter(|_| self.live.peek().features.has("tag-header-based-routing"));
         let target = tagged
             .and_then(|tag| site.tagged(tag))
             .or_else(|| site.only())
             .unwrap_or_else(|| site.pick(rand::random()));
-        Ok(target.member(&self.fleet).ok_or_else(|| target.key().clone()))
+        target.member(&self.fleet).ok_or_else(|| target.key().clone())
     }
 
     async fn answer(

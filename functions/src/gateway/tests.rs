@@ -136,10 +136,11 @@ async fn hosts_of_the_cluster_are_answered_inside_alone() {
     }
     world.gateway.set_ingress(Arc::new(Broker));
     let broker = "broker-ingress.knative-eventing.svc.cluster.local";
-    for host in ["hello.default.svc.cluster.local", "Hello.Default.svc:80", broker] {
+    for host in ["hello.default.svc.cluster.local", "Hello.Default.svc:80", "Hello.default:80", broker] {
         assert_eq!(world.call(&[("host", host)]).await.0, 404, "{host}");
         assert_eq!(world.call_from([127, 0, 0, 1], &[("host", host)]).await.0, 200, "{host}");
     }
+    assert_eq!(world.call_from([127, 0, 0, 1], &[("host", "hello")]).await.0, 404, "of which namespace?");
     assert_eq!(world.call(&[]).await.0, 200, "it has a host outside, too");
 }
 

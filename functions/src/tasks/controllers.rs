@@ -2,10 +2,14 @@
 
 use std::{collections::BTreeSet, sync::Arc};
 
-use k8s_openapi::{api::apps::v1::Deployment, apimachinery::pkg::apis::meta::v1::ObjectMeta};
+use k8s_openapi::{
+    api::{apps::v1::Deployment, core::v1::Service as Placeholder},
+    apimachinery::pkg::apis::meta::v1::ObjectMeta,
+};
 use kube::{Api, Client, ResourceExt, runtime::watcher};
 use wasmk_api::knative::{
-    CONFIGURATION_LABEL, Configuration, REVISION_UID_LABEL, Revision, Route, SERVICE_LABEL, Service, label,
+    CONFIGURATION_LABEL, Configuration, REVISION_UID_LABEL, ROUTE_LABEL, Revision, Route, SERVICE_LABEL,
+    Service, label,
 };
 
 use super::{Settings, hosts::Hosts};
@@ -18,6 +22,7 @@ use crate::{
     fleet::{Fleet, Key},
     gateway::Gateway,
     passes::{self, Queue},
+    placeholders,
     references::{References, What},
     revision, route, service, spin,
     workloads::Workloads,
@@ -58,6 +63,7 @@ impl Controllers {
             }),
             routes: Cache::new(),
             mappings: Cache::indexed(domain_mapping::found_under),
+            placeholders: Cache::indexed(placeholders::found_under),
             deployments: Cache::new(),
             apps: Cache::new(),
         };
@@ -85,6 +91,7 @@ impl Controllers {
     async fn watch(&self, client: Client) {
         let (there, any) = (&self.cx.there, watcher::Config::default);
         let revisions_only = any().labels(REVISION_UID_LABEL);
+        let routes_only = any().labels(ROUTE_LABEL);
         tokio::join!(
             follow(there.services.clone(), Api::all(client.clone()), any(), |s, _| self.service(s)),
             follow(there.configurations.clone(), Api::all(client.clone()), any(), |c, _| self
@@ -98,6 +105,8 @@ impl Controllers {
                 self.queues.mappings.add(key_of(&**m));
                 self.hosts.mapping(m);
             }),
+            follow(there.placeholders.clone(), Api::all(client.clone()), routes_only, |s, _| self
+                .placeholder(s)),
             follow(there.deployments.clone(), Api::all(client.clone()), revisions_only, |d, change| self
                 .deployment(d, change)),
             follow(there.apps.clone(), Api::all_with(client, &spin::resource()), any(), |a, _| {
@@ -134,6 +143,10 @@ impl Controllers {
         self.queues.mappings.extend(keys(&self.cx.there.mappings.under(&key)));
         self.queues.routes.add(key);
         self.hosts.route(route);
+    }
+
+    fn placeholder(&self, service: &Placeholder) {
+        self.queues.routes.extend(placeholders::found_under(service));
     }
 
     fn deployment(&self, deployment: &Deployment, change: Change) {
@@ -184,6 +197,7 @@ impl Controllers {
             there.configurations.listed().await;
             there.revisions.listed().await;
             there.routes.listed().await;
+            there.placeholders.listed().await;
             there.deployments.listed().await;
             let cx = || self.cx.clone();
             tokio::join!(

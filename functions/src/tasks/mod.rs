@@ -49,11 +49,15 @@ pub struct Functions {
 }
 
 impl Functions {
-    /// Starts everything; the gateway takes connections of `listener`, on threads of its own.
+    /// Starts everything; the gateway takes connections of all `listeners`, on threads of its own.
     ///
     /// # Errors
     /// When these threads cannot be started.
-    pub fn start(client: Client, listener: TcpListener, settings: Settings) -> io::Result<Self> {
+    pub fn start(
+        client: Client,
+        listeners: impl IntoIterator<Item = TcpListener>,
+        settings: Settings,
+    ) -> io::Result<Self> {
         let fleet = Arc::new(Fleet::default());
         let live = settings.live.clone();
         let gateway = Arc::new(Gateway::new(fleet.clone(), live.clone()));
@@ -73,8 +77,10 @@ impl Functions {
             tasks.await;
             drop(events);
         });
-        let serve = all.gateway.clone().serve(listener, all.stop.clone());
-        all.tasks.spawn_on(serve, all.threads.handle());
+        for listener in listeners {
+            let serve = all.gateway.clone().serve(listener, all.stop.clone());
+            all.tasks.spawn_on(serve, all.threads.handle());
+        }
         all.tasks.close();
         Ok(all)
     }

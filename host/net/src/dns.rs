@@ -21,7 +21,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     bind::Acceptor,
-    names::{Answer, DOMAIN, resolve},
+    names::{Answer, DOMAIN, MAX_ALIASES, resolve},
     srv::{self, Srv},
     view::View,
 };
@@ -141,9 +141,31 @@ impl Server {
             (None, None) => (NO_SUCH_NAME, Vec::new()),
             (Some(ports), _) => (NO_ERROR, ports_of(&ports, question.kind)),
             (None, Some(Answer::Addresses(addresses))) => (NO_ERROR, addresses_of(&addresses, question.kind)),
-            (None, Some(Answer::Alias(target))) => (NO_ERROR, alias(&target, question.kind).await),
+            (None, Some(Answer::Alias(target))) => (NO_ERROR, self.alias(target, question.kind).await),
         };
         Some(reply(message, &question, code, &records, limit))
+    }
+
+    /// The other name, those that it stands for in turn, and the addresses of the last.
+    async fn alias(&self, mut target: String, kind: u16) -> Vec<Record> {
+        let mut records = Vec::new();
+        for _ in 0..MAX_ALIASES {
+            records.push((CNAME, encoded(&target)));
+            let name = target.trim_end_matches('.').to_lowercase();
+            if !is_ours(&name) {
+                records.extend(addresses_elsewhere(&name, kind).await);
+                break;
+            }
+            match lookup(&name, |name| resolve(&self.view, "default", name)) {
+                Some(Answer::Alias(next)) => target = next,
+                Some(Answer::Addresses(addresses)) => {
+                    records.extend(addresses_of(&addresses, kind));
+                    break;
+                }
+                None => break,
+            }
+        }
+        records
     }
 
     /// Another server's answer.
@@ -254,8 +276,13 @@ impl Question {
     }
 
     fn is_ours(&self) -> bool {
-        self.name == DOMAIN || self.name.strip_suffix(DOMAIN).is_some_and(|rest| rest.ends_with('.'))
+        is_ours(&self.name)
     }
+}
+
+/// Whether a name is one of the cluster's; in lower case, without the last dot.
+fn is_ours(name: &str) -> bool {
+    name == DOMAIN || name.strip_suffix(DOMAIN).is_some_and(|rest| rest.ends_with('.'))
 }
 
 /// What a name of the cluster stands for.
@@ -294,16 +321,14 @@ fn ports_of(ports: &[Srv], kind: u16) -> Vec<Record> {
     if kind == SRV || kind == ANY { ports.iter().map(record).collect() } else { Vec::new() }
 }
 
-/// The other name, and where that leads.
-async fn alias(target: &str, kind: u16) -> Vec<Record> {
-    let mut records = vec![(CNAME, encoded(target))];
-    if kind == A
-        && let Ok(Ok(found)) = timeout(PATIENCE, lookup_host((target, 0))).await
-    {
-        let addresses: Vec<IpAddr> = found.map(|a| a.ip()).collect();
-        records.extend(addresses_of(&addresses, A));
+/// The addresses of a name outside the cluster.
+async fn addresses_elsewhere(name: &str, kind: u16) -> Vec<Record> {
+    if kind != A {
+        return Vec::new();
     }
-    records
+    let found = timeout(PATIENCE, lookup_host((name, 0))).await;
+    let addresses: Vec<IpAddr> = found.into_iter().flatten().flatten().map(|a| a.ip()).collect();
+    addresses_of(&addresses, A)
 }
 
 /// A name as labels with their lengths.

@@ -13,18 +13,26 @@ use crate::{slices::Slices, srv::dashed, view::View};
 /// Domain of the cluster.
 pub const DOMAIN: &str = "cluster.local";
 
+/// Names that stand for other names are followed so often.
+pub const MAX_ALIASES: usize = 4;
+
 /// What a cluster name stands for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Answer {
     /// These addresses; none when the name exists and nothing is ready.
     Addresses(Vec<IpAddr>),
-    /// Another name, outside the cluster (`ExternalName`).
+    /// Another name, of the cluster or not (`ExternalName`).
     Alias(String),
 }
 
 /// Looks a name up as a pod of `namespace` would; `None` when it is not one of the cluster's.
 pub fn resolve(view: &View, namespace: &str, name: &str) -> Option<Answer> {
     candidates(namespace, name).into_iter().find_map(|(ns, service, host)| {
+        let alias = || view.alias(&ns, &service).map(|target| Answer::Alias(target.to_string()));
+        // Below another name there is nothing.
+        if let Some(alias) = host.is_none().then(alias).flatten() {
+            return Some(alias);
+        }
         let service = view.service(&ns, &service)?;
         answer(&service, host.as_deref(), || view.slices())
     })
@@ -56,9 +64,6 @@ fn candidates(namespace: &str, name: &str) -> Vec<(String, String, Option<String
 
 fn answer(service: &Service, host: Option<&str>, slices: impl Fn() -> Arc<Slices>) -> Option<Answer> {
     let spec = service.spec.as_ref()?;
-    if spec.type_.as_deref() == Some("ExternalName") {
-        return spec.external_name.clone().map(Answer::Alias);
-    }
     let ip = spec.cluster_ip.as_deref().and_then(|ip| ip.parse::<IpAddr>().ok());
     if let (Some(ip), None) = (ip, host) {
         return Some(Answer::Addresses(vec![ip]));
@@ -152,7 +157,5 @@ mod tests {
         check(json!({"clusterIP": "None"}), Some("db-7"), None);
         let all = json!({"clusterIP": "None", "publishNotReadyAddresses": true});
         check(all, None, ips(&["127.42.0.2", "127.42.0.3", "127.42.0.4"]));
-        let alias = json!({"type": "ExternalName", "externalName": "x.example"});
-        check(alias, None, Some(Answer::Alias("x.example".into())));
     }
 }

@@ -12,7 +12,7 @@ use async_trait::async_trait;
 use http::request::Parts;
 use wasmk_net::{
     View,
-    names::{self, Answer},
+    names::{self, Answer, MAX_ALIASES},
     plan::{Listener, Protocol as Transport},
     policy::{End, Member, Policies, Table},
 };
@@ -20,9 +20,6 @@ use wasmk_runtime::{HttpTarget, Network, NetworkError, Protocol, host_and_port, 
 
 use crate::netns::Netns;
 use ports::Ports;
-
-/// Names that stand for other names are followed so often.
-const MAX_ALIASES: usize = 4;
 
 /// What all pods of a node know of the others.
 #[derive(Clone)]

@@ -4,6 +4,7 @@ use std::{net::SocketAddr, sync::Arc};
 
 use anyhow::{Context, Result, bail};
 use rustls::sign::CertifiedKey;
+use serde_json::Value;
 use tokio::{net::TcpListener, sync::watch};
 use wasmk_apiserver::Serving;
 use wasmk_net::ingress::Listeners;
@@ -11,7 +12,7 @@ use wasmk_registry::Storage;
 
 use super::{Cluster, Settings};
 use crate::{
-    bootstrap::Names,
+    bootstrap,
     pki::{Leaf, Pki, server_names},
     renewal::{self, Authority, Renewal},
 };
@@ -78,9 +79,9 @@ impl Cluster {
         self.tasks.spawn(wasmk_net::ingress::run(client, (view, policies), listeners, serving));
     }
 
-    /// Answers names on the last address of the pods' range, behind the service `kube-dns` at its usual place, which
-    /// the caller is to write.
-    pub(super) async fn start_dns(&self, settings: &Settings) -> Result<Names> {
+    /// Answers names on the last address of the pods' range, behind the service `kube-dns` at its usual place, whose
+    /// objects the caller is to write.
+    pub(super) async fn start_dns(&self, settings: &Settings) -> Result<[Value; 2]> {
         let last = wasmk_net::last_address(&settings.pod_range).context("the pods' range is none")?;
         let udp = wasmk_net::bind::udp(SocketAddr::from((last, 0)), false)?;
         let server = udp.local_addr()?;
@@ -91,8 +92,7 @@ impl Cluster {
         let (watching, answering) = (self.stop.clone(), self.stop.clone());
         self.tasks.spawn(async move { watching.run_until_cancelled(keep).await });
         self.tasks.spawn(wasmk_net::dns::serve(view, udp, tcp, upstream, answering));
-        let client = self.client_of("system:masters");
-        Ok(Names { client, service: settings.service_range.at(DNS_SERVICE), server })
+        Ok(bootstrap::names(settings.service_range.at(DNS_SERVICE), server))
     }
 }
 
@@ -109,6 +109,31 @@ pub(super) async fn inside_listener(pod_range: &str, api: SocketAddr) -> Option<
         Ok(listener) => Some(listener),
         Err(error) => {
             tracing::warn!(%address, %error, "pods cannot reach the API by its service");
+            None
+        }
+    }
+}
+
+/// The functions' gateway once more, where pods find it.
+pub(super) struct Door {
+    /// What an endpoint of its service is to be.
+    pub(super) address: SocketAddr,
+    /// None where the gateway itself listens on all addresses.
+    pub(super) listener: Option<TcpListener>,
+}
+
+/// The gateway's door inside: the last address of the pods' range, whatever address it has for others. `None` when it
+/// is not to be had; functions then have no names in the cluster.
+pub(super) async fn inside_door(pod_range: &str, gateway: SocketAddr) -> Option<Door> {
+    let last = wasmk_net::last_address(pod_range)?;
+    let address = SocketAddr::from((last, gateway.port()));
+    match TcpListener::bind(address).await {
+        Ok(listener) => Some(Door { address, listener: Some(listener) }),
+        Err(error) if gateway.ip().is_unspecified() && error.kind() == std::io::ErrorKind::AddrInUse => {
+            Some(Door { address, listener: None })
+        }
+        Err(error) => {
+            tracing::warn!(%address, %error, "pods cannot reach functions by their names in the cluster");
             None
         }
     }

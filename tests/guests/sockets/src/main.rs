@@ -20,7 +20,8 @@ fn main() {
         ["listen", address] => listen(parse(address)),
         ["send", address] => send(parse(address)),
         ["resolve", name] => resolve(name),
-        _ => panic!("usage: sockets connect|listen|send ADDRESS | resolve NAME"),
+        ["get", name] => get(name),
+        _ => panic!("usage: sockets connect|listen|send ADDRESS | resolve|get NAME"),
     };
     match result {
         Ok(text) => println!("{text}"),
@@ -60,6 +61,26 @@ fn connect(remote: IpSocketAddress) -> Result<String, ErrorCode> {
     }
     let own = show(socket.local_address()?);
     Ok(format!("{own} {}", String::from_utf8_lossy(&text)))
+}
+
+/// Prints what is behind the head of the answer that a host gives at port 80.
+fn get(name: &str) -> Result<String, ErrorCode> {
+    let found = resolve(name)?;
+    let remote = parse(&format!("{}:80", found.split(' ').next().unwrap_or("")));
+    let socket = create_tcp_socket(IpAddressFamily::Ipv4)?;
+    socket.start_connect(&instance_network(), remote)?;
+    socket.subscribe().block();
+    let (input, output) = socket.finish_connect()?;
+    let request = format!("GET / HTTP/1.1\r\nHost: {name}\r\nConnection: close\r\n\r\n");
+    if output.blocking_write_and_flush(request.as_bytes()).is_err() {
+        return Err(ErrorCode::ConnectionReset);
+    }
+    let mut text = Vec::new();
+    while let Ok(bytes) = input.blocking_read(1024) {
+        text.extend(bytes);
+    }
+    let text = String::from_utf8_lossy(&text).into_owned();
+    Ok(text.split_once("\r\n\r\n").map_or(text.clone(), |(_, body)| body.trim().into()))
 }
 
 /// Prints the address it listens on, takes one connection, and greets it.

@@ -1,0 +1,207 @@
+//! Functions by their names in the cluster: from pods of every kind and of every node, and from nowhere else.
+
+use std::{
+    net::{IpAddr, SocketAddr, UdpSocket},
+    process::Command,
+    sync::LazyLock,
+};
+
+use wasmk_tests::{
+    agent::{Agent, NO_CONTAINERS},
+    node::{Node, container, pod},
+    place::Place,
+    program::Program,
+};
+
+static CLUSTER: LazyLock<Program> = LazyLock::new(|| {
+    let program = Program::start_with(&["--gateway-addr", "0.0.0.0:0"]);
+    for guest in ["hello-http", "fetch-http", "sockets"] {
+        program.push(guest);
+    }
+    program
+});
+
+/// A function of a pushed guest that says hello to its own name; `metadata` is more of its YAML, `, field: value`.
+fn function(name: &str, guest: &str, metadata: &str) -> String {
+    format!(
+        "apiVersion: serving.knative.dev/v1\nkind: Service\nmetadata: {{name: {name}{metadata}}}\n\
+         spec: {{template: {{spec: {{containers: [{{image: '$REGISTRY/default/{guest}:1', env: [{{name: TARGET, value: {name}}}]}}]}}}}}}\n---\n"
+    )
+}
+
+const LOCAL: &str = ", labels: {networking.knative.dev/visibility: cluster-local}";
+
+fn ready(place: &Place, function: &str) {
+    place.sh(&format!("kubectl wait --for=condition=Ready ksvc/{function} --timeout=60s"));
+}
+
+/// The address of a new pod that fetches what it is asked for.
+fn fetcher(place: &Place, name: &str, more: &str) -> String {
+    place.sh(&format!("kubectl run {name} --image $REGISTRY/default/fetch-http:1 --port 8080 {more}"));
+    place.sh(&format!("kubectl wait --for=condition=Ready pod/{name} --timeout=60s"));
+    place.value(&format!("pod/{name}"), "{.status.podIP}")
+}
+
+/// Has a fetcher fetch until it gets that.
+fn fetches(place: &Place, by: &str, url: &str, expected: &str) {
+    place.until(&format!("curl -sS --max-time 10 'http://{by}:8080/?{url}'"), expected);
+}
+
+/// What a host answers to somebody who is neither a pod nor on this machine, for all that the gateway knows: to an
+/// address of this machine that is not its own alone.
+fn outside(host: &str) -> Option<String> {
+    let probe = UdpSocket::bind("0.0.0.0:0").expect("a socket");
+    // It is only asked which way that would be; nothing is sent.
+    probe.connect("192.0.2.1:9").ok()?;
+    let own = probe.local_addr().map(|address| address.ip()).ok().filter(|ip: &IpAddr| !ip.is_loopback())?;
+    let at = SocketAddr::new(own, CLUSTER.address("gateway").port());
+    let host = format!("Host: {host}");
+    let args = [
+        "-sS",
+        "--max-time",
+        "10",
+        "-o",
+        "/dev/null",
+        "-w",
+        "%{http_code}",
+        "-H",
+        &host,
+        &format!("http://{at}/"),
+    ];
+    let out = Command::new("curl").args(args).output().expect("curl runs");
+    Some(String::from_utf8_lossy(&out.stdout).into_owned())
+}
+
+#[test]
+fn pods_call_functions_by_their_names_and_strangers_do_not() {
+    let place = Place::new(&CLUSTER, "inside");
+    place.apply(&[function("open", "hello-http", ""), function("shut", "hello-http", LOCAL)].concat());
+    for name in ["open", "shut"] {
+        ready(&place, name);
+        let address = place.value(&format!("ksvc/{name}"), "{.status.address.url}");
+        assert_eq!(address, format!("http://{name}.inside.svc.cluster.local"));
+    }
+    let of_functions = "kubectl get pods -l serving.knative.dev/service -o name";
+    assert_eq!(place.sh(of_functions), "", "both are at rest");
+    let by = fetcher(&place, "caller", "");
+    for name in ["open", "shut"] {
+        for suffix in [".inside.svc.cluster.local", ".inside.svc", ".inside"] {
+            fetches(&place, &by, &format!("http://{name}{suffix}/"), &format!("hello {name}"));
+        }
+    }
+    let other = Place::new(&CLUSTER, "inside-other");
+    let by = fetcher(&other, "caller", "");
+    fetches(&other, &by, "http://shut.inside/", "hello shut");
+    // A function in place of a pod, and a program with sockets of its own.
+    place.apply(&function("relay", "fetch-http", ""));
+    ready(&place, "relay");
+    let relayed =
+        |_: &Program| CLUSTER.call("relay.inside.example.com", "/?http://shut.inside.svc.cluster.local/");
+    CLUSTER.until("a function's answer to a function", relayed, |answer| {
+        *answer == (200, "hello shut\n".into())
+    });
+    place.sh("kubectl run raw --image $REGISTRY/default/sockets:1 --restart Never -- get shut.inside.svc.cluster.local");
+    place.until("kubectl logs raw", "hello shut");
+
+    let Some(open) = outside("open.inside.example.com") else {
+        eprintln!("this machine has no address that others could use: nobody is outside");
+        return;
+    };
+    assert_eq!(open, "200");
+    for host in [
+        "shut.inside.svc.cluster.local",
+        "shut.inside.svc",
+        "shut.inside",
+        "open.inside",
+        "shut.inside.example.com",
+    ] {
+        assert_eq!(outside(host).as_deref(), Some("404"), "{host}");
+    }
+}
+
+#[test]
+fn names_come_and_go_with_routes_and_tags() {
+    let place = Place::new(&CLUSTER, "inside-names");
+    place.apply(&function("web", "hello-http", ""));
+    ready(&place, "web");
+    let row = place.sh("kubectl get svc web --no-headers | tr -s ' ' | cut -d' ' -f1-5");
+    assert_eq!(row, "web ExternalName <none> gateway.knative-serving.svc.cluster.local 80/TCP");
+    let value = |path: &str| place.value("svc/web", path);
+    assert_eq!(value("{.metadata.ownerReferences[0].kind}/{.metadata.ownerReferences[0].name}"), "Route/web");
+    assert_eq!(value("{.metadata.labels.serving\\.knative\\.dev/route}"), "web");
+    assert_eq!(value("{.metadata.labels.serving\\.knative\\.dev/service}"), "web");
+    let tagged = |tags: &str| {
+        let patch =
+            format!("{{\"spec\":{{\"traffic\":[{{\"latestRevision\":true,\"percent\":100}}{tags}]}}}}");
+        place.sh(&format!("kubectl patch ksvc web --type merge -p '{patch}'"));
+    };
+    tagged(",{\"revisionName\":\"web-00001\",\"tag\":\"first\"}");
+    let names = "kubectl get svc -l serving.knative.dev/route=web -o name";
+    place.until(names, "service/first-web\nservice/web");
+    let by = fetcher(&place, "caller", "");
+    for url in ["http://first-web.inside-names.svc.cluster.local/", "http://first-web.inside-names/"] {
+        fetches(&place, &by, url, "hello web");
+    }
+    // What somebody deletes is made again.
+    place.sh("kubectl delete svc first-web");
+    place.until(names, "service/first-web\nservice/web");
+    tagged("");
+    place.until(names, "service/web");
+    place.sh("kubectl delete ksvc web");
+    place.until("kubectl get svc -o name", "");
+    let gone = "curl -sS --max-time 10 -o /dev/null -w '%{http_code}'";
+    place.until(&format!("{gone} 'http://{by}:8080/?http://web.inside-names.svc.cluster.local/'"), "502");
+}
+
+#[test]
+fn a_name_that_somebody_has_stays_theirs() {
+    let place = Place::new(&CLUSTER, "inside-taken");
+    place.sh("kubectl create service clusterip web --tcp=80");
+    let before = place.value("svc/web", "{.metadata.uid} {.spec}");
+    place.apply(&function("web", "hello-http", ""));
+    let condition = |kind: &str, of: &str, path: &str| {
+        place.value(&format!("{of}/web"), &format!("{{.status.conditions[?(@.type==\"{kind}\")].{path}}}"))
+    };
+    place.until_value(
+        "route.serving.knative.dev/web",
+        "{.status.conditions[?(@.type==\"IngressReady\")].reason}",
+        "NotOwned",
+    );
+    let said = condition("IngressReady", "route.serving.knative.dev", "message");
+    assert_eq!(said, "There is an existing placeholder Service \"web\" that we do not own.");
+    place.until_value("ksvc/web", "{.status.conditions[?(@.type==\"Ready\")].status}", "False");
+    assert_eq!(condition("RoutesReady", "ksvc", "reason"), "NotOwned");
+    assert_eq!(place.value("svc/web", "{.metadata.uid} {.spec}"), before);
+    place.sh("kubectl delete svc web");
+    ready(&place, "web");
+    assert_eq!(place.value("svc/web", "{.spec.type}"), "ExternalName");
+}
+
+#[test]
+fn pods_of_another_node_call_functions_by_their_names() {
+    let place = Place::new(&CLUSTER, "inside-far");
+    let _agent = Agent::join(&CLUSTER, "edge", &NO_CONTAINERS);
+    CLUSTER.until_value("node/edge", "{.status.conditions[?(@.type=='Ready')].status}", "True");
+    place.apply(&function("shut", "hello-http", LOCAL));
+    ready(&place, "shut");
+    let by = fetcher(&place, "caller", "--overrides='{\"spec\":{\"nodeName\":\"edge\"}}'");
+    for url in ["http://shut.inside-far.svc.cluster.local/", "http://shut.inside-far/"] {
+        fetches(&place, &by, url, "hello shut");
+    }
+}
+
+#[test]
+fn containers_call_functions_by_their_names() {
+    let Some(node) = Node::start() else { return };
+    let p = &node.program;
+    let image = p.push("hello-http");
+    p.apply(&function("shut", "hello-http", LOCAL).replace("$REGISTRY/default/hello-http:1", &image));
+    p.kubectl(&["wait", "--for=condition=Ready", "ksvc/shut", "--timeout=60s"]);
+    p.apply(&pod("caller", "", &[container("main", "sleep 600", "")]));
+    p.until_row("caller", "1/1 Running");
+    for host in ["shut.default.svc.cluster.local", "shut.default.svc", "shut.default"] {
+        let line = format!("timeout 10 wget -q -O - http://{host}/ 2>&1 || true");
+        p.until(host, |p| p.within("caller", &line), |said| said == "hello shut\n");
+    }
+    p.kubectl(&["delete", "pod", "caller", "--now"]);
+}

@@ -17,7 +17,7 @@ use wasmk_node::{
 };
 use wasmk_wall::Wall;
 
-use crate::{data_dir::DataDir, join::Identity, rotating::Rotating};
+use crate::{data_dir::DataDir, door, join::Identity, rotating::Rotating};
 
 /// Longest time for pods to end when the agent stops.
 const STOP: Duration = Duration::from_secs(30);
@@ -54,7 +54,9 @@ impl Agent {
         let serve = move |stream| wasmk_node::serve_stream(router.clone(), stream);
         let (server, _, _) = identity.parts()?;
         let tls = Arc::new(ArcSwap::new(tls(identity)?));
-        tasks.spawn(tunnel::run(channel(&server, tls.clone())?, name.to_string(), serve, stop.clone()));
+        let (channel, uplink) = (channel(&server, tls.clone())?, tunnel::Uplink::default());
+        tasks.spawn(tunnel::run(channel, name.to_string(), serve, uplink.clone(), stop.clone()));
+        tasks.spawn(door::keep(client.client(), uplink, stop.clone()));
         let renewal =
             Renewal { name: name.into(), data: data.clone(), identity: identity.clone(), client, tls };
         tasks.spawn(renewal.run(stop.clone()));

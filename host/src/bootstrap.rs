@@ -18,6 +18,9 @@ use crate::{data_dir::Running, join::JOINERS};
 /// Label and taint of nodes of the control plane.
 const CONTROL_PLANE: &str = "node-role.kubernetes.io/control-plane";
 
+/// The service of the functions' gateway.
+pub(crate) const GATEWAY: &str = "gateway";
+
 /// Objects on their way at a time.
 const AT_ONCE: usize = 16;
 
@@ -114,7 +117,7 @@ pub(crate) fn names(service: Ipv4Addr, server: SocketAddr) -> [Value; 2] {
 /// The service of the functions' gateway, which is what the names of functions in the cluster stand for.
 pub(crate) fn gateway(server: SocketAddr) -> [Value; 2] {
     let ports = |port: u16| json!([{"name": "http2", "port": port, "protocol": "TCP"}]);
-    let metadata = json!({"name": "gateway", "namespace": wasmk_functions::NAMESPACE});
+    let metadata = json!({"name": GATEWAY, "namespace": wasmk_functions::NAMESPACE});
     leading(metadata, json!({"ports": ports(80)}), server, ports(server.port()))
 }
 

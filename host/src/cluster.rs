@@ -210,7 +210,11 @@ impl Cluster {
         } else {
             None
         };
-        let leading = cluster.leading(&settings, door.as_ref().map(|door| door.address)).await;
+        let door_address = door.as_ref().map(|door| door.address);
+        if let Some(address) = door_address {
+            links.lead(address);
+        }
+        let leading = cluster.leading(&settings, door_address).await;
         cluster.control(&settings, signer, leading, (controlled, failed));
         let https = https.zip(fallback);
         if http.is_some() || https.is_some() {

@@ -10,6 +10,7 @@ pub mod cluster;
 mod control;
 mod controllers;
 pub mod data_dir;
+mod door;
 mod encryption;
 mod executor;
 pub mod files;

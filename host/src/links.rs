@@ -1,11 +1,12 @@
 //! How the API server reaches nodes: the one in this process directly, others through the tunnel
-//! that their agent opened.
+//! that their agent opened; and how these agents' pods reach functions.
 
-use std::{collections::HashMap, io};
+use std::{collections::HashMap, io, net::SocketAddr};
 
 use async_trait::async_trait;
 use axum::Router;
 use parking_lot::RwLock;
+use tokio::{io::copy_bidirectional, net::TcpStream};
 use wasmk_apiserver::{ApiServer, NodeDialer, NodeStream};
 use wasmk_net::tunnel;
 
@@ -31,6 +32,22 @@ impl Links {
     pub(crate) fn mounted_on(&self, api: &ApiServer) -> Router {
         let tunnel = self.tunnel.service(api.node_identifier());
         api.router().route_service(TUNNEL, tunnel)
+    }
+
+    /// Leads the connections that agents pass on through their tunnels to the gateway.
+    pub(crate) fn lead(&self, gateway: SocketAddr) {
+        self.tunnel.on_stream(move |mut stream| {
+            tokio::spawn(async move {
+                let passed = async {
+                    let mut there = TcpStream::connect(gateway).await?;
+                    there.set_nodelay(true)?;
+                    copy_bidirectional(&mut stream, &mut there).await
+                };
+                if let Err(error) = passed.await {
+                    tracing::debug!(%error, "a connection from an agent to the gateway broke off");
+                }
+            });
+        });
     }
 
     /// Ends all tunnels.

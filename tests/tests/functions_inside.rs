@@ -1,16 +1,19 @@
 //! Functions by their names in the cluster: from pods of every kind and of every node, and from nowhere else.
 
 use std::{
-    net::{IpAddr, SocketAddr, UdpSocket},
+    io,
+    net::{IpAddr, Shutdown, SocketAddr, TcpListener, TcpStream, UdpSocket},
     process::Command,
-    sync::LazyLock,
+    sync::{LazyLock, mpsc},
+    thread,
 };
 
 use wasmk_tests::{
-    agent::{Agent, NO_CONTAINERS},
+    agent::Agent,
     node::{Node, container, pod},
     place::Place,
     program::Program,
+    required::skip,
 };
 
 static CLUSTER: LazyLock<Program> = LazyLock::new(|| {
@@ -28,6 +31,14 @@ fn function(name: &str, guest: &str, metadata: &str) -> String {
          spec: {{template: {{spec: {{containers: [{{image: '$REGISTRY/default/{guest}:1', env: [{{name: TARGET, value: {name}}}]}}]}}}}}}\n---\n"
     )
 }
+
+/// Flags of a machine that other tests' pods stay away from.
+const RESERVED: [&str; 4] = [
+    "--container-runtime-endpoint",
+    "none",
+    "--register-with-taints",
+    "tests.wasmk.dev/reserved=:NoSchedule",
+];
 
 const LOCAL: &str = ", labels: {networking.knative.dev/visibility: cluster-local}";
 
@@ -104,8 +115,7 @@ fn pods_call_functions_by_their_names_and_strangers_do_not() {
     place.until("kubectl logs raw", "hello shut");
 
     let Some(open) = outside("open.inside.example.com") else {
-        eprintln!("this machine has no address that others could use: nobody is outside");
-        return;
+        return skip("addresses", "this machine has no address that others could use: nobody is outside");
     };
     assert_eq!(open, "200");
     for host in [
@@ -180,7 +190,7 @@ fn a_name_that_somebody_has_stays_theirs() {
 #[test]
 fn pods_of_another_node_call_functions_by_their_names() {
     let place = Place::new(&CLUSTER, "inside-far");
-    let _agent = Agent::join(&CLUSTER, "edge", &NO_CONTAINERS);
+    let _agent = Agent::join(&CLUSTER, "edge", &RESERVED);
     CLUSTER.until_value("node/edge", "{.status.conditions[?(@.type=='Ready')].status}", "True");
     place.apply(&function("shut", "hello-http", LOCAL));
     ready(&place, "shut");
@@ -188,6 +198,60 @@ fn pods_of_another_node_call_functions_by_their_names() {
     for url in ["http://shut.inside-far.svc.cluster.local/", "http://shut.inside-far/"] {
         fetches(&place, &by, url, "hello shut");
     }
+}
+
+/// Does something as on another machine, that reaches nothing of this one but those addresses: in a network namespace
+/// whose listeners pass connections on. `None` where there can be no such.
+fn elsewhere<T: Send>(reached: &[SocketAddr], work: impl FnOnce() -> T + Send) -> Option<T> {
+    let (tell, told) = mpsc::channel();
+    thread::scope(|scope| {
+        let there = scope.spawn(move || {
+            nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET).ok()?;
+            let up = Command::new("ip").args(["link", "set", "lo", "up"]).status();
+            up.ok().filter(|status| status.success())?;
+            for address in reached {
+                tell.send((TcpListener::bind(address).expect("a free address"), *address))
+                    .expect("a receiver");
+            }
+            drop(tell);
+            Some(work())
+        });
+        // These threads are on this side.
+        for (listener, to) in told {
+            thread::spawn(move || listener.incoming().flatten().for_each(|from| pass_on(from, to)));
+        }
+        there.join().expect("the other side does not panic")
+    })
+}
+
+fn pass_on(from: TcpStream, to: SocketAddr) {
+    let Ok(to) = TcpStream::connect(to) else { return };
+    let one_way = |from: &TcpStream, to: &TcpStream| {
+        let (mut from, mut to) = (from.try_clone().expect("a handle"), to.try_clone().expect("a handle"));
+        thread::spawn(move || {
+            let _ = io::copy(&mut from, &mut to);
+            let _ = to.shutdown(Shutdown::Write);
+        });
+    };
+    one_way(&from, &to);
+    one_way(&to, &from);
+}
+
+#[test]
+fn pods_of_another_machine_call_functions_by_their_names() {
+    let place = Place::new(&CLUSTER, "inside-abroad");
+    let reached = [CLUSTER.address("api"), CLUSTER.address("registry")];
+    let Some(_agent) = elsewhere(&reached, || Agent::join(&CLUSTER, "abroad", &RESERVED)) else {
+        return skip("containers", "no network namespace can be made");
+    };
+    CLUSTER.until_value("node/abroad", "{.status.conditions[?(@.type=='Ready')].status}", "True");
+    place.apply(&function("shut", "hello-http", LOCAL));
+    ready(&place, "shut");
+    let on = "--overrides='{\"spec\":{\"nodeName\":\"abroad\"}}'";
+    place.sh(&format!(
+        "kubectl run raw --image $REGISTRY/default/sockets:1 {on} -- get shut.inside-abroad.svc.cluster.local"
+    ));
+    place.until("kubectl logs raw", "hello shut");
 }
 
 #[test]

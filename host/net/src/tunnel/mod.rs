@@ -1,5 +1,5 @@
 //! Streams to agents that nobody can dial: the agent dials out once, and the server opens
-//! streams inside that connection.
+//! streams inside that connection; the agent, too, for what only the server's machine has.
 //!
 //! Each stream has its own window, so one slow reader never holds up another. Everything is
 //! bounded: streams per link, bytes under way per stream, frames waiting for the connection.
@@ -13,7 +13,7 @@ mod proto {
     tonic::include_proto!("wasmk.tunnel.v1");
 }
 
-pub use agent::run;
+pub use agent::{Uplink, run};
 pub use mux::{FRAME_BYTES, QUEUE, STREAMS, WINDOW};
 pub use proto::tunnel_server::TunnelServer;
 pub use server::{Identify, Server, Service};

@@ -31,6 +31,10 @@ pub const WINDOW: usize = 256 * 1024;
 pub const FRAME_BYTES: usize = 32 * 1024;
 /// Frames that wait for the link.
 pub const QUEUE: usize = 64;
+/// The number of the first stream that a server opens.
+pub(super) const OF_SERVER: u64 = 1;
+/// The same of an agent: far enough from the server's.
+pub(super) const OF_AGENT: u64 = 1 << 63;
 
 /// One end of a link. Clones are the same end.
 #[derive(Clone)]
@@ -68,12 +72,12 @@ struct Pump {
 }
 
 impl Mux {
-    /// An end that sends its frames to `out`.
-    pub(super) fn new(out: mpsc::Sender<Frame>) -> Self {
+    /// An end that sends its frames to `out`, and numbers the streams that it opens from `first` on.
+    pub(super) fn new(out: mpsc::Sender<Frame>, first: u64) -> Self {
         let inner = Inner {
             out,
             streams: Mutex::default(),
-            next: AtomicU64::new(1),
+            next: AtomicU64::new(first),
             closed: CancellationToken::new(),
         };
         Self { inner: Arc::new(inner) }
@@ -324,7 +328,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_stream_that_could_not_be_opened_takes_no_place() {
         let (out, _frames) = mpsc::channel(1);
-        let mux = Mux::new(out.clone());
+        let mux = Mux::new(out.clone(), OF_SERVER);
         out.send(Frame { stream: 0, kind: None }).await.unwrap();
         for _ in 0..3 {
             assert!(tokio::time::timeout(Duration::from_secs(1), mux.open()).await.is_err());
@@ -335,7 +339,7 @@ mod tests {
     #[tokio::test]
     async fn who_uses_a_stream_that_is_not_there_is_told() {
         let (out, mut frames) = mpsc::channel(4);
-        let mux = Mux::new(out);
+        let mux = Mux::new(out, OF_SERVER);
         for kind in [Kind::Data(vec![1]), Kind::Finish(Finish {})] {
             mux.handle(7, kind, &|_| {});
             let frame = frames.try_recv().unwrap();

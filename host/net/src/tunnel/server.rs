@@ -1,6 +1,11 @@
 //! The server's end: takes agents' links and opens streams in them.
 
-use std::{collections::HashMap, io, sync::Arc, time::Duration};
+use std::{
+    collections::HashMap,
+    io,
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
 
 use futures::StreamExt;
 use parking_lot::Mutex;
@@ -10,7 +15,7 @@ use tonic::{Request, Response, Status, Streaming};
 
 use super::{
     TunnelStream,
-    mux::{Mux, QUEUE},
+    mux::{Mux, OF_SERVER, QUEUE},
     proto::{
         Frame, Hello,
         frame::Kind,
@@ -27,10 +32,14 @@ const OPEN: Duration = Duration::from_secs(10);
 /// extensions; `None` refuses it.
 pub type Identify = Arc<dyn Fn(&http::Extensions) -> Option<String> + Send + Sync>;
 
+/// Takes a stream that an agent opened.
+type Take = Box<dyn Fn(TunnelStream) + Send + Sync>;
+
 /// The live links by node. Clones are the same registry.
 #[derive(Clone, Default)]
 pub struct Server {
     links: Arc<Mutex<HashMap<String, Mux>>>,
+    take: Arc<OnceLock<Take>>,
 }
 
 impl Server {
@@ -42,6 +51,11 @@ impl Server {
     /// The gRPC service to mount on the listener that agents reach.
     pub fn service(&self, identify: Identify) -> TunnelServer<Service> {
         TunnelServer::new(Service { server: self.clone(), identify })
+    }
+
+    /// Says what becomes of streams that agents open; only the first counts. Until then they are closed.
+    pub fn on_stream(&self, take: impl Fn(TunnelStream) + Send + Sync + 'static) {
+        let _ = self.take.set(Box::new(take));
     }
 
     /// Opens a stream to a node's agent.
@@ -79,8 +93,11 @@ impl Server {
         }
         let server = self.clone();
         tokio::spawn(async move {
-            // An agent opens no streams; one that does is not listened to.
-            link.receive(frames, drop).await;
+            let opened = |stream| match server.take.get() {
+                Some(take) => take(stream),
+                None => drop(stream),
+            };
+            link.receive(frames, opened).await;
             let mut links = server.links.lock();
             if links.get(&node).is_some_and(Mux::is_closed) {
                 links.remove(&node);
@@ -114,7 +131,7 @@ impl Tunnel for Service {
             _ => return Err(Status::invalid_argument("the first frame must be hello")),
         }
         let (out, outgoing) = mpsc::channel(QUEUE);
-        let link = Mux::new(out);
+        let link = Mux::new(out, OF_SERVER);
         self.server.keep(node, link.clone(), frames);
         let until = async move { link.closed().await };
         let outgoing = ReceiverStream::new(outgoing).map(Ok).take_until(Box::pin(until));

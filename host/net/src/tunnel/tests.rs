@@ -34,6 +34,10 @@ async fn serve(server: &Server) -> SocketAddr {
 
 /// An agent that sends back what it reads, stream by stream.
 fn agent(address: SocketAddr, node: &str) -> CancellationToken {
+    agent_with(address, node, Uplink::default())
+}
+
+fn agent_with(address: SocketAddr, node: &str, uplink: Uplink) -> CancellationToken {
     let stop = CancellationToken::new();
     let channel = Endpoint::from_shared(format!("http://{address}")).unwrap().connect_lazy();
     let echo = |stream: TunnelStream| async move {
@@ -41,7 +45,7 @@ fn agent(address: SocketAddr, node: &str) -> CancellationToken {
         let _ = tokio::io::copy(&mut reader, &mut writer).await;
         let _ = writer.shutdown().await;
     };
-    tokio::spawn(run(channel, node.into(), echo, stop.clone()));
+    tokio::spawn(run(channel, node.into(), echo, uplink, stop.clone()));
     stop
 }
 
@@ -84,6 +88,31 @@ async fn streams_carry_more_than_their_window_both_ways() {
         done.unwrap();
     }
     stop.cancel();
+}
+
+#[tokio::test]
+async fn agents_open_streams_beside_the_servers() {
+    let (server, uplink) = (Server::new(), Uplink::default());
+    server.on_stream(|mut stream| {
+        tokio::spawn(async move {
+            let mut said = Vec::new();
+            let _ = stream.read_to_end(&mut said).await;
+            said.reverse();
+            let _ = stream.write_all(&said).await;
+            let _ = stream.shutdown().await;
+        });
+    });
+    let unlinked = uplink.open().await.map_err(|error| error.kind());
+    assert_eq!(unlinked.err(), Some(std::io::ErrorKind::NotConnected));
+    let stop = agent_with(serve(&server).await, "n1", uplink.clone());
+    timeout(LIMIT, uplink.up()).await.unwrap();
+    for _ in 0..3 {
+        let (theirs, ours) = (dial(&server).await, uplink.open().await.unwrap());
+        let (theirs, ours) = tokio::join!(echo(theirs, b"abc".to_vec()), echo(ours, b"abc".to_vec()));
+        assert_eq!((&theirs[..], &ours[..]), (&b"abc"[..], &b"cba"[..]));
+    }
+    stop.cancel();
+    timeout(LIMIT, uplink.down()).await.unwrap();
 }
 
 #[tokio::test]

@@ -71,7 +71,7 @@ fn get(name: &str) -> Result<String, ErrorCode> {
     socket.start_connect(&instance_network(), remote)?;
     socket.subscribe().block();
     let (input, output) = socket.finish_connect()?;
-    let request = format!("GET / HTTP/1.1\r\nHost: {name}\r\nConnection: close\r\n\r\n");
+    let request = format!("GET / HTTP/1.0\r\nHost: {name}\r\n\r\n");
     if output.blocking_write_and_flush(request.as_bytes()).is_err() {
         return Err(ErrorCode::ConnectionReset);
     }

@@ -1,6 +1,6 @@
 //! A node whose cluster is elsewhere.
 
-use std::{path::PathBuf, str::FromStr, sync::Arc, time::Duration};
+use std::{ffi::OsString, path::PathBuf, str::FromStr, sync::Arc, time::Duration};
 
 use anyhow::{Context, Result};
 use arc_swap::ArcSwap;
@@ -259,6 +259,34 @@ impl FromStr for Endpoint {
 }
 
 impl NodeOptions {
+    /// Flags that make other nodes on this machine like this one. What is this node's alone is not among them: its static
+    /// pods, its taints, and directories that no two nodes can share.
+    pub(crate) fn for_agents(&self) -> Vec<OsString> {
+        let mut flags: Vec<OsString> = Vec::new();
+        let mut flag = |name: &str, value: &str| flags.extend([name.into(), value.into()]);
+        match &self.container_runtime_endpoint {
+            Some(Endpoint::None) => flag("--container-runtime-endpoint", "none"),
+            Some(Endpoint::Socket(path)) => {
+                flag("--container-runtime-endpoint", &format!("unix://{}", path.display()));
+            }
+            None => {}
+        }
+        for (registry, mirror) in &self.registry_mirror {
+            flag("--registry-mirror", &format!("{registry}={mirror}"));
+        }
+        for registry in &self.plain_http_registry {
+            flag("--plain-http-registry", registry);
+        }
+        if self.wasm_isolation == WasmIsolation::Process {
+            flag("--wasm-isolation", "process");
+        }
+        flag("--eviction-hard", &self.eviction_hard.to_string());
+        flag("--image-gc-high-threshold", &self.image_gc_high_threshold.to_string());
+        flag("--minimum-image-ttl", &self.minimum_image_ttl.to_string());
+        flag("--max-pods", &self.max_pods.to_string());
+        flags
+    }
+
     /// The socket that is named, or a usual one that answers.
     fn socket(&self) -> Option<PathBuf> {
         match &self.container_runtime_endpoint {
@@ -332,6 +360,25 @@ async fn isolation(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn nodes_of_one_machine_are_told_the_same() {
+        use clap::Parser;
+        #[derive(Parser)]
+        struct Line {
+            #[command(flatten)]
+            node: NodeOptions,
+        }
+        let shared = "x --container-runtime-endpoint unix:///r.sock --registry-mirror a=b,c=d --plain-http-registry e,f \
+                      --wasm-isolation process --eviction-hard memory.available<1Gi,nodefs.available<2.5% \
+                      --image-gc-high-threshold 70 --minimum-image-ttl 7 --max-pods 9";
+        let read = |line: &[&str]| Line::try_parse_from(line).map_err(|e| e.to_string()).unwrap().node;
+        let shared: Vec<_> = shared.split_whitespace().collect();
+        let alone = ["--pod-manifest-path", "/m", "--register-with-taints", "a=b:NoExecute"];
+        let passed = read(&[&shared[..], &alone].concat()).for_agents();
+        let passed: Vec<_> = std::iter::once("x").chain(passed.iter().filter_map(|f| f.to_str())).collect();
+        assert_eq!(format!("{:?}", read(&passed)), format!("{:?}", read(&shared)));
+    }
 
     #[test]
     fn mirrors_name_two_hosts() {

@@ -24,7 +24,6 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use wasmk_apiserver::{ApiServer, Component, Config, FrontProxy, LogFile, RequestHeader, ServiceRange};
 use wasmk_controllers::{Accounts, LoadBalancer, scheduler};
 use wasmk_functions::{Admission, Executor, Functions, Live};
-use wasmk_net::ingress::Listeners;
 use wasmk_node::Node;
 use wasmk_registry::Storage;
 use wasmk_store::{Embedded, Store};
@@ -32,6 +31,7 @@ use wasmk_store::{Embedded, Store};
 use crate::{
     access::Access,
     agent,
+    agents::Agents,
     bootstrap::{self, Leading},
     control,
     controllers::Control,
@@ -45,7 +45,8 @@ use crate::{
     renewal::{self, Authority},
     store::{Opened, StoreSettings},
 };
-use listen::{bind, ingress_certificate, inside_door, inside_listener, outside};
+pub use listen::IngressAddresses;
+use listen::{bind, ingress_certificate, inside_door, inside_listener};
 
 /// The name the API has towards servers of aggregated APIs.
 const FRONT_PROXY: &str = "front-proxy-client";
@@ -63,16 +64,16 @@ pub struct Settings {
     pub gateway: SocketAddr,
     /// Where the registry listens.
     pub registry: SocketAddr,
-    /// Where Ingresses are served, if that can be listened on.
-    pub ingress: SocketAddr,
-    /// The same over TLS.
-    pub ingress_tls: SocketAddr,
+    /// Where Ingresses are served.
+    pub ingress: IngressAddresses,
     /// More names for the API's certificate.
     pub names: Vec<String>,
     /// The name of the node in this process; none for no node.
     pub node: Option<String>,
     /// What the node is told.
     pub node_options: agent::NodeOptions,
+    /// The names of nodes in processes of their own beside this one, told the same.
+    pub agents: Vec<String>,
     /// Whether that node is left to the control plane.
     pub control_plane: bool,
     /// Controllers to run, as kube-controller-manager's flag says it.
@@ -112,6 +113,7 @@ pub struct Cluster {
     tasks: TaskTracker,
     functions: Option<Functions>,
     node: Option<Node>,
+    agents: Option<Agents>,
     links: Arc<Links>,
     api: ApiServer,
     embedded: Option<Arc<Embedded>>,
@@ -129,8 +131,7 @@ impl Cluster {
         let api_listener = bind(settings.api, "the API", "--api-addr").await?;
         let gateway_listener = bind(settings.gateway, "the gateway", "--gateway-addr").await?;
         let registry_listener = bind(settings.registry, "the registry", "--registry-addr").await?;
-        let http = outside(settings.ingress, "--ingress-addr").await;
-        let https = outside(settings.ingress_tls, "--ingress-tls-addr").await;
+        let (http, https) = settings.ingress.listen().await?;
         let running = Running {
             pid: std::process::id(),
             api: api_listener.local_addr()?,
@@ -138,9 +139,11 @@ impl Cluster {
             registry: registry_listener.local_addr()?,
             ingress: http.as_ref().and_then(|l| l.local_addr().ok()),
             ingress_tls: https.as_ref().and_then(|l| l.local_addr().ok()),
+            without_ingress: settings.ingress == IngressAddresses::LeftOut,
             node: settings.node.clone(),
+            agents: settings.agents.clone(),
         };
-        renewal::write_kubeconfig(&settings.data, &pki, running.api)?;
+        renewal::write_kubeconfig(&settings.data, &pki, &running)?;
         let (authority, signer) = watch::channel(Authority::of(&pki)?);
         let inside = inside_listener(&settings.pod_range, running.api).await;
 
@@ -175,7 +178,7 @@ impl Cluster {
         settings.access.apply(&mut config);
         let controlled = Arc::new(AtomicBool::new(false));
         config.components = components(&controlled);
-        config.logs = logs(&settings.data, config.audit.as_ref());
+        config.logs = logs(&settings, config.audit.as_ref());
         let api = ApiServer::start(config).await.context("the API cannot start")?;
 
         let stop = CancellationToken::new();
@@ -188,6 +191,7 @@ impl Cluster {
             tasks,
             functions: None,
             node: None,
+            agents: None,
             links: links.clone(),
             api,
             embedded,
@@ -216,10 +220,7 @@ impl Cluster {
         }
         let leading = cluster.leading(&settings, door_address).await;
         cluster.control(&settings, signer, leading, (controlled, failed));
-        let https = https.zip(fallback);
-        if http.is_some() || https.is_some() {
-            cluster.start_ingress(Listeners { http, https });
-        }
+        cluster.start_ingress(http, https.zip(fallback));
         if let Some(name) = &settings.node {
             if settings.control_plane {
                 let reserved = bootstrap::reserve_node(&writer, name).await;
@@ -229,6 +230,8 @@ impl Cluster {
         }
         let listeners = [Some(gateway_listener), door.and_then(|door| door.listener)];
         cluster.functions = cluster.start_functions(&settings, live, listeners.into_iter().flatten())?;
+        let agents = Agents::start(&settings.data, &cluster.running, &settings.node_options, writer).await;
+        cluster.agents = Some(agents.context("the agents cannot start")?);
         cluster._claim.publish(&cluster.running)?;
         Ok(cluster)
     }
@@ -248,14 +251,22 @@ impl Cluster {
         }
     }
 
-    /// Stops in the order of dependence: gateway, node, controllers with all else that uses the API, API, store.
+    /// Stops in the order of dependence: gateway, nodes, controllers with all else that uses the API, API, store.
     pub async fn shutdown(self) {
         if let Some(functions) = self.functions {
             functions.shutdown().await;
         }
-        if let Some(node) = self.node {
-            node.shutdown(STOP).await;
-        }
+        let node = async {
+            if let Some(node) = self.node {
+                node.shutdown(STOP).await;
+            }
+        };
+        let agents = async {
+            if let Some(agents) = self.agents {
+                agents.shutdown().await;
+            }
+        };
+        tokio::join!(node, agents);
         self.links.close();
         self.stop.cancel();
         self.tasks.close();
@@ -384,9 +395,14 @@ fn components(running: &Arc<AtomicBool>) -> Vec<Component> {
     ["controller-manager", "scheduler"].map(one).into()
 }
 
-/// What `/logs` serves, of it what is there: what a detached process prints, and what was asked of the API.
-fn logs(data: &DataDir, audit: Option<&wasmk_apiserver::audit::Settings>) -> Vec<LogFile> {
+/// What `/logs` serves, of it what is there: what a detached process and agents print, and what was asked of the API.
+fn logs(settings: &Settings, audit: Option<&wasmk_apiserver::audit::Settings>) -> Vec<LogFile> {
+    let data = &settings.data;
     let mut all = vec![LogFile { name: "wasmk.log".into(), path: data.join("wasmk.log") }];
+    all.extend(
+        (0..settings.agents.len())
+            .map(|index| LogFile { name: format!("agent-{index}.log"), path: data.agent_log(index) }),
+    );
     let file = audit.and_then(|settings| settings.file.as_ref()).map(|file| file.path.clone());
     all.extend(file.map(|path| LogFile { name: "audit.log".into(), path }));
     all

@@ -73,13 +73,22 @@ pub fn hash_of(ca_pem: &str) -> Result<String> {
     Ok(hex::encode(Sha256::digest(&pem.contents)))
 }
 
+/// The authorities (PEM) by which the cluster lets itself be known.
+///
+/// # Errors
+/// When the cluster does not publish them.
+pub async fn published_ca(client: &Client) -> Result<String> {
+    let info = Api::<ConfigMap>::namespaced(client.clone(), "kube-public").get("cluster-info").await;
+    authorities(info.context("the cluster does not publish its CA")?)
+}
+
 /// Makes a bootstrap token that is good for joining nodes, and returns it with the CA's hash.
 ///
 /// # Errors
 /// When the API refuses the Secret.
 pub async fn create_token(client: &Client, ca_pem: &str, life: Duration) -> Result<String> {
-    let mut random = rand::rng();
-    let mut text = |n: usize| -> String {
+    let text = |n: usize| -> String {
+        let mut random = rand::rng();
         (0..n).map(|_| char::from(ALPHABET[random.random_range(0..ALPHABET.len())])).collect()
     };
     let (id, secret) = (text(6), text(16));
@@ -143,6 +152,33 @@ impl Identity {
         let kubeconfig = kubeconfig::of(server, ca, user);
         kubeconfig::write(&dir.join("kubeconfig"), &kubeconfig)?;
         Ok(Self { kubeconfig })
+    }
+
+    /// Whether these are a node's of that name, in a cluster of one of these authorities (PEM).
+    pub fn is_of(&self, node: &str, authorities: &str) -> bool {
+        let Ok((_, ca, _)) = self.parts() else { return false };
+        let known = hashes_of(&ca);
+        self.node().is_some_and(|own| own == node) && hashes_of(authorities).iter().any(|h| known.contains(h))
+    }
+
+    /// The node's name, as its certificate has it.
+    pub fn node(&self) -> Option<String> {
+        let (_, _, pair) = self.parts().ok()?;
+        let user = pki::user(&pair.cert).ok()?;
+        user.strip_prefix("system:node:").map(Into::into)
+    }
+
+    /// The same node, finding its cluster at another address from now on.
+    ///
+    /// # Errors
+    /// When that cannot be written down.
+    pub fn moved_to(mut self, server: &str, dir: &Path) -> Result<Self> {
+        let known = &mut self.kubeconfig["clusters"][0]["cluster"]["server"];
+        if *known != server {
+            *known = server.into();
+            kubeconfig::write(&dir.join("kubeconfig"), &self.kubeconfig)?;
+        }
+        Ok(self)
     }
 
     /// Whether the certificate is in its last third of life.

@@ -4,6 +4,7 @@
 
 pub mod access;
 pub mod agent;
+mod agents;
 mod bootstrap;
 pub mod cli;
 pub mod cluster;
@@ -20,6 +21,7 @@ pub mod join;
 pub mod kubeconfig;
 mod links;
 mod metrics;
+mod own_log;
 pub mod pki;
 mod renewal;
 mod rotating;

@@ -246,6 +246,17 @@ pub fn expiry(pem: &str) -> Result<OffsetDateTime> {
     with_cert(pem, |cert| Ok(cert.validity().not_after.to_datetime()))
 }
 
+/// The user whose certificate it is: its common name.
+///
+/// # Errors
+/// When the text is no certificate, or names nobody.
+pub fn user(pem: &str) -> Result<String> {
+    with_cert(pem, |cert| {
+        let name = cert.subject().iter_common_name().next().context("the certificate names nobody")?;
+        Ok(name.as_str().context("the certificate's name is no text")?.to_owned())
+    })
+}
+
 fn authority(now: OffsetDateTime) -> Result<Pair> {
     let mut params = CertificateParams::default();
     params.distinguished_name = name("wasmk-ca", "");

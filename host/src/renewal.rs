@@ -67,11 +67,10 @@ pub(crate) fn serving_leaf(pki: &Pki, names: &[String]) -> Result<Pair> {
 ///
 /// # Errors
 /// When a file cannot be read or written.
-pub(crate) fn write_kubeconfig(data: &DataDir, pki: &Pki, api: std::net::SocketAddr) -> Result<()> {
+pub(crate) fn write_kubeconfig(data: &DataDir, pki: &Pki, running: &Running) -> Result<()> {
     let admin = pki.leaf("admin", &Leaf { user: "kubernetes-admin", group: "system:masters", names: &[] })?;
-    let local = std::net::SocketAddr::new([127, 0, 0, 1].into(), api.port());
-    let reached = if api.ip().is_unspecified() { local } else { api };
-    let config = kubeconfig::admin(&format!("https://{reached}"), pki.ca_cert(), &admin);
+    let server = format!("https://{}", running.api_from_here());
+    let config = kubeconfig::admin(&server, pki.ca_cert(), &admin);
     kubeconfig::write_if_changed(&data.kubeconfig(), &config)
 }
 
@@ -106,7 +105,7 @@ impl Renewal {
         }
         let leaf = serving_leaf(&self.pki, &self.names)?;
         self.serving.replace(&leaf.cert, &leaf.key)?;
-        write_kubeconfig(&self.data, &self.pki, self.running.api)
+        write_kubeconfig(&self.data, &self.pki, &self.running)
     }
 
     /// Tells clients whom to trust.

@@ -73,16 +73,8 @@ impl Program {
             .arg("up")
             .args(unless(flags, ["--gateway-addr", "127.0.0.1:0"]))
             .args(unless(flags, ["--api-addr", "127.0.0.1:0"]))
-            .args([
-                "--registry-addr",
-                "127.0.0.1:0",
-                "--ingress-addr",
-                "127.0.0.1:0",
-                "--ingress-tls-addr",
-                "127.0.0.1:0",
-                "--node-name",
-                "node-a",
-            ])
+            .args(["--registry-addr", "127.0.0.1:0", "--node-name", "node-a"])
+            .args(ingress(flags))
             .arg("--data-dir")
             .arg(dir.path().join("data"))
             .args(unless(flags, ["--pod-cidr", &range.cidr()]))
@@ -324,6 +316,12 @@ impl Drop for Program {
 fn no_containers(flags: &[&str]) -> &'static [&'static str] {
     let flag = "--container-runtime-endpoint";
     if flags.contains(&flag) { &[] } else { &["--container-runtime-endpoint", "none"] }
+}
+
+/// Ingresses are served at free ports unless a test says otherwise.
+fn ingress(flags: &[&str]) -> &'static [&'static str] {
+    let chosen = ["--publish", "--no-ingress"].iter().any(|flag| flags.contains(flag));
+    if chosen { &[] } else { &["--ingress-addr", "127.0.0.1:0", "--ingress-tls-addr", "127.0.0.1:0"] }
 }
 
 /// All tests can be run with guests in processes of their own: `WASMK_TEST_ISOLATION=process`.

@@ -13,8 +13,9 @@ use tonic::{
     transport::{Channel, Endpoint},
 };
 
-use crate::v1::{
-    self, image_service_client::ImageServiceClient, runtime_service_client::RuntimeServiceClient,
+use crate::{
+    calls::{Calls, Tally},
+    v1::{self, image_service_client::ImageServiceClient, runtime_service_client::RuntimeServiceClient},
 };
 
 /// Largest answer taken from the runtime, in bytes.
@@ -84,6 +85,7 @@ pub struct Client {
     socket: PathBuf,
     runtime: RuntimeServiceClient<Channel>,
     images: ImageServiceClient<Channel>,
+    calls: Calls,
 }
 
 /// Declares a call: its name, service, request, answer and deadline.
@@ -98,16 +100,8 @@ macro_rules! calls {
                 let mut request = Request::new(request);
                 request.set_timeout($limit);
                 let mut service = self.$service.clone();
-                let answer = tokio::time::timeout($limit, service.$name(request)).await;
-                match answer {
-                    Ok(Ok(answer)) => Ok(answer.into_inner()),
-                    Ok(Err(status)) => Err(Error::new($call, &status)),
-                    Err(_) => Err(Error {
-                        call: $call,
-                        code: Code::DeadlineExceeded,
-                        message: format!("no answer within {} s", $limit.as_secs()),
-                    }),
-                }
+                let late = || format!("no answer within {} s", $limit.as_secs());
+                self.counted($call, $limit, late, service.$name(request)).await
             })*
         }
     };
@@ -177,6 +171,7 @@ impl Client {
             socket: socket.to_path_buf(),
             runtime: RuntimeServiceClient::new(channel.clone()).max_decoding_message_size(MAX_MESSAGE),
             images: ImageServiceClient::new(channel).max_decoding_message_size(MAX_MESSAGE),
+            calls: Calls::default(),
         }
     }
 
@@ -203,11 +198,8 @@ impl Client {
             timeout: i64::try_from(seconds).unwrap_or(i64::MAX),
         };
         let mut service = self.runtime.clone();
-        match tokio::time::timeout(limit + MARGIN, service.exec_sync(request)).await {
-            Ok(Ok(answer)) => Ok(answer.into_inner()),
-            Ok(Err(status)) => Err(Error::new("ExecSync", &status)),
-            Err(_) => Err(timeout("ExecSync", limit)),
-        }
+        let late = || not_over(limit);
+        self.counted("ExecSync", limit + MARGIN, late, service.exec_sync(request)).await
     }
 
     /// Asks a container to end and kills it after `grace`; returns when it has ended.
@@ -220,11 +212,32 @@ impl Client {
             timeout: i64::try_from(grace.as_secs()).unwrap_or(i64::MAX),
         };
         let mut service = self.runtime.clone();
-        match tokio::time::timeout(grace + QUICK, service.stop_container(request)).await {
-            Ok(Ok(_)) => Ok(()),
-            Ok(Err(status)) => Err(Error::new("StopContainer", &status)),
-            Err(_) => Err(timeout("StopContainer", grace)),
-        }
+        let late = || not_over(grace);
+        let done = self.counted("StopContainer", grace + QUICK, late, service.stop_container(request));
+        done.await.map(drop)
+    }
+
+    /// What was asked of the runtime so far, by name of the call.
+    pub fn calls(&self) -> Vec<(&'static str, Tally)> {
+        self.calls.list()
+    }
+
+    /// The answer to a call, which is given up after `limit` and then is as `late` says.
+    async fn counted<T>(
+        &self,
+        call: &'static str,
+        limit: Duration,
+        late: impl FnOnce() -> String,
+        answer: impl Future<Output = Result<tonic::Response<T>, tonic::Status>>,
+    ) -> Result<T, Error> {
+        let began = tokio::time::Instant::now();
+        let outcome = match tokio::time::timeout(limit, answer).await {
+            Ok(Ok(answer)) => Ok(answer.into_inner()),
+            Ok(Err(status)) => Err(Error::new(call, &status)),
+            Err(_) => Err(Error { call, code: Code::DeadlineExceeded, message: late() }),
+        };
+        self.calls.add(call, began.elapsed(), outcome.is_ok());
+        outcome
     }
 
     /// What the runtime says of itself.
@@ -245,9 +258,8 @@ impl Client {
     }
 }
 
-fn timeout(call: &'static str, limit: Duration) -> Error {
-    let message = format!("not over within {} s", limit.as_secs());
-    Error { call, code: Code::DeadlineExceeded, message }
+fn not_over(limit: Duration) -> String {
+    format!("not over within {} s", limit.as_secs())
 }
 
 /// Handlers that the runtime lists; older ones tell them in their settings only.

@@ -4,8 +4,10 @@
 //! when it is needed and made again when it was lost. [`v1`] has the messages. Nothing here knows
 //! of pods in the API.
 
+mod calls;
 mod client;
 
+pub use calls::Tally;
 pub use client::{Client, Error, Info, MAX_MESSAGE, unix_channel};
 
 /// Messages and services of device plugins.

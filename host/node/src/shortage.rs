@@ -1,6 +1,6 @@
 //! When a node counts as short of something, and whether it is now.
 
-use std::{path::Path, str::FromStr};
+use std::{fmt, path::Path, str::FromStr};
 
 use crate::machine;
 
@@ -38,6 +38,22 @@ pub struct Thresholds {
     memory: Least,
     disk: Least,
     processes: Least,
+}
+
+impl fmt::Display for Least {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Amount(least) => write!(f, "{least}"),
+            Self::Percent(least) => write!(f, "{least}%"),
+        }
+    }
+}
+
+impl fmt::Display for Thresholds {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { memory, disk, processes } = self;
+        write!(f, "memory.available<{memory},nodefs.available<{disk},pid.available<{processes}")
+    }
 }
 
 impl Default for Thresholds {
@@ -130,7 +146,11 @@ mod tests {
                 ),
             ),
         ] {
-            assert_eq!(text.parse::<Thresholds>(), expect.map_err(String::from), "{text}");
+            let read = text.parse::<Thresholds>();
+            assert_eq!(read, expect.map_err(String::from), "{text}");
+            if let Ok(read) = read {
+                assert_eq!(read.to_string().parse(), Ok(read), "{text}");
+            }
         }
     }
 

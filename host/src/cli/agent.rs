@@ -8,13 +8,13 @@ use tokio::signal::unix::{SignalKind, signal};
 use super::{Context, Exit, client::home, hint::WithHint, up::hostname};
 use crate::{
     agent::{Agent, NodeOptions},
-    data_dir::DataDir,
+    data_dir::{DataDir, RunningAgent},
     join::{Identity, Token},
 };
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
-    /// The cluster's API
+    /// The cluster's API; where a node that has joined once is to look for it from now on
     #[arg(long, value_name = "URL")]
     server: Option<String>,
     /// The join token; needed only until the node has joined once
@@ -28,6 +28,9 @@ pub(super) struct Args {
     node_name: Option<String>,
     #[command(flatten)]
     node: NodeOptions,
+    /// End when standard input does, as it is for the process that keeps this one
+    #[arg(long, hide = true)]
+    until_input_ends: bool,
 }
 
 pub(super) async fn run(args: Args, cx: &Context) -> Result<Exit> {
@@ -36,22 +39,44 @@ pub(super) async fn run(args: Args, cx: &Context) -> Result<Exit> {
     let name = args.node_name.clone().unwrap_or_else(hostname);
     let data = DataDir::new(&args.data_dir);
     let claim = data.claim()?;
-    let identity = match Identity::load(data.path())? {
-        Some(identity) => identity,
-        None => join(&args, &name, &data).await?,
+    claim.publish_agent(&RunningAgent { pid: std::process::id(), node: name.clone() })?;
+    let agent = {
+        let mut told = std::pin::pin!(async {
+            tokio::select! {
+                _ = terminate.recv() => {}
+                () = input_ends(), if args.until_input_ends => {}
+                _ = interrupt.recv() => cx.out.note("stopping; press Ctrl-C again to stop at once"),
+            }
+        });
+        let agent = tokio::select! {
+            agent = start(&args, &name, &data) => agent?,
+            () = &mut told => return Ok(Exit::Done),
+        };
+        cx.out.line(format!("node {name} runs"));
+        told.await;
+        agent
     };
-    let agent = Agent::start(&name, &data, &identity, &args.node).await?;
-    cx.out.line(format!("node {name} runs"));
-    tokio::select! {
-        _ = terminate.recv() => {}
-        _ = interrupt.recv() => cx.out.note("stopping; press Ctrl-C again to stop at once"),
-    }
     tokio::select! {
         () = agent.shutdown() => {}
         _ = interrupt.recv() => bail!("stopped at once"),
     }
     drop(claim);
     Ok(Exit::Done)
+}
+
+async fn start(args: &Args, name: &str, data: &DataDir) -> Result<Agent> {
+    let identity = match (Identity::load(data.path())?, &args.server) {
+        (Some(identity), None) => identity,
+        (Some(identity), Some(server)) => identity.moved_to(server, data.path())?,
+        (None, _) => join(args, name, data).await?,
+    };
+    Agent::start(name, data, &identity, &args.node).await
+}
+
+/// Waits until nobody can write to this process any more.
+async fn input_ends() {
+    // An input that cannot be read is at its end, too.
+    let _ = tokio::io::copy(&mut tokio::io::stdin(), &mut tokio::io::sink()).await;
 }
 
 async fn join(args: &Args, name: &str, data: &DataDir) -> Result<Identity> {

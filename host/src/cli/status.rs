@@ -38,19 +38,33 @@ pub(super) async fn run(args: Args, cx: &Context) -> Result<Exit> {
         None => false,
     };
     match (args.output, running) {
-        (Format::Json, running) => cx.out.line(as_json(running.as_ref(), ready).to_string()),
+        (Format::Json, None) => cx.out.line(json!({"ready": false}).to_string()),
+        (Format::Json, Some(running)) => cx.out.line(as_json(&data, &running, ready)?.to_string()),
         (Format::Text, None) => cx.out.line(format!("nothing is running in {}", data.path().display())),
         (Format::Text, Some(running)) => {
-            cx.out.columns(&rows(&running, ready));
+            cx.out.columns(&rows(&data, &running, ready)?);
             cx.out.line(format!("kubeconfig   {}", data.kubeconfig().display()));
         }
     }
     Ok(if ready { Exit::Done } else { Exit::No })
 }
 
-fn as_json(running: Option<&Running>, ready: bool) -> serde_json::Value {
-    let Some(running) = running else { return json!({"ready": false}) };
-    json!({
+/// The process of each agent, while it has one, with the agent's name and log.
+fn agents(data: &DataDir, running: &Running) -> Result<Vec<(String, Option<u32>, PathBuf)>> {
+    let all = running.agents.iter().enumerate();
+    all.map(|(index, name)| {
+        let process = data.agent(index).running_agent()?.map(|agent| agent.pid);
+        Ok((name.clone(), process, data.agent_log(index)))
+    })
+    .collect()
+}
+
+fn as_json(data: &DataDir, running: &Running, ready: bool) -> Result<serde_json::Value> {
+    let agents: Vec<_> = agents(data, running)?
+        .into_iter()
+        .map(|(node, pid, log)| json!({"node": node, "pid": pid, "log": log}))
+        .collect();
+    Ok(json!({
         "ready": ready,
         "pid": running.pid,
         "api": format!("https://{}", running.api),
@@ -58,28 +72,43 @@ fn as_json(running: Option<&Running>, ready: bool) -> serde_json::Value {
         "registry": format!("http://{}", running.registry),
         "ingress": running.ingress.map(|address| format!("http://{address}")),
         "ingressTls": running.ingress_tls.map(|address| format!("https://{address}")),
-    })
+        "node": running.node,
+        "agents": agents,
+    }))
 }
 
-/// The addresses as lines of a table; `up` prints the same.
-pub(super) fn rows(running: &Running, ready: bool) -> Vec<Vec<String>> {
+fn ingress(running: &Running) -> String {
+    let plain = running.ingress.map(|address| format!("http://{address}"));
+    let secure = running.ingress_tls.map(|address| format!("https://{address}"));
+    match [plain, secure].into_iter().flatten().collect::<Vec<_>>().join(", ") {
+        none if none.is_empty() && running.without_ingress => "off".into(),
+        none if none.is_empty() => "off: its port was not to be had".into(),
+        some => some,
+    }
+}
+
+/// The addresses as lines of a table, and the agents; `up` prints the same.
+pub(super) fn rows(data: &DataDir, running: &Running, ready: bool) -> Result<Vec<Vec<String>>> {
     let state = if ready { "ready" } else { "starting" };
-    let ingress =
-        running.ingress.map_or_else(|| "off: its port was not to be had".into(), |a| format!("http://{a}"));
-    let ingress =
-        running.ingress_tls.map_or_else(|| ingress.clone(), |secure| format!("{ingress}, https://{secure}"));
-    [
+    let agents = agents(data, running)?.into_iter().map(|(node, process, log)| {
+        let doing = process.map_or_else(
+            || format!("{node} (does not run; see {})", log.display()),
+            |process| format!("{node} (process {process})"),
+        );
+        ("agent", doing)
+    });
+    let addresses = [
         ("status", format!("{state} (process {})", running.pid)),
         ("api", format!("https://{}", running.api)),
         ("gateway", format!("http://{}", running.gateway)),
         ("registry", format!("http://{}", running.registry)),
-        ("ingress", ingress),
-    ]
-    .map(|(name, value)| vec![format!("{name:10}"), value])
-    .into()
+        ("ingress", ingress(running)),
+    ];
+    let all = addresses.into_iter().chain(agents);
+    Ok(all.map(|(name, value)| vec![format!("{name:10}"), value]).collect())
 }
 
-/// Whether the API answers and the process's own node, if it runs one, takes pods.
+/// Whether the API answers and the nodes on this machine, if there are any, take pods.
 pub(super) async fn is_ready(data: &DataDir, running: &Running) -> bool {
     let check = async {
         let config = Kubeconfig::read_from(data.kubeconfig()).ok()?;
@@ -87,8 +116,13 @@ pub(super) async fn is_ready(data: &DataDir, running: &Running) -> bool {
         let client = Client::try_from(config).ok()?;
         let request = http::Request::get("/readyz").body(Vec::new()).ok()?;
         client.request_text(request).await.ok()?;
-        let Some(name) = &running.node else { return Some(true) };
-        Some(node_is_ready(&Api::<Node>::all(client).get(name).await.ok()?))
+        let nodes = Api::<Node>::all(client);
+        for name in running.node.iter().chain(&running.agents) {
+            if !node_is_ready(&nodes.get(name).await.ok()?) {
+                return Some(false);
+            }
+        }
+        Some(agents(data, running).ok()?.iter().all(|(_, process, _)| process.is_some()))
     };
     tokio::time::timeout(PATIENCE, check).await.ok().flatten().unwrap_or(false)
 }

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use anyhow::{Context as _, Result};
+use anyhow::Result;
 use clap::Subcommand;
 use serde_json::Value;
 
@@ -31,11 +31,7 @@ pub(super) async fn run(command: Command, cx: &Context) -> Result<Exit> {
     let info = Api::new(client.clone()).get("/api/v1/namespaces/kube-public/configmaps/cluster-info").await?;
     let info: Value = serde_yaml::from_str(info["data"]["kubeconfig"].as_str().unwrap_or(""))?;
     let cluster = &info["clusters"][0]["cluster"];
-    let ca = cluster["certificate-authority-data"].as_str().context("the cluster does not publish its CA")?;
-    let ca = {
-        use base64::{Engine, engine::general_purpose::STANDARD};
-        String::from_utf8(STANDARD.decode(ca)?)?
-    };
+    let ca = join::published_ca(&client).await?;
     let token = join::create_token(&client, &ca, Duration::from_secs(args.hours * 3600)).await?;
     if args.quiet {
         cx.out.line(token);

@@ -20,19 +20,23 @@ use super::{
     Context, Exit,
     client::{default_data_dir, home},
     hint::WithHint,
-    own_log, status,
+    publish::IngressArgs,
+    status,
     store::StoreArgs,
 };
 use crate::{
     agent::NodeOptions,
+    agents,
     cluster::{Cluster, Settings},
     data_dir::{DataDir, Running},
-    files, kubeconfig, scheduler_config,
+    files, kubeconfig, own_log, scheduler_config,
     store::StoreSettings,
 };
 
-/// Longest wait of `--detach` for the process to be ready.
+/// Longest wait of `--detach` for the process to be ready, without agents.
 const PATIENCE: Duration = Duration::from_secs(60);
+/// Added for each agent.
+const PATIENCE_FOR_ONE: Duration = Duration::from_secs(10);
 
 #[derive(Clone, Debug, clap::Args)]
 pub(super) struct Args {
@@ -48,12 +52,8 @@ pub(super) struct Args {
     /// Where the OCI registry listens; port 0 picks a free one
     #[arg(long, value_name = "IP:PORT", default_value = "127.0.0.1:5050")]
     registry_addr: SocketAddr,
-    /// Where Ingresses are served; goes on without them when the port is not to be had
-    #[arg(long, value_name = "IP:PORT", default_value = "127.0.0.1:80")]
-    ingress_addr: SocketAddr,
-    /// Where Ingresses are served over TLS; goes on without them when the port is not to be had
-    #[arg(long, value_name = "IP:PORT", default_value = "127.0.0.1:443")]
-    ingress_tls_addr: SocketAddr,
+    #[command(flatten)]
+    ingress: IngressArgs,
     /// More names or addresses for the API's certificate
     #[arg(long, value_name = "NAME", value_delimiter = ',')]
     tls_san: Vec<String>,
@@ -65,6 +65,10 @@ pub(super) struct Args {
     no_node: bool,
     #[command(flatten)]
     node: NodeOptions,
+    /// Nodes beside it, each a `wasmk agent` on this machine, named after it with `-agent-0` and so on; 0 makes those of an
+    /// earlier start go [default: as many as at the last start]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(0..=i64::from(agents::MOST)))]
+    agents: Option<u16>,
     /// Keep ordinary pods off this machine's node, for clusters with agents: label and taint
     /// `node-role.kubernetes.io/control-plane`
     #[arg(long)]
@@ -115,7 +119,12 @@ pub(super) struct Args {
 pub(super) async fn run(args: Args, cx: &Context) -> Result<Exit> {
     let data = DataDir::new(&args.data_dir);
     let merge = args.merge_kubeconfig.clone();
-    let running = if args.detach { detached(&data).await? } else { return foreground(args, cx).await };
+    if !args.detach {
+        return foreground(args, cx).await;
+    }
+    let agents = args.agents.map_or_else(|| data.agents(), usize::from);
+    let patience = PATIENCE + PATIENCE_FOR_ONE * u32::try_from(agents)?;
+    let running = detached(&data, patience).await?;
     announce(cx, &data, &running, merge)?;
     Ok(Exit::Done)
 }
@@ -144,16 +153,21 @@ async fn foreground(args: Args, cx: &Context) -> Result<Exit> {
 }
 
 fn settings(args: Args) -> Result<Settings> {
+    let data = DataDir::new(args.data_dir);
+    let name = args.node_name.unwrap_or_else(hostname);
+    let agents = args.agents.map_or_else(|| data.agents(), usize::from);
+    let node_mask = node_mask(&args.pod_cidr, args.node_cidr_mask_size)?;
+    room_for_nodes(agents + usize::from(!args.no_node), &args.pod_cidr, node_mask)?;
     Ok(Settings {
         access: args.access.read()?,
-        data: DataDir::new(args.data_dir),
+        data,
         api: args.api_addr,
         gateway: args.gateway_addr,
         registry: args.registry_addr,
-        ingress: args.ingress_addr,
-        ingress_tls: args.ingress_tls_addr,
+        ingress: args.ingress.addresses()?,
         names: args.tls_san,
-        node: (!args.no_node).then(|| args.node_name.unwrap_or_else(hostname)),
+        agents: (0..agents).map(|index| format!("{name}-agent-{index}")).collect(),
+        node: (!args.no_node).then_some(name),
         node_options: args.node,
         control_plane: args.control_plane,
         controllers: args.controllers,
@@ -170,7 +184,7 @@ fn settings(args: Args) -> Result<Settings> {
         },
         event_ttl: args.event_ttl,
         domain: args.domain,
-        node_mask: node_mask(&args.pod_cidr, args.node_cidr_mask_size)?,
+        node_mask,
         pod_range: args.pod_cidr,
         service_range: args.service_cidr,
         node_ports: args.service_node_port_range,
@@ -198,6 +212,19 @@ fn node_mask(range: &str, asked: Option<u8>) -> Result<u8> {
         );
     }
     Ok(asked.unwrap_or(20.max(length.saturating_add(2))))
+}
+
+/// Refuses more nodes than the pods' range has parts.
+fn room_for_nodes(nodes: usize, range: &str, mask: u8) -> Result<()> {
+    let length = ServiceRange::parse(range).context("the pods' range is none")?.prefix;
+    let parts = 1_usize << mask.saturating_sub(length).min(31);
+    if nodes > parts {
+        bail!(
+            "{nodes} nodes need as many parts of --pod-cidr {range}, which has {parts} of /{mask}: give it a larger range, \
+             or --node-cidr-mask-size a larger number"
+        );
+    }
+    Ok(())
 }
 
 fn service_range(text: &str) -> Result<ServiceRange, String> {
@@ -228,7 +255,7 @@ pub(super) fn hostname() -> String {
 }
 
 /// Starts this program again without `--detach`, on its own, and waits until it is ready.
-async fn detached(data: &DataDir) -> Result<Running> {
+async fn detached(data: &DataDir, patience: Duration) -> Result<Running> {
     if let Some(running) = data.running()? {
         bail!("already running in {} (process {})", data.path().display(), running.pid);
     }
@@ -244,7 +271,7 @@ async fn detached(data: &DataDir) -> Result<Running> {
         .process_group(0)
         .spawn()
         .context("cannot start the detached process")?;
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + patience;
     while Instant::now() < deadline {
         failed(&mut child, &path)?;
         if let Some(running) = data.running()?
@@ -255,7 +282,7 @@ async fn detached(data: &DataDir) -> Result<Running> {
         sleep(Duration::from_millis(10)).await;
     }
     let _ = child.kill();
-    Err(anyhow::anyhow!("it was not ready within {} s", PATIENCE.as_secs()))
+    Err(anyhow::anyhow!("it was not ready within {} s", patience.as_secs()))
         .hint(|| format!("its output is in {}", path.display()))
 }
 
@@ -274,7 +301,7 @@ fn failed(child: &mut Child, log: &std::path::Path) -> Result<()> {
 }
 
 fn announce(cx: &Context, data: &DataDir, running: &Running, merge: Option<Option<PathBuf>>) -> Result<()> {
-    cx.out.columns(&status::rows(running, true));
+    cx.out.columns(&status::rows(data, running, true)?);
     cx.out.line(format!("kubeconfig   {}", data.kubeconfig().display()));
     if let Some(target) = merge {
         let target = target.unwrap_or_else(|| home().join(".kube/config"));
@@ -300,6 +327,17 @@ mod tests {
         check("127.42.0.0/16", Some(17), 17);
         let error = node_mask("127.42.4.0/22", Some(21)).unwrap_err().to_string();
         assert!(error.starts_with("--node-cidr-mask-size 21 is larger than"), "{error}");
+    }
+
+    #[test]
+    fn nodes_have_parts_of_the_range() {
+        assert!(room_for_nodes(16, "127.42.0.0/16", 20).is_ok());
+        assert!(room_for_nodes(4, "127.42.4.0/22", 24).is_ok());
+        let error = room_for_nodes(5, "127.42.4.0/22", 24).unwrap_err().to_string();
+        assert!(
+            error.starts_with("5 nodes need as many parts of --pod-cidr 127.42.4.0/22, which has 4"),
+            "{error}"
+        );
     }
 
     #[test]

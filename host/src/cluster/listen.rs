@@ -22,6 +22,45 @@ const DNS_SERVICE: u32 = 10;
 /// Where the system says who answers names outside the cluster.
 const RESOLV_CONF: &str = "/etc/resolv.conf";
 
+/// Where Ingresses are served.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum IngressAddresses {
+    /// Nowhere.
+    LeftOut,
+    /// Here, where that can be listened on.
+    IfFree {
+        /// HTTP.
+        http: SocketAddr,
+        /// The same over TLS.
+        https: SocketAddr,
+    },
+    /// Here, and not otherwise.
+    Published {
+        /// HTTP.
+        http: Option<SocketAddr>,
+        /// The same over TLS.
+        https: Option<SocketAddr>,
+    },
+}
+
+impl IngressAddresses {
+    /// Listens for HTTP and HTTPS.
+    pub(super) async fn listen(self) -> Result<(Option<TcpListener>, Option<TcpListener>)> {
+        match self {
+            Self::LeftOut => Ok((None, None)),
+            Self::IfFree { http, https } => {
+                Ok((outside(http, "--ingress-addr").await, outside(https, "--ingress-tls-addr").await))
+            }
+            Self::Published { http, https } => Ok((published(http).await?, published(https).await?)),
+        }
+    }
+}
+
+async fn published(address: Option<SocketAddr>) -> Result<Option<TcpListener>> {
+    let Some(address) = address else { return Ok(None) };
+    bind(address, "the ingress", "--publish").await.map(Some)
+}
+
 impl Cluster {
     /// Serves the API and the registry.
     pub(super) fn listen(
@@ -68,8 +107,16 @@ impl Cluster {
         Ok(())
     }
 
-    /// Leads HTTP and HTTPS from outside to pods as Ingresses say.
-    pub(super) fn start_ingress(&self, listeners: Listeners) {
+    /// Leads HTTP and HTTPS from outside to pods as Ingresses say, if either is listened for.
+    pub(super) fn start_ingress(
+        &self,
+        http: Option<TcpListener>,
+        https: Option<(TcpListener, Arc<CertifiedKey>)>,
+    ) {
+        let listeners = Listeners { http, https };
+        if listeners.http.is_none() && listeners.https.is_none() {
+            return;
+        }
         let client = self.client("system:serviceaccount:kube-system:ingress");
         let (view, keep) = wasmk_net::View::new(client.clone());
         let (policies, hold) = wasmk_net::policy::Policies::new(client.clone(), view.clone(), None);
@@ -151,7 +198,7 @@ pub(super) async fn bind(address: SocketAddr, what: &str, flag: &str) -> Result<
 }
 
 /// Listens for ingresses, where that can be had: the cluster works without.
-pub(super) async fn outside(address: SocketAddr, flag: &str) -> Option<TcpListener> {
+async fn outside(address: SocketAddr, flag: &str) -> Option<TcpListener> {
     let listener = TcpListener::bind(address).await;
     listener
         .inspect_err(|error| {

@@ -114,7 +114,9 @@ impl World {
             registry: address,
             ingress: None,
             ingress_tls: None,
+            without_ingress: false,
             node: None,
+            agents: Vec::new(),
         };
         let names = vec!["127.0.0.1".to_owned()];
         let leaf = serving_leaf(&pki, &names).unwrap();

@@ -6,6 +6,7 @@
 
 mod config;
 mod image;
+mod operations;
 pub(crate) mod run;
 mod sandbox;
 mod stats;

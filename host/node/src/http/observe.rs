@@ -46,6 +46,9 @@ pub(super) async fn metrics(State(shared): State<Shared>) -> String {
     out.push_str(&shared.cx.started.text());
     out.push_str(&shared.cx.engine.metrics());
     shared.volumes.read(&shared.cx, &shared.pods.list()).await.metrics(&mut out);
+    if let Some(containers) = &shared.cx.containers {
+        out.push_str(&containers.metrics());
+    }
     out
 }
 

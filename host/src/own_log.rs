@@ -1,4 +1,6 @@
 //! The output of a detached process: a file that is kept short while the process writes to it.
+//!
+//! A control plane does so for its own, and for those of the agents that it keeps.
 
 use std::{
     fs::{self, File},
@@ -17,7 +19,7 @@ const EVERY: Duration = Duration::from_secs(60);
 ///
 /// # Errors
 /// When it cannot be written.
-pub(super) fn open(path: &Path) -> io::Result<File> {
+pub(crate) fn open(path: &Path) -> io::Result<File> {
     // Appending, so that who writes to it does not mind that it becomes shorter.
     let file = File::options().create(true).append(true).open(path)?;
     file.set_len(0)?;
@@ -25,14 +27,25 @@ pub(super) fn open(path: &Path) -> io::Result<File> {
 }
 
 /// Keeps the file short for as long as this process runs, if its output goes there.
-pub(super) async fn keep_short(path: PathBuf) {
+pub(crate) async fn keep_short(path: PathBuf) {
     while is_output(&path).unwrap_or(false) {
-        tokio::time::sleep(EVERY).await;
-        let file = path.clone();
-        let done = tokio::task::spawn_blocking(move || shorten(&file, LONGEST)).await;
-        if let Ok(Err(error)) = done {
-            tracing::warn!(%error, path = %path.display(), "the log was not begun anew");
-        }
+        look_after_a_while(&path).await;
+    }
+}
+
+/// Keeps a file short that another process writes to. Never ends.
+pub(crate) async fn keep_anothers_short(path: PathBuf) {
+    loop {
+        look_after_a_while(&path).await;
+    }
+}
+
+async fn look_after_a_while(path: &Path) {
+    tokio::time::sleep(EVERY).await;
+    let file = path.to_path_buf();
+    let done = tokio::task::spawn_blocking(move || shorten(&file, LONGEST)).await;
+    if let Ok(Err(error)) = done {
+        tracing::warn!(%error, path = %path.display(), "the log was not begun anew");
     }
 }
 

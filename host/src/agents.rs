@@ -28,7 +28,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
     agent::NodeOptions,
-    data_dir::{DataDir, Running},
+    data_dir::{Claim, DataDir, Running},
     files,
     join::{self, Identity},
     own_log,
@@ -45,6 +45,8 @@ const LONGEST: Duration = Duration::from_secs(60);
 const STEADY: Duration = Duration::from_secs(60);
 /// How long a join token is good for.
 const TOKEN_LIFE: Duration = Duration::from_secs(600);
+/// How often is looked whether a process has ended.
+const LOOK: Duration = Duration::from_millis(50);
 /// Longest time for an agent to end: its pods' and some more.
 const STOP: Duration = Duration::from_secs(40);
 
@@ -99,7 +101,7 @@ impl Agents {
 /// Takes a node that is not wanted any more out of the cluster, and its things off the disk.
 async fn remove(data: &DataDir, index: usize, client: &Client) -> Result<()> {
     let own = data.agent(index);
-    let claim = own.claim()?;
+    let claim = claim(&own).await?;
     let name = Identity::load(own.path()).ok().flatten().and_then(|identity| identity.node());
     if let Some(name) = name {
         match Api::<Node>::all(client.clone()).delete(&name, &DeleteParams::default()).await {
@@ -110,6 +112,19 @@ async fn remove(data: &DataDir, index: usize, client: &Client) -> Result<()> {
     drop(claim);
     fs::remove_dir_all(own.path())?;
     files::remove_if_there(&data.agent_log(index))
+}
+
+/// Claims an agent's directory, when its process has ended: that of a control plane that was killed may be about to.
+async fn claim(own: &DataDir) -> Result<Claim> {
+    let deadline = Instant::now() + STOP;
+    loop {
+        match own.claim() {
+            Err(_) if own.running_agent()?.is_some() && Instant::now() < deadline => {
+                tokio::time::sleep(LOOK).await;
+            }
+            outcome => return outcome,
+        }
+    }
 }
 
 /// Keeps one agent running.

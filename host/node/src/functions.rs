@@ -261,7 +261,7 @@ impl Functions {
         let logins = crate::pod::logins(sources, &pod).await?;
         let wanted = Wanted { image: image.clone(), policy: PullPolicy::IfNotPresent, logins };
         let (engine, containers) = (&*self.inner.engine, self.inner.containers.as_deref());
-        if crate::pod::choose(engine, containers, &wanted).await == Choice::Container {
+        if matches!(crate::pod::choose(engine, containers, &wanted).await, Choice::Container(_)) {
             return Err(FunctionError::Container(image));
         }
         let prepared = engine.prepare(&wanted).await?;

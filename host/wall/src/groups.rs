@@ -29,6 +29,17 @@ const PREFIX: &str = "wasmk-";
 /// What has to be there; the processor's share is left out where it is not.
 const NEEDED: [&str; 2] = ["memory", "pids"];
 
+/// The top of the control groups and this process's own, if the machine has cgroup v2.
+fn mounted() -> Option<(PathBuf, PathBuf)> {
+    let mounts = std::fs::read_to_string("/proc/self/mountinfo").ok()?;
+    places(&mounts, &std::fs::read_to_string("/proc/self/cgroup").ok()?)
+}
+
+/// The control group that this process is in.
+pub(crate) fn own() -> Option<PathBuf> {
+    mounted().map(|(_, own)| own)
+}
+
 /// Where the groups of an agent's workers are; removed when dropped.
 pub(crate) struct Groups(PathBuf);
 
@@ -38,9 +49,7 @@ impl Groups {
     /// # Errors
     /// In words: why there can be none.
     pub(crate) fn new() -> Result<Self, String> {
-        let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
-        let own = std::fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
-        let (top, own) = places(&mounts, &own).ok_or("this machine has no cgroup v2")?;
+        let (top, own) = mounted().ok_or("this machine has no cgroup v2")?;
         Self::below(if geteuid().is_root() { &top } else { &own }, std::process::id())
     }
 

@@ -15,6 +15,7 @@ mod agent;
 mod error;
 mod frames;
 mod groups;
+mod kills;
 mod message;
 mod notify;
 mod walls;

@@ -38,9 +38,9 @@ pub(crate) enum User {
 }
 
 impl Containers {
-    /// Whether an image is here.
-    pub(crate) async fn has_image(&self, image: &str) -> bool {
-        matches!(self.image(image).await, Ok(Some(_)))
+    /// An image, if it is here and the runtime says so.
+    pub(crate) async fn present(&self, image: &str) -> Option<Image> {
+        self.image(image).await.ok().flatten()
     }
 
     async fn image(&self, image: &str) -> Result<Option<Image>, wasmk_cri::Error> {
@@ -48,13 +48,19 @@ impl Containers {
         self.client.image_status(request).await.map(|a| a.image)
     }
 
-    /// Gets an image by its policy.
+    /// Gets an image by its policy; `known` is what it was found to be just now.
     ///
     /// # Errors
     /// With the reason a container waits for.
-    pub(crate) async fn pull(&self, wanted: &Wanted) -> Result<Pulled, Failure> {
+    pub(crate) async fn pull(&self, wanted: &Wanted, known: Option<Image>) -> Result<Pulled, Failure> {
         let name = &wanted.image;
-        let present = self.image(name).await.map_err(failure("ErrImagePull"))?;
+        if wanted.policy == PullPolicy::Always {
+            return self.fetch(wanted).await;
+        }
+        let present = match known {
+            Some(image) => Some(image),
+            None => self.image(name).await.map_err(failure("ErrImagePull"))?,
+        };
         match (present, wanted.policy) {
             (Some(image), PullPolicy::IfNotPresent | PullPolicy::Never) => Ok(pulled(name, image, false)),
             (None, PullPolicy::Never) => {

@@ -30,6 +30,7 @@ use crate::engine::Failure;
 
 pub(crate) use config::Device;
 pub(crate) use config::{Identity, hosts};
+pub(crate) use sandbox::Before;
 pub use sandbox::Sandbox;
 pub(crate) use stats::ContainerUsage;
 pub(crate) use watch::{Seen, States};
@@ -69,7 +70,7 @@ impl Containers {
         let home = home.canonicalize().unwrap_or_else(|_| home.into());
         let digest = Sha256::digest(home.as_os_str().as_encoded_bytes());
         let owner = hex::encode(&digest[..8]);
-        let states = States::new(client.clone());
+        let states = States::new(client.clone(), &owner);
         let fetched = image::Fetched::open(home.join("fetched-images.json"));
         Arc::new(Self { client, states, info: channel::Sender::new(None), owner, logs, view, fetched })
     }

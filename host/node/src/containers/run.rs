@@ -23,14 +23,22 @@ const UNKNOWN: i32 = 137;
 const OUTPUT: usize = 10 * 1024;
 
 impl Containers {
-    /// Makes and starts a container; what the runtime calls it.
+    /// Makes and starts a container; what the runtime calls it. It is the first one of its name in a sandbox that has
+    /// just been made, or `before` there may be others, which go.
     ///
     /// # Errors
     /// With the reason the container waits for; nothing of it is left then.
-    pub(crate) async fn launch(&self, sandbox: &Sandbox, of: Identity<'_>) -> Result<String, Failure> {
+    pub(crate) async fn launch(
+        &self,
+        sandbox: &Sandbox,
+        of: Identity<'_>,
+        before: bool,
+    ) -> Result<String, Failure> {
         let pod = of.pod;
         let labels = self.container_labels(pod, &of.container.name);
-        self.clear(&labels).await.map_err(failure("CreateContainerError"))?;
+        if before {
+            self.clear(&labels).await.map_err(failure("CreateContainerError"))?;
+        }
         let config = config::container(of, labels)?;
         let request = CreateContainerRequest {
             pod_sandbox_id: sandbox.id.clone(),

@@ -29,6 +29,16 @@ pub struct Sandbox {
     pub ip: Option<Ipv4Addr>,
 }
 
+/// What sandbox a pod had before.
+pub(crate) enum Before {
+    /// None: it has just come.
+    Nothing,
+    /// Nobody remembers.
+    Unknown,
+    /// This one.
+    Known(Sandbox),
+}
+
 /// A sandbox that can be used.
 pub(crate) struct Ready {
     /// Which.
@@ -42,31 +52,32 @@ impl Containers {
     ///
     /// # Errors
     /// When none can be made.
-    pub(crate) async fn sandbox(
-        &self,
-        pod: &Pod,
-        known: Option<Sandbox>,
-        handler: &str,
-    ) -> Result<Ready, Failure> {
-        let mut attempt = 0;
-        if let Some(known) = known {
-            if let Some(sandbox) = self.look(&known.id, known.attempt).await? {
-                return Ok(Ready { sandbox, fresh: false });
-            }
-            attempt = known.attempt + 1;
-        }
-        // One that an earlier life of this agent made and had no time to write down, or one that died.
-        let uid = pod.metadata.uid.clone().unwrap_or_default();
-        for old in self.sandboxes(Some(&uid)).await.map_err(failure(SANDBOX_ERROR))? {
-            attempt = attempt.max(old.attempt + 1);
-            self.discard(&old.id).await.map_err(failure(SANDBOX_ERROR))?;
-        }
+    pub(crate) async fn sandbox(&self, pod: &Pod, before: Before, handler: &str) -> Result<Ready, Failure> {
+        let attempt = match before {
+            Before::Nothing => 0,
+            Before::Unknown => self.clear_sandboxes(pod, 0).await?,
+            Before::Known(known) => match self.look(&known.id, known.attempt).await? {
+                Some(sandbox) => return Ok(Ready { sandbox, fresh: false }),
+                None => self.clear_sandboxes(pod, known.attempt + 1).await?,
+            },
+        };
         let sandbox = config::sandbox(pod, attempt, self.pod_labels(pod), &self.logs, self.dns());
         let request = RunPodSandboxRequest { config: Some(sandbox), runtime_handler: handler.into() };
         let id = self.client.run_pod_sandbox(request).await.map_err(failure(SANDBOX_ERROR))?.pod_sandbox_id;
         let made = self.look(&id, attempt).await?;
         let gone = || Failure::new(SANDBOX_ERROR, "the sandbox ended as soon as it was made");
         Ok(Ready { sandbox: made.ok_or_else(gone)?, fresh: true })
+    }
+
+    /// Discards what an earlier life of this agent made and had no time to write down, or what died; the number of the
+    /// next sandbox, `attempt` or more.
+    async fn clear_sandboxes(&self, pod: &Pod, mut attempt: u32) -> Result<u32, Failure> {
+        let uid = pod.metadata.uid.as_deref().unwrap_or_default();
+        for old in self.sandboxes(Some(uid)).await.map_err(failure(SANDBOX_ERROR))? {
+            attempt = attempt.max(old.attempt + 1);
+            self.discard(&old.id).await.map_err(failure(SANDBOX_ERROR))?;
+        }
+        Ok(attempt)
     }
 
     /// A sandbox if it is there and ready.

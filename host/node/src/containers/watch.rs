@@ -13,8 +13,10 @@ use std::{
 use tokio::sync::{Notify, watch};
 use wasmk_cri::{
     Client,
-    v1::{ContainerState, ListContainersRequest},
+    v1::{ContainerFilter, ContainerState, ListContainersRequest},
 };
+
+use super::labels;
 
 /// Time between two listings.
 const PERIOD: Duration = Duration::from_millis(200);
@@ -41,6 +43,7 @@ pub(crate) struct States {
 
 struct Inner {
     client: Client,
+    filter: ContainerFilter,
     waiting: AtomicUsize,
     wanted: Notify,
     listing: watch::Sender<Listing>,
@@ -56,11 +59,13 @@ impl Drop for Waiter<'_> {
 }
 
 impl States {
-    pub(crate) fn new(client: Client) -> Self {
+    /// Of the containers that an agent made, which several may do with one runtime.
+    pub(crate) fn new(client: Client, owner: &str) -> Self {
         let listing = watch::Sender::new((0, Arc::default()));
-        Self {
-            inner: Arc::new(Inner { client, waiting: AtomicUsize::new(0), wanted: Notify::new(), listing }),
-        }
+        let label_selector = [(labels::OWNER.to_owned(), owner.to_owned())].into();
+        let filter = ContainerFilter { label_selector, ..ContainerFilter::default() };
+        let (waiting, wanted) = (AtomicUsize::new(0), Notify::new());
+        Self { inner: Arc::new(Inner { client, filter, waiting, wanted, listing }) }
     }
 
     /// Lists while somebody waits; never ends.
@@ -69,7 +74,8 @@ impl States {
             if self.inner.waiting.load(Ordering::Relaxed) == 0 {
                 self.inner.wanted.notified().await;
             }
-            let rest = match self.inner.client.list_containers(ListContainersRequest { filter: None }).await {
+            let request = ListContainersRequest { filter: Some(self.inner.filter.clone()) };
+            let rest = match self.inner.client.list_containers(request).await {
                 Ok(list) => {
                     let states = list.containers.into_iter().map(|c| (c.id.clone(), c.state())).collect();
                     self.inner.listing.send_modify(|(number, known)| {

@@ -6,6 +6,8 @@ use std::{
     sync::{Arc, OnceLock},
 };
 
+use wasmk_cri::v1::Image;
+
 use super::{
     attend::Attended,
     container::{Found, Progress, Run, Started},
@@ -23,18 +25,22 @@ use crate::{
 const HOSTS: &str = "/etc/hosts";
 
 impl Run {
-    /// Fetches the image, makes and starts the container, and stays until its end.
+    /// Fetches the image, unless it is `known` to be there, makes and starts the container, and stays until its end.
     pub(super) async fn contain(
         &self,
         containers: &Arc<Containers>,
         sandbox: &Sandbox,
         wanted: &Wanted,
+        known: Option<Box<Image>>,
     ) -> Result<(), Failure> {
         self.pulling(wanted);
         let began = tokio::time::Instant::now();
         let image = {
             let _permit = self.cx.starts.acquire().await;
-            containers.pull(wanted).await.inspect_err(|e| self.not_pulled(wanted, e))?
+            containers
+                .pull(wanted, known.map(|image| *image))
+                .await
+                .inspect_err(|e| self.not_pulled(wanted, e))?
         };
         self.pulled(wanted, image.fetched, image.size, began);
         let mut env = env::environment(&self.pod, &self.container, &self.place, &*self.cx.sources).await?;
@@ -66,7 +72,7 @@ impl Run {
             annotations: grant.annotations.into_iter().collect(),
             node_memory: self.cx.memory(),
         };
-        let id = containers.launch(sandbox, of).await?;
+        let id = containers.launch(sandbox, of, self.first.is_none()).await?;
         self.event(Level::Normal, "Created", &format!("Container created: {}", self.container.name));
         let started = Started { image_id: image.image_id, served: false, foreign: Some(id.clone()) };
         self.stay(containers, &id, Some(started)).await;

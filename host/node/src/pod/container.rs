@@ -75,6 +75,13 @@ pub(super) struct Found {
     pub(super) started: bool,
 }
 
+/// What was found of a container while its sandbox was made.
+#[derive(Clone, Debug, Default)]
+pub(super) struct First {
+    /// What runs its image, if that was looked at.
+    pub(super) choice: Option<Choice>,
+}
+
 /// One run; `number` tells it from earlier ones of the same container.
 #[derive(Clone)]
 pub(super) struct Run {
@@ -88,6 +95,8 @@ pub(super) struct Run {
     /// The pod's own directory.
     pub(super) dir: PathBuf,
     pub(super) sandbox: Option<Sandbox>,
+    /// Nobody has tried to start it in that sandbox before.
+    pub(super) first: Option<First>,
     /// It runs already and is only to be attended to.
     pub(super) found: Option<Found>,
     pub(super) stop: StopSignal,
@@ -118,9 +127,9 @@ impl Run {
     async fn start(&self) -> Result<(), Failure> {
         let wanted = images::wanted(&self.cx, &self.pod, &self.container).await?;
         if let (Some(sandbox), Some(containers)) = (&self.sandbox, &self.cx.containers)
-            && images::choose_for(&self.cx, &wanted).await == Choice::Container
+            && let Choice::Container(known) = self.choice(&wanted).await
         {
-            return self.contain(containers, sandbox, &wanted).await;
+            return self.contain(containers, sandbox, &wanted, known).await;
         }
         let prepared = self.image(&wanted).await?;
         let mut env = env::environment(&self.pod, &self.container, &self.place, &*self.cx.sources).await?;
@@ -175,6 +184,14 @@ impl Run {
         };
         log.close();
         outcome
+    }
+
+    /// What runs the image.
+    async fn choice(&self, wanted: &Wanted) -> Choice {
+        match self.first.as_ref().and_then(|first| first.choice.clone()) {
+            Some(choice) => choice,
+            None => images::choose_for(&self.cx, wanted).await,
+        }
     }
 
     pub(super) fn volumes(&self) -> PathBuf {

@@ -2,6 +2,7 @@
 
 use base64::Engine as _;
 use wasmk_api::k8s_openapi::api::core::v1::{Container, Pod};
+use wasmk_cri::v1::Image;
 
 use super::env::{CONFIG_ERROR, Sources};
 use crate::{
@@ -14,12 +15,12 @@ use crate::{
 const MAX_LOGINS: usize = 32;
 
 /// What runs an image.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub(crate) enum Choice {
     /// This process: it is WebAssembly.
     Wasm,
-    /// The container runtime.
-    Container,
+    /// The container runtime, which has it already as this.
+    Container(Option<Box<Image>>),
 }
 
 /// The image of a container.
@@ -44,13 +45,13 @@ pub(crate) async fn choose(engine: &dyn Engine, containers: Option<&Containers>,
     if engine.recognizes(&local).await == Some(true) {
         return Choice::Wasm;
     }
-    if containers.has_image(&wanted.image).await {
-        return Choice::Container;
+    if let Some(image) = containers.present(&wanted.image).await {
+        return Choice::Container(Some(Box::new(image)));
     }
     match engine.recognizes(wanted).await {
         Some(true) => Choice::Wasm,
         // What cannot be had at all is the container runtime's to complain about.
-        Some(false) | None => Choice::Container,
+        Some(false) | None => Choice::Container(None),
     }
 }
 

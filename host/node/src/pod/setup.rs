@@ -2,6 +2,7 @@
 //! there, else an address of its own, and its volumes.
 
 use std::{
+    collections::HashMap,
     net::Ipv4Addr,
     path::{Path, PathBuf},
     sync::Arc,
@@ -10,7 +11,7 @@ use std::{
 
 use futures::{StreamExt, stream};
 use tokio_util::sync::{CancellationToken, DropGuard};
-use wasmk_api::k8s_openapi::api::core::v1::{Pod, PodSpec};
+use wasmk_api::k8s_openapi::api::core::v1::{Container, Pod, PodSpec};
 use wasmk_net::{policy::Gate, proxy};
 
 use super::{
@@ -19,7 +20,7 @@ use super::{
     ports, status, volumes,
 };
 use crate::{
-    containers::{Containers, Sandbox},
+    containers::{Before, Containers, Sandbox},
     context::Context,
     engine::Failure,
     events::Level,
@@ -40,6 +41,8 @@ pub(super) struct Placed {
     pub(super) sandbox: Option<Sandbox>,
     /// The sandbox was made just now: what ran in an earlier one is lost.
     pub(super) fresh: bool,
+    /// What will run the images that were looked at, by container.
+    pub(super) looked: HashMap<String, Choice>,
 }
 
 /// The work of setting a pod up.
@@ -51,23 +54,22 @@ pub(super) struct SetUp {
     /// What it had before.
     pub(super) ip: Option<Ipv4Addr>,
     pub(super) sandbox: Option<Sandbox>,
+    /// It has just come to this node and had nothing anywhere.
+    pub(super) new: bool,
 }
 
 impl SetUp {
     /// Does it. What was got before a failure is told, too, so that it is not lost.
     pub(super) async fn go(self) -> (Placed, Result<(), Failure>) {
-        let mut placed = Placed { ip: self.ip, sandbox: self.sandbox.clone(), fresh: false };
-        let outcome = self.place(&mut placed).await;
-        let outcome = match outcome {
-            Ok(()) => {
-                let table = placed.ip.map(|ip| ports::table(&self.pod, ip.into(), self.cx.host_ip));
-                let gate = Gate::new(self.cx.policies.clone());
-                self.cx.running.set_ports(self.uid(), table.unwrap_or_default(), gate);
-                self.volumes(placed.ip).await
-            }
-            failed => failed,
-        };
-        (placed, outcome)
+        let mut placed = Placed { ip: self.ip, sandbox: self.sandbox.clone(), ..Placed::default() };
+        // Files of volumes say nothing of the pod's address, so that neither need wait for the other.
+        let (outcome, volumes) = tokio::join!(self.place(&mut placed), self.volumes());
+        if outcome.is_ok() {
+            let table = placed.ip.map(|ip| ports::table(&self.pod, ip.into(), self.cx.host_ip));
+            let gate = Gate::new(self.cx.policies.clone());
+            self.cx.running.set_ports(self.uid(), table.unwrap_or_default(), gate);
+        }
+        (placed, outcome.and(volumes))
     }
 
     fn uid(&self) -> &str {
@@ -76,7 +78,7 @@ impl SetUp {
 
     async fn place(&self, placed: &mut Placed) -> Result<(), Failure> {
         if let Some(containers) = &self.cx.containers
-            && (placed.sandbox.is_some() || self.needs_sandbox().await?)
+            && (placed.sandbox.is_some() || self.needs_sandbox(&mut placed.looked).await)
         {
             return self.enter_sandbox(containers, placed).await;
         }
@@ -90,31 +92,43 @@ impl SetUp {
         Ok(())
     }
 
-    /// Whether any container of the pod runs in the container runtime.
-    async fn needs_sandbox(&self) -> Result<bool, Failure> {
+    /// Whether any container of the pod runs in the container runtime. What was looked at until that was known is kept.
+    async fn needs_sandbox(&self, looked: &mut HashMap<String, Choice>) -> bool {
         let default = PodSpec::default();
         let spec = self.pod.spec.as_ref().unwrap_or(&default);
         let all = spec.init_containers.iter().flatten().chain(&spec.containers);
-        let look = |container| async move {
-            match images::wanted(&self.cx, &self.pod, container).await {
-                Ok(wanted) => images::choose_for(&self.cx, &wanted).await == Choice::Container,
-                // The container's own start will say what is wrong.
-                Err(_) => false,
+        let look = |container: &Container| {
+            let container = container.clone();
+            async move {
+                // Where there is none, the container's own start will say what is wrong.
+                let wanted = images::wanted(&self.cx, &self.pod, &container).await.ok()?;
+                Some((container.name, images::choose_for(&self.cx, &wanted).await))
             }
         };
         let looks: Vec<_> = all.map(look).collect();
         let mut looks = stream::iter(looks).buffer_unordered(LOOKS);
         while let Some(found) = looks.next().await {
-            if found {
-                return Ok(true);
+            let Some((name, choice)) = found else { continue };
+            let container = matches!(choice, Choice::Container(_));
+            looked.insert(name, choice);
+            if container {
+                return true;
             }
         }
-        Ok(false)
+        false
+    }
+
+    fn before(&self) -> Before {
+        match &self.sandbox {
+            Some(known) => Before::Known(known.clone()),
+            None if self.new => Before::Nothing,
+            None => Before::Unknown,
+        }
     }
 
     async fn enter_sandbox(&self, containers: &Arc<Containers>, placed: &mut Placed) -> Result<(), Failure> {
         let handler = self.handler().await?;
-        let ready = containers.sandbox(&self.pod, placed.sandbox.clone(), &handler).await?;
+        let ready = containers.sandbox(&self.pod, self.before(), &handler).await?;
         let namespace = match ready.sandbox.netns.as_deref().map(Netns::open) {
             Some(Ok(namespace)) => Some(namespace),
             Some(Err(error)) => {
@@ -197,8 +211,8 @@ impl SetUp {
         pool.take(self.uid()).map_err(|e| e.to_string())
     }
 
-    async fn volumes(&self, ip: Option<Ipv4Addr>) -> Result<(), Failure> {
-        let place = place(&self.cx, &self.pod, ip);
+    async fn volumes(&self) -> Result<(), Failure> {
+        let place = place(&self.cx, &self.pod, self.ip);
         make_volumes(&self.cx, &self.pod, &self.dir.join("volumes"), &place).await
     }
 }

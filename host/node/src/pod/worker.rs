@@ -17,7 +17,7 @@ use wasmk_api::{
 use wasmk_runtime::StopSignal;
 
 use super::{
-    container::Progress,
+    container::{First, Progress},
     plan::{Action, is_over, plan},
     setup::{self, Placed, SetUp},
     state::{PodState, Setup, Verdict},
@@ -107,6 +107,7 @@ pub(crate) fn spawn(cx: Arc<Context>, pod: Arc<Pod>, state: Option<PodState>) ->
         runs: HashMap::new(),
         next_run: 0,
         arrived,
+        firsts: HashMap::new(),
         released: false,
         news_in,
         state,
@@ -135,6 +136,8 @@ struct Worker {
     next_run: u64,
     /// When the pod came to this node, until all of it runs.
     arrived: Option<tokio::time::Instant>,
+    /// Containers that nobody has tried to start in the sandbox since it was made.
+    firsts: HashMap<String, First>,
     /// Everything the pod held is freed.
     released: bool,
     news_in: mpsc::Sender<(String, u64, Progress)>,
@@ -282,6 +285,9 @@ impl Worker {
     }
 
     fn set_up(&mut self) {
+        // Were it forgotten, the runtime would refuse a second sandbox of that number, and the next attempt look.
+        let untried = self.arrived.is_some() && self.state.setup == Setup::None;
+        let new = untried && self.pod.status.as_ref().is_none_or(|status| status.start_time.is_none());
         self.state.setup = Setup::Underway;
         let work = SetUp {
             cx: self.cx.clone(),
@@ -289,6 +295,7 @@ impl Worker {
             dir: self.cx.records.pod_dir(self.uid()),
             ip: self.state.ip,
             sandbox: self.state.sandbox.clone(),
+            new,
         };
         self.jobs.spawn(async move {
             let (placed, outcome) = work.go().await;
@@ -297,9 +304,13 @@ impl Worker {
     }
 
     /// Takes over what the pod has got.
-    fn placed(&mut self, placed: Placed, outcome: Result<(), Failure>, now: Timestamp) {
+    fn placed(&mut self, mut placed: Placed, outcome: Result<(), Failure>, now: Timestamp) {
         (self.state.ip, self.state.sandbox) = (placed.ip, placed.sandbox);
         if placed.fresh {
+            let spec = self.pod.spec.iter();
+            let all = spec.flat_map(|s| s.init_containers.iter().flatten().chain(&s.containers));
+            let mut first = |name: &String| First { choice: placed.looked.remove(name) };
+            self.firsts = all.map(|c| &c.name).map(|name| (name.clone(), first(name))).collect();
             let lost = self.state.containers.values_mut().filter(|c| c.orphan);
             for container in lost {
                 container.orphan = false;

@@ -21,6 +21,7 @@ use super::process::{self, Started};
 use super::{User, Wall};
 use crate::error::Error;
 use crate::frames;
+use crate::kills::Kills;
 use crate::message::{
     CONNECTION_WINDOW, MAX_HEADERS, MAX_QUESTIONS, MAX_STREAMS, STREAM_WINDOW, Setup, ToWorker, frame,
 };
@@ -33,6 +34,8 @@ const QUEUE: usize = 256;
 const LINKS: usize = 4;
 /// A worker that was let go has so long to end by itself.
 const LAST: Duration = Duration::from_secs(2);
+/// One that talks nonsense has as long to be seen ending: it may have been killed in the middle of a word.
+const CUT: Duration = Duration::from_millis(100);
 
 /// A worker that sees these directories.
 pub(super) async fn worker(wall: &Wall, directories: &[Directory]) -> Result<Worker, Error> {
@@ -152,21 +155,22 @@ async fn write(mut control: UnixStream, mut messages: mpsc::Receiver<Outgoing>) 
 
 /// Hears the worker until it ends, and says why it has.
 async fn watch_over(core: Arc<Core>, control: impl AsyncRead + Unpin, child: Child, user: Option<User>) {
-    let before = kills_for_memory();
+    let kills = Kills::from_now();
     let heard = core.hear(control).await;
     let end = move || end(child, heard.is_err());
-    let (status, ended) = match tokio::task::spawn_blocking(end).await {
-        Ok(Ok(status)) => (Some(status), describe(status)),
-        Ok(Err(error)) => (None, error.to_string()),
-        Err(error) => (None, error.to_string()),
+    let (killed, ended) = match tokio::task::spawn_blocking(end).await {
+        Ok(Ok(End { status, by_agent })) => {
+            (!by_agent && status.signal() == Some(libc::SIGKILL), describe(status))
+        }
+        Ok(Err(error)) => (false, error.to_string()),
+        Err(error) => (false, error.to_string()),
     };
     // Nobody else is it any more.
     drop(user);
-    let killed = status.is_some_and(|status| status.signal() == Some(libc::SIGKILL));
     let error = match &core.group {
         Some(group) if killed => group.ran_out(),
-        // Somebody else may be who was killed; without a group nobody tells.
-        None if killed && kills_for_memory() > before => Some(Error::OutOfMemory),
+        // It may have been another worker, and this one killed by hand; without a group of its own nobody tells.
+        None if killed && kills.more() => Some(Error::OutOfMemory),
         _ => None,
     };
     let error = error.unwrap_or(Error::Lost(ended));
@@ -179,17 +183,24 @@ async fn watch_over(core: Arc<Core>, control: impl AsyncRead + Unpin, child: Chi
     core.ended.send_replace(Some(error));
 }
 
+/// How a worker ended.
+struct End {
+    status: ExitStatus,
+    /// The agent had no more patience with it.
+    by_agent: bool,
+}
+
 /// Waits for a worker that has closed its socket, or that talks nonsense.
-fn end(mut child: Child, at_once: bool) -> std::io::Result<ExitStatus> {
-    let deadline = std::time::Instant::now() + LAST;
-    while !at_once && std::time::Instant::now() < deadline {
+fn end(mut child: Child, nonsense: bool) -> std::io::Result<End> {
+    let deadline = std::time::Instant::now() + if nonsense { CUT } else { LAST };
+    while std::time::Instant::now() < deadline {
         if let Some(status) = child.try_wait()? {
-            return Ok(status);
+            return Ok(End { status, by_agent: false });
         }
         std::thread::sleep(Duration::from_millis(5));
     }
     child.kill()?;
-    child.wait()
+    Ok(End { status: child.wait()?, by_agent: true })
 }
 
 fn describe(status: ExitStatus) -> String {
@@ -197,11 +208,4 @@ fn describe(status: ExitStatus) -> String {
         Some(signal) => format!("signal {signal}"),
         None => format!("exit status {}", status.code().unwrap_or_default()),
     }
-}
-
-/// Processes that this machine has killed for want of memory so far.
-fn kills_for_memory() -> u64 {
-    let text = std::fs::read_to_string("/proc/vmstat").unwrap_or_default();
-    let count = text.lines().find_map(|line| line.strip_prefix("oom_kill "));
-    count.and_then(|count| count.parse().ok()).unwrap_or(0)
 }

@@ -50,6 +50,7 @@ impl Worker {
             place: setup::place(&self.cx, &self.pod, self.state.ip),
             dir: self.cx.records.pod_dir(self.uid()),
             sandbox: self.state.sandbox.clone(),
+            first: self.firsts.remove(name),
             found,
             stop: stop.clone(),
             news: self.news_in.clone(),

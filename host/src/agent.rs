@@ -155,6 +155,9 @@ fn channel(server: &str, tls: Arc<ArcSwap<rustls::ClientConfig>>) -> Result<Chan
     Ok(endpoint.connect_with_connector_lazy(connect))
 }
 
+/// What tells agents of one machine which users the workers of the others are.
+const WORKERS_USERS: &str = "/run/wasmk-users";
+
 /// Where a container runtime usually is.
 const RUNTIME_SOCKETS: [&str; 2] = ["/run/containerd/containerd.sock", "/run/crio/crio.sock"];
 
@@ -346,7 +349,7 @@ async fn isolation(
         program: "/proc/self/exe".into(),
         arguments: vec![WORKER.into()],
         bounds,
-        users: nix::unistd::geteuid().is_root(),
+        users: nix::unistd::geteuid().is_root().then(|| WORKERS_USERS.into()),
     };
     let wall = Wall::new(runtime.clone(), settings);
     let always = how == WasmIsolation::Process;

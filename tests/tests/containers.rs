@@ -1,7 +1,7 @@
 //! OCI containers beside WebAssembly, through a real containerd. Skipped, with a word, where containers
 //! cannot be run.
 
-use std::process::Command;
+use std::{collections::BTreeMap, process::Command};
 
 use wasmk_tests::{containerd::Containerd, program::Program};
 
@@ -15,7 +15,10 @@ struct Node {
 impl Node {
     fn start() -> Option<Self> {
         let containerd = Containerd::start()?;
-        let program = Program::start_with(&["--container-runtime-endpoint", &containerd.endpoint()]);
+        // No image is looked for to be removed, however full the disk is.
+        let flags =
+            ["--container-runtime-endpoint", &containerd.endpoint(), "--image-gc-high-threshold", "100"];
+        let program = Program::start_with(&flags);
         program.until_value("node/node-a", "{.metadata.labels.wasmk\\.dev/runtime-container}", "true");
         Some(Self { program, containerd })
     }
@@ -41,6 +44,7 @@ fn containers_run_beside_wasm() {
     let Some(node) = Node::start() else { return };
     let p = &node.program;
     the_node_says_what_it_runs(p);
+    a_new_pod_takes_few_calls(p);
     a_container_is_served_its_environment(p);
     ends_are_told(p);
 }
@@ -70,6 +74,35 @@ fn the_node_says_what_it_runs(p: &Program) {
     for name in ["wasmtime", "runc"] {
         assert!(handlers.split(' ').any(|h| h == name), "{handlers}");
     }
+}
+
+/// How often the runtime was asked for what pods need, by operation. How it is, and what runs, is asked again and again.
+fn calls(p: &Program) -> BTreeMap<String, u64> {
+    const PERIODIC: [&str; 6] =
+        ["version", "status", "list_containers", "list_container_stats", "list_images", "image_fs_info"];
+    let metrics = p.kubectl(&["get", "--raw", "/api/v1/nodes/node-a/proxy/metrics"]);
+    let rows = metrics.lines().filter_map(|line| {
+        let of = line.strip_prefix("kubelet_runtime_operations_total{operation_type=\"")?;
+        let (operation, count) = of.split_once("\"} ")?;
+        Some((operation.to_owned(), count.parse().ok()?))
+    });
+    rows.filter(|(operation, _)| !PERIODIC.contains(&operation.as_str())).collect()
+}
+
+/// Each call is milliseconds of a pod's start.
+fn a_new_pod_takes_few_calls(p: &Program) {
+    let before = calls(p);
+    p.apply(&pod("few", "sleep 600", "", ""));
+    p.until_value("pod/few", "{.status.phase}", "Running");
+    let mut more = calls(p);
+    more.retain(|operation, count| {
+        *count -= before.get(operation).copied().unwrap_or(0);
+        *count > 0
+    });
+    let needed =
+        ["create_container", "image_status", "podsandbox_status", "run_podsandbox", "start_container"];
+    assert_eq!(more, needed.map(|operation| (operation.to_owned(), 1)).into());
+    p.kubectl(&["delete", "pod", "few", "--wait=false"]);
 }
 
 fn a_container_is_served_its_environment(p: &Program) {

@@ -92,7 +92,7 @@ pub(super) fn rows(data: &DataDir, running: &Running, ready: bool) -> Result<Vec
     let state = if ready { "ready" } else { "starting" };
     let agents = agents(data, running)?.into_iter().map(|(node, process, log)| {
         let doing = process.map_or_else(
-            || format!("{node} (no process at the moment; see {})", log.display()),
+            || format!("{node} (starts; its output is in {})", log.display()),
             |process| format!("{node} (process {process})"),
         );
         ("agent", doing)

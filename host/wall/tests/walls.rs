@@ -192,7 +192,7 @@ async fn workers(root: bool) {
         program: std::env::current_exe().expect("this program"),
         arguments: vec!["worker".into()],
         bounds,
-        users: root,
+        users: root.then(|| dir.path().join("users")),
     };
     let wall = Wall::new(runtime.clone(), settings.clone());
     let standing = wall.probe().await.expect("a worker");

@@ -7,8 +7,9 @@ mod process;
 mod run;
 mod slot;
 mod start;
+mod users;
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
 
@@ -18,9 +19,10 @@ use wasmk_runtime::{Program, Runtime, Spec};
 use crate::error::Error;
 use crate::groups::Groups;
 use crate::message::{Job, Standing, directories};
-use crate::walls::{Directory, FIRST_USER, USERS};
+use crate::walls::Directory;
 use process::Spawner;
 use slot::Slot;
+use users::{User, Users};
 
 pub use handler::Handler;
 
@@ -33,8 +35,8 @@ pub struct Settings {
     pub arguments: Vec<String>,
     /// The bounds on instances and memory, for each worker.
     pub bounds: wasmk_runtime::Settings,
-    /// Each worker is a user of its own, which needs root.
-    pub users: bool,
+    /// Each worker is a user of its own, which needs root; no two are the same of the agents that name the same file.
+    pub users: Option<PathBuf>,
 }
 
 /// Runs guests in workers. Clones are the same wall.
@@ -46,15 +48,15 @@ struct Inner {
     settings: Settings,
     spawner: OnceLock<Spawner>,
     shared: Mutex<HashMap<String, Arc<Slot>>>,
-    users: Mutex<BTreeSet<u32>>,
+    users: Option<Users>,
     groups: OnceLock<Option<Groups>>,
 }
 
 impl Wall {
     /// A wall without workers yet. Programs come from `runtime`, and its counters count what workers do.
     pub fn new(runtime: Runtime, settings: Settings) -> Self {
-        let (spawner, shared, users) = (OnceLock::new(), Mutex::default(), Mutex::default());
-        let groups = OnceLock::new();
+        let (spawner, shared, groups) = (OnceLock::new(), Mutex::default(), OnceLock::new());
+        let users = settings.users.as_deref().map(Users::new);
         Self(Arc::new(Inner { runtime, settings, spawner, shared, users, groups }))
     }
 
@@ -97,13 +99,7 @@ impl Wall {
     }
 
     fn user(&self) -> Option<User> {
-        if !self.0.settings.users {
-            return None;
-        }
-        let mut taken = self.0.users.lock();
-        let id = (FIRST_USER..FIRST_USER + USERS).find(|id| !taken.contains(id))?;
-        taken.insert(id);
-        Some(User { id, wall: Arc::downgrade(&self.0) })
+        self.0.users.as_ref()?.take()
     }
 }
 
@@ -118,19 +114,5 @@ impl Inner {
             .ok()
         };
         self.groups.get_or_init(make).as_ref()
-    }
-}
-
-/// A user that no other worker is, until this is dropped.
-struct User {
-    id: u32,
-    wall: std::sync::Weak<Inner>,
-}
-
-impl Drop for User {
-    fn drop(&mut self) {
-        if let Some(wall) = self.wall.upgrade() {
-            wall.users.lock().remove(&self.id);
-        }
     }
 }

@@ -16,9 +16,10 @@ use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::time::Instant;
 use wasmk_runtime::Body;
 
+use super::Wall;
 use super::core::{Core, Outgoing, Worker};
 use super::process::{self, Started};
-use super::{User, Wall};
+use super::users::User;
 use crate::error::Error;
 use crate::frames;
 use crate::kills::Kills;

@@ -107,7 +107,7 @@ impl Cluster {
         let api = ApiServer::start(config).await.unwrap();
         let client = api.client("alice", &["system:masters"]);
         let seen = Seen::default();
-        let settings = Settings { live, executor: Arc::new(StandIns(seen.clone())) };
+        let settings = Settings { live, executor: Arc::new(StandIns(seen.clone())), door: None };
         let namespace =
             json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "knative-serving"}});
         let crds = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions";

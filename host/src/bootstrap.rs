@@ -13,6 +13,8 @@ use kube::{
 };
 use serde_json::{Value, json};
 
+use wasmk_api::proxy_protocol;
+
 use crate::{data_dir::Running, join::JOINERS};
 
 /// Label and taint of nodes of the control plane.
@@ -117,7 +119,11 @@ pub(crate) fn names(service: Ipv4Addr, server: SocketAddr) -> [Value; 2] {
 /// The service of the functions' gateway, which is what the names of functions in the cluster stand for.
 pub(crate) fn gateway(server: SocketAddr) -> [Value; 2] {
     let ports = |port: u16| json!([{"name": "http2", "port": port, "protocol": "TCP"}]);
-    let metadata = json!({"name": GATEWAY, "namespace": wasmk_functions::NAMESPACE});
+    let metadata = json!({
+        "name": GATEWAY, "namespace": wasmk_functions::NAMESPACE,
+        // A pod may call a function of its namespace by its mere name.
+        "annotations": {proxy_protocol::ANNOTATION: proxy_protocol::V2},
+    });
     leading(metadata, json!({"ports": ports(80)}), server, ports(server.port()))
 }
 

@@ -6,7 +6,7 @@
 mod listen;
 
 use std::{
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -228,8 +228,9 @@ impl Cluster {
             }
             cluster.node = Some(start_node(&cluster.api, name, &settings, &links).await?);
         }
-        let listeners = [Some(gateway_listener), door.and_then(|door| door.listener)];
-        cluster.functions = cluster.start_functions(&settings, live, listeners.into_iter().flatten())?;
+        let listeners = [Some(gateway_listener), door.and_then(|door| door.listener)].into_iter().flatten();
+        let door = door_address.map(|address| address.ip());
+        cluster.functions = cluster.start_functions(&settings, live, listeners, door)?;
         let agents = Agents::start(&settings.data, &cluster.running, &settings.node_options, writer).await;
         cluster.agents = Some(agents.context("the agents cannot start")?);
         cluster._claim.publish(&cluster.running)?;
@@ -370,6 +371,7 @@ impl Cluster {
         settings: &Settings,
         live: Live,
         listeners: impl Iterator<Item = TcpListener>,
+        door: Option<IpAddr>,
     ) -> std::io::Result<Option<Functions>> {
         if !settings.controls() {
             return Ok(None);
@@ -379,7 +381,7 @@ impl Cluster {
             None => Arc::new(Elsewhere),
         };
         let client = self.client("system:serviceaccount:knative-serving:controller");
-        let wanted = wasmk_functions::Settings { live, executor };
+        let wanted = wasmk_functions::Settings { live, executor, door };
         Functions::start(client, listeners, wanted).map(Some)
     }
 }

@@ -96,13 +96,16 @@ fn pods_call_functions_by_their_names_and_strangers_do_not() {
     assert_eq!(place.sh(of_functions), "", "both are at rest");
     let by = fetcher(&place, "caller", "");
     for name in ["open", "shut"] {
-        for suffix in [".inside.svc.cluster.local", ".inside.svc", ".inside"] {
+        for suffix in [".inside.svc.cluster.local", ".inside.svc", ".inside", ""] {
             fetches(&place, &by, &format!("http://{name}{suffix}/"), &format!("hello {name}"));
         }
     }
     let other = Place::new(&CLUSTER, "inside-other");
     let by = fetcher(&other, "caller", "");
     fetches(&other, &by, "http://shut.inside/", "hello shut");
+    let refused =
+        other.sh(&format!("curl -sS --max-time 10 -w ' %{{http_code}}' 'http://{by}:8080/?http://shut/'"));
+    assert!(refused.ends_with(" 502"), "a mere name means the pod's own namespace: {refused}");
     // A function in place of a pod, and a program with sockets of its own.
     place.apply(&function("relay", "fetch-http", ""));
     ready(&place, "relay");
@@ -130,6 +133,27 @@ fn pods_call_functions_by_their_names_and_strangers_do_not() {
 }
 
 #[test]
+fn policies_know_functions_as_pods_of_their_gateway() {
+    let place = Place::new(&CLUSTER, "inside-policy");
+    place.apply(&function("web", "hello-http", ""));
+    ready(&place, "web");
+    let by = fetcher(&place, "caller", "");
+    fetches(&place, &by, "http://web.inside-policy/", "hello web");
+    let policy = |egress: &str| {
+        place.apply(&format!(
+            "apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {{name: caller}}\n\
+             spec: {{podSelector: {{matchLabels: {{run: caller}}}}, policyTypes: [Egress], egress: [{egress}]}}\n"
+        ));
+    };
+    policy("");
+    let shut =
+        format!("curl -sS -o /dev/null --max-time 2 'http://{by}:8080/?http://web.inside-policy/'; echo $?");
+    place.until(&shut, "28");
+    policy("{to: [{namespaceSelector: {matchLabels: {kubernetes.io/metadata.name: knative-serving}}}]}");
+    fetches(&place, &by, "http://web.inside-policy/", "hello web");
+}
+
+#[test]
 fn names_come_and_go_with_routes_and_tags() {
     let place = Place::new(&CLUSTER, "inside-names");
     place.apply(&function("web", "hello-http", ""));
@@ -149,7 +173,7 @@ fn names_come_and_go_with_routes_and_tags() {
     let names = "kubectl get svc -l serving.knative.dev/route=web -o name";
     place.until(names, "service/first-web\nservice/web");
     let by = fetcher(&place, "caller", "");
-    for url in ["http://first-web.inside-names.svc.cluster.local/", "http://first-web.inside-names/"] {
+    for url in ["http://first-web.inside-names.svc.cluster.local/", "http://first-web/"] {
         fetches(&place, &by, url, "hello web");
     }
     // What somebody deletes is made again.
@@ -195,7 +219,7 @@ fn pods_of_another_node_call_functions_by_their_names() {
     place.apply(&function("shut", "hello-http", LOCAL));
     ready(&place, "shut");
     let by = fetcher(&place, "caller", "--overrides='{\"spec\":{\"nodeName\":\"edge\"}}'");
-    for url in ["http://shut.inside-far.svc.cluster.local/", "http://shut.inside-far/"] {
+    for url in ["http://shut.inside-far.svc.cluster.local/", "http://shut.inside-far/", "http://shut/"] {
         fetches(&place, &by, url, "hello shut");
     }
 }
@@ -248,10 +272,12 @@ fn pods_of_another_machine_call_functions_by_their_names() {
     place.apply(&function("shut", "hello-http", LOCAL));
     ready(&place, "shut");
     let on = "--overrides='{\"spec\":{\"nodeName\":\"abroad\"}}'";
-    place.sh(&format!(
-        "kubectl run raw --image $REGISTRY/default/sockets:1 {on} -- get shut.inside-abroad.svc.cluster.local"
-    ));
-    place.until("kubectl logs raw", "hello shut");
+    for (pod, host) in [("whole", "shut.inside-abroad.svc.cluster.local"), ("mere", "shut")] {
+        place.sh(&format!(
+            "kubectl run {pod} --image $REGISTRY/default/sockets:1 --restart Never {on} -- get {host}"
+        ));
+        place.until(&format!("kubectl logs {pod}"), "hello shut");
+    }
 }
 
 #[test]
@@ -263,7 +289,7 @@ fn containers_call_functions_by_their_names() {
     p.kubectl(&["wait", "--for=condition=Ready", "ksvc/shut", "--timeout=60s"]);
     p.apply(&pod("caller", "", &[container("main", "sleep 600", "")]));
     p.until_row("caller", "1/1 Running");
-    for host in ["shut.default.svc.cluster.local", "shut.default.svc", "shut.default"] {
+    for host in ["shut.default.svc.cluster.local", "shut.default.svc", "shut.default", "shut"] {
         let line = format!("timeout 10 wget -q -O - http://{host}/ 2>&1 || true");
         p.until(host, |p| p.within("caller", &line), |said| said == "hello shut\n");
     }

@@ -45,6 +45,10 @@ pub(super) fn is_here(address: SocketAddr) -> bool {
     address.ip().to_canonical().is_loopback()
 }
 
+/// The API did not say.
+#[derive(Debug)]
+pub(super) struct NoAnswer;
+
 /// Finds out whose an address is.
 pub(super) struct Inside {
     client: Client,
@@ -72,6 +76,28 @@ impl Inside {
     fn known(&self, address: IpAddr) -> Option<bool> {
         let known = self.known.lock().get(&address).copied();
         known.filter(|(_, since)| since.elapsed() < KNOWN_FOR).map(|(inside, _)| inside)
+    }
+
+    /// The namespace of the pod that has an address, if exactly one has it.
+    ///
+    /// # Errors
+    /// When the API has no answer.
+    pub(super) async fn namespace(&self, address: IpAddr) -> Result<Option<String>, NoAnswer> {
+        let ask = async {
+            let _turn = self.questions.acquire().await.map_err(|_| NoAnswer)?;
+            let alive = format!("status.podIP={address},status.phase!=Succeeded,status.phase!=Failed");
+            let pods = Api::<Pod>::all(self.client.clone());
+            let found =
+                pods.list(&ListParams::default().fields(&alive).limit(2)).await.map_err(|_| NoAnswer)?;
+            match &found.items[..] {
+                // On the node's network a pod is known by an address that is not its own.
+                [pod] if pod.spec.as_ref().is_none_or(|spec| spec.host_network != Some(true)) => {
+                    Ok(pod.metadata.namespace.clone())
+                }
+                _ => Ok(None),
+            }
+        };
+        timeout(PATIENCE, ask).await.unwrap_or(Err(NoAnswer))
     }
 
     async fn find_out(&self, address: IpAddr) -> Option<bool> {

@@ -5,6 +5,7 @@
 //! Nothing here writes to the API.
 
 mod body;
+mod door;
 mod inside;
 mod pods;
 mod table;
@@ -15,7 +16,7 @@ use std::{
     borrow::Cow,
     convert::Infallible,
     future::poll_fn,
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     pin::pin,
     sync::{Arc, OnceLock},
     task::Poll,
@@ -28,11 +29,14 @@ use http_body_util::BodyExt;
 use hyper::{body::Incoming, service::service_fn};
 use hyper_util::{
     rt::{TokioExecutor, TokioIo, TokioTimer},
-    server::{conn::auto, graceful::GracefulShutdown},
+    server::{
+        conn::auto,
+        graceful::{GracefulShutdown, Watcher},
+    },
 };
 use tokio::{
-    net::TcpListener,
-    sync::Semaphore,
+    net::{TcpListener, TcpStream},
+    sync::{OnceCell, Semaphore},
     time::{Instant, timeout, timeout_at},
 };
 use tokio_util::sync::CancellationToken;
@@ -57,7 +61,7 @@ use self::{
 use crate::{
     config::Live,
     eventing::is_ingress,
-    executor::Body,
+    executor::{Body, BoxError},
     fleet::{Fleet, Key, Member},
     names::request_host,
 };
@@ -89,6 +93,8 @@ pub struct Gateway {
     turns: Turns,
     ingress: OnceLock<Arc<dyn Ingress>>,
     inside: OnceLock<Inside>,
+    /// Where connections may begin by saying whose they are.
+    door: OnceLock<IpAddr>,
     /// For the connections of all listeners.
     permits: Arc<Semaphore>,
 }
@@ -108,11 +114,21 @@ pub struct Peer {
     header: HeaderValue,
     /// On this machine.
     here: bool,
+    /// That of the pod it is, once somebody has asked.
+    namespace: Arc<OnceCell<Option<String>>>,
+}
+
+impl Peer {
+    /// One that only passes on what a client says.
+    fn on_behalf_of(self, client: SocketAddr) -> Self {
+        Self { address: client, header: address_value(client.ip()), ..self }
+    }
 }
 
 impl From<SocketAddr> for Peer {
     fn from(address: SocketAddr) -> Self {
-        Self { address, header: address_value(address.ip()), here: is_here(address) }
+        let (header, here) = (address_value(address.ip()), is_here(address));
+        Self { address, header, here, namespace: Arc::default() }
     }
 }
 
@@ -165,6 +181,7 @@ impl Gateway {
             turns: Turns::new(MAX_IN_PLACE),
             ingress: OnceLock::new(),
             inside: OnceLock::new(),
+            door: OnceLock::new(),
             permits: Arc::new(Semaphore::new(MAX_CONNECTIONS)),
         }
     }
@@ -183,38 +200,22 @@ impl Gateway {
                 () = stop.cancelled() => break,
                 accepted = accepted => accepted,
             };
-            let Ok(((stream, address), permit)) = accepted else {
+            let Ok(((mut stream, address), permit)) = accepted else {
                 // Out of descriptors, most likely: let some connections end first.
                 tokio::time::sleep(Duration::from_millis(20)).await;
                 continue;
             };
-            let _ = stream.set_nodelay(true);
-            let (gateway, peer) = (self.clone(), Peer::from(address));
-            let shared = Arc::new(Connection { gateway, peer, watch: Watch::default() });
-            let watched = shared.clone();
-            let service = service_fn(move |request: Request<Incoming>| {
-                let under_way = UnderWay::new(&shared, request.version());
-                async move {
-                    let request = request.map(|body| body.map_err(Into::into).boxed_unsync());
-                    let Connection { gateway, peer, .. } = &*under_way.0;
-                    let answer = gateway.route(request, peer).await;
-                    Ok::<_, Infallible>(answer.map(|body| body.until_gone(under_way)))
-                }
-            });
-            let mut builder = auto::Builder::new(TokioExecutor::new());
-            // The connection's own watch takes less than a timer for each request.
-            builder.http1().timer(TokioTimer::new()).header_read_timeout(None);
-            builder.http2().timer(TokioTimer::new());
-            let connection =
-                builder.serve_connection_with_upgrades(TokioIo::new(stream), service).into_owned();
-            let connection = graceful.watch(connection);
+            let (gateway, watcher, stopped) = (self.clone(), graceful.watcher(), stop.clone());
             tokio::spawn(async move {
-                let ended = tokio::select! {
-                    biased;
-                    ended = connection => ended,
-                    () = watched.watch.quiet(HEAD_TIMEOUT) => Err("no request's head came in time".into()),
+                let conversation = async {
+                    let peer = tokio::select! {
+                        peer = gateway.peer(&mut stream, address) => peer?,
+                        // Nothing has been asked yet.
+                        () = stopped.cancelled() => return Ok(()),
+                    };
+                    gateway.converse(stream, peer, watcher).await
                 };
-                if let Err(e) = ended {
+                if let Err(e) = conversation.await {
                     debug!(peer = %address, error = %e, "a connection ended early");
                 }
                 drop(permit);
@@ -222,6 +223,51 @@ impl Gateway {
         }
         drop(listener);
         let _ = timeout(DRAIN, graceful.shutdown()).await;
+    }
+
+    /// Who is at the other end of a new connection.
+    async fn peer(&self, stream: &mut TcpStream, address: SocketAddr) -> Result<Peer, BoxError> {
+        let peer = Peer::from(address);
+        let Some(door) = self.door.get() else { return Ok(peer) };
+        if !peer.here || stream.local_addr()?.ip() != *door {
+            return Ok(peer);
+        }
+        let client = timeout(HEAD_TIMEOUT, door::client_of(stream)).await??;
+        Ok(match client {
+            Some(client) => peer.on_behalf_of(client),
+            None => peer,
+        })
+    }
+
+    /// Answers the requests of a connection.
+    async fn converse(
+        self: Arc<Self>,
+        stream: TcpStream,
+        peer: Peer,
+        watcher: Watcher,
+    ) -> Result<(), BoxError> {
+        let _ = stream.set_nodelay(true);
+        let shared = Arc::new(Connection { gateway: self, peer, watch: Watch::default() });
+        let watched = shared.clone();
+        let service = service_fn(move |request: Request<Incoming>| {
+            let under_way = UnderWay::new(&shared, request.version());
+            async move {
+                let request = request.map(|body| body.map_err(Into::into).boxed_unsync());
+                let Connection { gateway, peer, .. } = &*under_way.0;
+                let answer = gateway.route(request, peer).await;
+                Ok::<_, Infallible>(answer.map(|body| body.until_gone(under_way)))
+            }
+        });
+        let mut builder = auto::Builder::new(TokioExecutor::new());
+        // The connection's own watch takes less than a timer for each request.
+        builder.http1().timer(TokioTimer::new()).header_read_timeout(None);
+        builder.http2().timer(TokioTimer::new());
+        let connection = builder.serve_connection_with_upgrades(TokioIo::new(stream), service).into_owned();
+        tokio::select! {
+            biased;
+            ended = watcher.watch(connection) => ended,
+            () = watched.watch.quiet(HEAD_TIMEOUT) => Err("no request's head came in time".into()),
+        }
     }
 
     /// Takes the hosts of routes as they are now.
@@ -239,6 +285,18 @@ impl Gateway {
     /// Says by which API it is found out who is inside the cluster; until then it is this machine alone.
     pub(crate) fn set_inside(&self, client: kube::Client) {
         let _ = self.inside.set(Inside::new(client));
+    }
+
+    /// Says at which address connections of this machine may begin by saying whose they are; only the first counts.
+    pub(crate) fn set_door(&self, door: IpAddr) {
+        let _ = self.door.set(door);
+    }
+
+    /// The namespace of the pod that a peer is.
+    async fn namespace<'a>(&self, peer: &'a Peer) -> Option<&'a str> {
+        let inside = self.inside.get()?;
+        let asked = peer.namespace.get_or_try_init(|| inside.namespace(peer.address.ip())).await;
+        asked.ok()?.as_deref()
     }
 
     /// Whether a peer belongs to the cluster.
@@ -291,11 +349,19 @@ impl Gateway {
         response
     }
 
-    /// What a host that nobody has leads to: inside the cluster a name and a namespace are enough.
+    /// What a host that nobody has leads to: inside the cluster a name and a namespace are enough, and for a pod the
+    /// name of what is in its own namespace.
     async fn short(&self, host: &str, peer: &Peer) -> Option<Arc<Site>> {
-        // It is looked up first: strangers who ask for what there is not are no reason to ask the API.
-        let site = self.table.find(&in_full(host)?)?;
-        self.is_inside(peer).await.then_some(site)
+        if let Some(long) = in_full(host) {
+            // It is looked up first: strangers who ask for what there is not are no reason to ask the API.
+            let site = self.table.find(&long)?;
+            return self.is_inside(peer).await.then_some(site);
+        }
+        if host.is_empty() || host.contains('.') || !self.is_inside(peer).await {
+            return None;
+        }
+        let namespace = self.namespace(peer).await?;
+        self.table.find(&format!("{host}.{namespace}.svc"))
     }
 
     /// The revision a request is for; its key where it is not known yet.

@@ -144,6 +144,88 @@ async fn hosts_of_the_cluster_are_answered_inside_alone() {
     assert_eq!(world.call(&[]).await.0, 200, "it has a host outside, too");
 }
 
+/// An API whose only pod has that address in the namespace `default`.
+fn api_with(pod: &'static str) -> kube::Client {
+    let service = tower::service_fn(move |request: Request<kube::client::Body>| {
+        let pods = match request.uri().query().unwrap_or_default().contains(pod) {
+            true => json!([{"metadata": {"name": "p", "namespace": "default"}, "spec": {"containers": []}}]),
+            false => json!([]),
+        };
+        let list = json!({"metadata": {}, "items": pods}).to_string();
+        std::future::ready(Ok::<_, std::io::Error>(Response::new(kube::client::Body::from(
+            list.into_bytes(),
+        ))))
+    });
+    kube::Client::new(service, "default")
+}
+
+#[tokio::test]
+async fn a_pod_calls_what_is_in_its_namespace_by_its_mere_name() {
+    use wasmk_api::proxy_protocol::header;
+
+    let world = World::new();
+    world.route(json!([{"revisionName": "a", "percent": 100}]));
+    world.in_place("a");
+    world.gateway.set_inside(api_with("10.22.0.5"));
+    let listener = TcpListener::bind("127.0.0.2:0").await.unwrap();
+    let (at, stop) = (listener.local_addr().unwrap(), CancellationToken::new());
+    world.gateway.set_door(at.ip());
+    let serving = tokio::spawn(world.gateway.clone().serve(listener, stop.clone()));
+    let SocketAddr::V4(to) = at else { panic!("an IPv4 address") };
+    let said_to_be = |client: &str| header(client.parse().unwrap(), to).to_vec();
+    let pod = said_to_be("10.22.0.5:4000");
+    let mut no_client = pod.clone();
+    no_client[12] = 0x20;
+    for (first, host, expect) in [
+        (&pod[..], "hello", "200 OK"),
+        (&pod, "Hello:80", "200 OK"),
+        (&pod, "hello.default", "200 OK"),
+        (&pod, "nobody", "404 Not Found"),
+        (&said_to_be("10.22.0.6:4000"), "hello", "404 Not Found"),
+        (&said_to_be("10.22.0.6:4000"), "hello.default.svc", "200 OK"),
+        (b"", "hello", "404 Not Found"),
+        (b"", "hello.default", "200 OK"),
+        (&no_client, "hello", ""),
+    ] {
+        let mut stream = tokio::net::TcpStream::connect(at).await.unwrap();
+        let request = format!("GET / HTTP/1.1\r\nhost: {host}\r\nconnection: close\r\n\r\n");
+        // In pieces, as a network may hand it over.
+        for piece in [first, request.as_bytes()].concat().chunks(7) {
+            stream.write_all(piece).await.unwrap();
+            stream.flush().await.unwrap();
+            tokio::task::yield_now().await;
+        }
+        let mut answer = Vec::new();
+        let _ = stream.read_to_end(&mut answer).await;
+        let answer = String::from_utf8_lossy(&answer);
+        assert_eq!(answer.lines().next().unwrap_or("").trim_start_matches("HTTP/1.1 "), expect, "{host}");
+        if first == pod && expect == "200 OK" {
+            assert!(answer.ends_with("a for 10.22.0.5"), "{answer}");
+        }
+    }
+    stop.cancel();
+    serving.await.unwrap();
+}
+
+#[tokio::test]
+async fn who_does_not_come_by_the_door_cannot_say_whose_a_connection_is() {
+    let world = World::new();
+    world.gateway.set_inside(api_with("10.22.0.5"));
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let (at, stop) = (listener.local_addr().unwrap(), CancellationToken::new());
+    world.gateway.set_door([127, 0, 0, 2].into());
+    let serving = tokio::spawn(world.gateway.clone().serve(listener, stop.clone()));
+    let mut stream = tokio::net::TcpStream::connect(at).await.unwrap();
+    let SocketAddr::V4(to) = at else { panic!("an IPv4 address") };
+    let first = wasmk_api::proxy_protocol::header("10.22.0.5:4000".parse().unwrap(), to);
+    stream.write_all(&[&first[..], b"GET / HTTP/1.1\r\nhost: hello\r\n\r\n"].concat()).await.unwrap();
+    let mut answer = Vec::new();
+    let _ = stream.read_to_end(&mut answer).await;
+    assert!(answer.starts_with(b"HTTP/1.1 400 "), "it is no request: {answer:?}");
+    stop.cancel();
+    serving.await.unwrap();
+}
+
 #[tokio::test]
 async fn a_request_waits_for_a_pod_and_finds_another_when_one_is_gone() {
     let world = World::new();

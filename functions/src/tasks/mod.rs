@@ -5,7 +5,7 @@ mod hosts;
 mod pods;
 mod threads;
 
-use std::{io, sync::Arc};
+use std::{io, net::IpAddr, sync::Arc};
 
 use futures::StreamExt;
 use k8s_openapi::api::core::v1::ConfigMap;
@@ -34,6 +34,9 @@ pub struct Settings {
     pub live: Live,
     /// Runs functions in this process.
     pub executor: Arc<dyn Executor>,
+    /// The address of the gateway where connections of this machine may begin by saying whose they are, by the PROXY
+    /// protocol.
+    pub door: Option<IpAddr>,
 }
 
 /// Running controllers, autoscaler and gateway.
@@ -61,6 +64,7 @@ impl Functions {
         let fleet = Arc::new(Fleet::default());
         let live = settings.live.clone();
         let gateway = Arc::new(Gateway::new(fleet.clone(), live.clone()));
+        settings.door.into_iter().for_each(|door| gateway.set_door(door));
         let (stop, tasks, threads) = (CancellationToken::new(), TaskTracker::new(), Threads::start()?);
         let all = Self { stop, tasks, threads, fleet, gateway };
         let controllers = Controllers::new(&client, settings, all.fleet.clone());

@@ -8,12 +8,15 @@ use std::{
     time::Duration,
 };
 
-use wasmk_api::k8s_openapi::{
-    api::{
-        core::v1::{Service, ServicePort},
-        discovery::v1::{Endpoint, EndpointSlice},
+use wasmk_api::{
+    k8s_openapi::{
+        api::{
+            core::v1::{Service, ServicePort},
+            discovery::v1::{Endpoint, EndpointSlice},
+        },
+        apimachinery::pkg::util::intstr::IntOrString,
     },
-    apimachinery::pkg::util::intstr::IntOrString,
+    proxy_protocol,
 };
 
 use crate::slices::Slices;
@@ -48,6 +51,8 @@ pub struct Backends {
     pub endpoints: Vec<SocketAddr>,
     /// Keeps a client at its endpoint for so long; `None` spreads all connections.
     pub affinity: Option<Duration>,
+    /// Endpoints are told who their clients are, by the PROXY protocol.
+    pub tells_client: bool,
 }
 
 /// All listeners of a node.
@@ -79,6 +84,9 @@ fn add_service(service: &Service, slices: &[Arc<EndpointSlice>], node: &str, nam
         let seconds = config.and_then(|c| c.timeout_seconds).and_then(|s| u64::try_from(s).ok());
         seconds.map_or(AFFINITY, Duration::from_secs)
     });
+    let annotation =
+        service.metadata.annotations.as_ref().and_then(|all| all.get(proxy_protocol::ANNOTATION));
+    let tells_client = annotation.is_some_and(|value| value == proxy_protocol::V2);
     let local_only = spec.internal_traffic_policy.as_deref() == Some("Local");
     for port in spec.ports.iter().flatten() {
         let protocol = match port.protocol.as_deref().unwrap_or("TCP") {
@@ -89,7 +97,8 @@ fn add_service(service: &Service, slices: &[Arc<EndpointSlice>], node: &str, nam
         let Ok(number) = u16::try_from(port.port) else { continue };
         let mut add = |address: SocketAddr, local: bool| {
             let endpoints = endpoints(slices, port, local.then_some(node));
-            let backends = Backends { service: format!("{name}:{number}"), endpoints, affinity };
+            let service = format!("{name}:{number}");
+            let backends = Backends { service, endpoints, affinity, tells_client };
             table.entry(Listener { address, protocol }).or_insert(backends);
         };
         add((ip, number).into(), local_only);

@@ -12,6 +12,7 @@ pub mod knative;
 pub mod labels;
 mod object;
 pub mod per_request;
+pub mod proxy_protocol;
 mod quantity;
 mod resource;
 mod schedule;

@@ -31,9 +31,14 @@ impl Gate {
         Self::new(Policies::none())
     }
 
+    /// Whose connection it is that comes from an address.
+    pub fn client(&self, address: IpAddr) -> IpAddr {
+        self.client.unwrap_or(address)
+    }
+
     /// Whether a client's connection or datagrams may go on to an endpoint.
     pub fn allows(&self, client: IpAddr, to: SocketAddr, protocol: Protocol) -> bool {
-        self.policies.allows(self.client.unwrap_or(client), to, protocol)
+        self.policies.allows(self.client(client), to, protocol)
     }
 
     /// The connection, if it may be answered at `to`; otherwise it is left without an answer.

@@ -22,6 +22,7 @@ use tokio::{task::JoinSet, time::Instant};
 use wasmk_api::k8s_openapi::{
     api::{
         core::v1::{Namespace, Pod},
+        discovery::v1::EndpointSlice,
         networking::v1::NetworkPolicy,
     },
     apimachinery::pkg::apis::meta::v1::ObjectMeta,
@@ -41,10 +42,12 @@ const SETTLE: Duration = Duration::from_millis(20);
 const KEEP_AFTER: Duration = Duration::from_secs(1);
 /// Changes taken in one pass at the most.
 const PASS: usize = 4096;
-/// The service of the cluster's names: what answers for it counts as pods with this label.
-const DNS: (&str, &str) = ("kube-system", "kube-dns");
-/// The label that such pods have elsewhere.
-const DNS_LABEL: (&str, &str) = ("k8s-app", "kube-dns");
+/// The services of the cluster's own, by namespace and name: what answers for one counts as pods with that label, as
+/// it would be elsewhere.
+const BUILT_IN: [(&str, &str, (&str, &str)); 2] = [
+    ("kube-system", "kube-dns", ("k8s-app", "kube-dns")),
+    ("knative-serving", "gateway", ("app", "gateway")),
+];
 
 type Events<K> = Pin<Box<dyn Stream<Item = watcher::Result<Event<K>>> + Send>>;
 
@@ -255,23 +258,27 @@ fn slim(policy: NetworkPolicy) -> NetworkPolicy {
     NetworkPolicy { metadata: ObjectMeta { namespace, name, ..ObjectMeta::default() }, spec: policy.spec }
 }
 
-/// The cluster's names are answered by pods elsewhere, and policies that are written for those shall do here.
+/// The cluster's names and its functions are answered by pods elsewhere, and policies that are written for those shall
+/// do here.
 fn built_in(book: &Book, view: &View) -> HashMap<SocketAddr, Arc<Member>> {
     if !book.is_active() {
         return HashMap::new();
     }
-    let labels = [(DNS_LABEL.0.to_string(), DNS_LABEL.1.to_string())].into();
-    let member = Arc::new(Member::new(DNS.0, labels));
-    let mut all = HashMap::new();
-    for slice in view.slices().of(DNS.0, DNS.1) {
-        let addresses = slice.endpoints.iter().flatten().flat_map(|e| &e.addresses);
-        let addresses: Vec<IpAddr> = addresses.filter_map(|a| a.parse().ok()).collect();
-        let ports = slice.ports.iter().flatten().filter_map(|p| p.port.and_then(|p| u16::try_from(p).ok()));
-        for port in ports {
+    let (mut all, slices) = (HashMap::new(), view.slices());
+    for (namespace, service, (label, value)) in BUILT_IN {
+        let member = Arc::new(Member::new(namespace, [(label.to_string(), value.to_string())].into()));
+        for slice in slices.of(namespace, service) {
             // A pod that answers for it is a pod already.
-            let others = addresses.iter().filter(|address| !book.has(**address));
-            all.extend(others.map(|address| (SocketAddr::new(*address, port), member.clone())));
+            let others = places(slice).filter(|place| !book.has(place.ip()));
+            all.extend(others.map(|place| (place, member.clone())));
         }
     }
     all
+}
+
+fn places(slice: &EndpointSlice) -> impl Iterator<Item = SocketAddr> {
+    let addresses = slice.endpoints.iter().flatten().flat_map(|e| &e.addresses);
+    let addresses: Vec<IpAddr> = addresses.filter_map(|a| a.parse().ok()).collect();
+    let ports = slice.ports.iter().flatten().filter_map(|p| p.port.and_then(|p| u16::try_from(p).ok()));
+    ports.flat_map(move |port| addresses.clone().into_iter().map(move |ip| SocketAddr::new(ip, port)))
 }

@@ -37,6 +37,10 @@ impl Balancer {
         self.backends.load().service.clone()
     }
 
+    pub(super) fn tells_client(&self) -> bool {
+        self.backends.load().tells_client
+    }
+
     /// Endpoints to try for a client, the best first.
     pub(super) fn choose(&self, client: IpAddr) -> Vec<SocketAddr> {
         let backends = self.backends.load();
@@ -82,7 +86,12 @@ mod tests {
 
     fn balancer(affinity: Option<Duration>) -> Balancer {
         let endpoints = (1..=3).map(|n| format!("127.42.0.{n}:80").parse().unwrap()).collect();
-        Balancer::new(ArcSwap::from_pointee(Backends { service: "s".into(), endpoints, affinity }))
+        Balancer::new(ArcSwap::from_pointee(Backends {
+            service: "s".into(),
+            endpoints,
+            affinity,
+            tells_client: false,
+        }))
     }
 
     #[test]

@@ -1,9 +1,14 @@
 //! Passes TCP connections on.
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    net::{IpAddr, SocketAddr, SocketAddrV4},
+    sync::Arc,
+    time::Duration,
+};
 
-use tokio::{net::TcpStream, time::timeout};
+use tokio::{io::AsyncWriteExt, net::TcpStream, time::timeout};
 use tokio_util::sync::CancellationToken;
+use wasmk_api::proxy_protocol;
 
 use super::balance::Balancer;
 use crate::{bind::Acceptor, plan::Protocol, policy::Gate};
@@ -41,6 +46,13 @@ async fn pass(mut stream: TcpStream, client: SocketAddr, balancer: &Balancer, ga
         balancer.connected(client.ip(), endpoint);
         // Small requests must not wait for more.
         let _ = backend.set_nodelay(true);
+        if balancer.tells_client()
+            && let (IpAddr::V4(ip), SocketAddr::V4(to)) = (gate.client(client.ip()), endpoint)
+        {
+            let header = proxy_protocol::header(SocketAddrV4::new(ip, client.port()), to);
+            // Where that fails the connection is over, and what follows says so.
+            let _ = backend.write_all(&header).await;
+        }
         // Copies each direction to its own end, so that a half-closed connection works.
         let copied =
             tokio::io::copy_bidirectional_with_sizes(&mut stream, &mut backend, BUFFER, BUFFER).await;

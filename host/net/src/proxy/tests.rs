@@ -17,8 +17,12 @@ fn free_port() -> SocketAddr {
 }
 
 fn table(address: SocketAddr, protocol: Protocol, endpoints: &[SocketAddr]) -> Table {
-    let backends =
-        Backends { service: "default/web:80".into(), endpoints: endpoints.to_vec(), affinity: None };
+    let backends = Backends {
+        service: "default/web:80".into(),
+        endpoints: endpoints.to_vec(),
+        affinity: None,
+        tells_client: false,
+    };
     [(Listener { address, protocol }, backends)].into()
 }
 

@@ -30,6 +30,7 @@ fn one(port: &ContainerPort, name: &str, ip: IpAddr, node: IpAddr) -> Option<(Li
         service: format!("{name}: hostPort {host}"),
         endpoints: vec![SocketAddr::new(ip, inside)],
         affinity: None,
+        tells_client: false,
     };
     Some((Listener { address: SocketAddr::new(at, host), protocol }, backends))
 }

@@ -14,7 +14,7 @@ use kube::{Api, Client, api::ListParams};
 use parking_lot::Mutex;
 use tokio::{
     sync::Semaphore,
-    time::{Instant, timeout},
+    time::{Instant, sleep, timeout},
 };
 
 use crate::names::CLUSTER_DOMAIN;
@@ -25,6 +25,9 @@ const KNOWN_FOR: Duration = Duration::from_secs(30);
 const MAX_KNOWN: usize = 4096;
 /// Questions to the API at a time; who comes beyond that waits.
 const QUESTIONS: usize = 8;
+/// How often a pod is looked for by its address, and the time between two looks.
+const LOOKS: u32 = 10;
+const BETWEEN_LOOKS: Duration = Duration::from_millis(200);
 /// Longest wait for the API's answer, and for the turn to ask.
 const PATIENCE: Duration = Duration::from_secs(5);
 
@@ -48,6 +51,14 @@ pub(super) fn is_here(address: SocketAddr) -> bool {
 /// The API did not say.
 #[derive(Debug)]
 pub(super) struct NoAnswer;
+
+/// Whether an address is a machine's own, where pods are none but those on its network.
+fn is_machines(address: IpAddr) -> bool {
+    match address {
+        IpAddr::V4(v4) => v4.octets()[..2] == [127, 0],
+        IpAddr::V6(v6) => v6.is_loopback(),
+    }
+}
 
 /// Finds out whose an address is.
 pub(super) struct Inside {
@@ -78,11 +89,25 @@ impl Inside {
         known.filter(|(_, since)| since.elapsed() < KNOWN_FOR).map(|(inside, _)| inside)
     }
 
-    /// The namespace of the pod that has an address, if exactly one has it.
+    /// The namespace of the pod that has an address, if exactly one has it. One that has just been started is waited
+    /// for: it may speak before the API has heard of its address.
     ///
     /// # Errors
     /// When the API has no answer.
     pub(super) async fn namespace(&self, address: IpAddr) -> Result<Option<String>, NoAnswer> {
+        if is_machines(address) {
+            return Ok(None);
+        }
+        for _ in 1..LOOKS {
+            if let Some(namespace) = self.look_for(address).await? {
+                return Ok(Some(namespace));
+            }
+            sleep(BETWEEN_LOOKS).await;
+        }
+        self.look_for(address).await
+    }
+
+    async fn look_for(&self, address: IpAddr) -> Result<Option<String>, NoAnswer> {
         let ask = async {
             let _turn = self.questions.acquire().await.map_err(|_| NoAnswer)?;
             let alive = format!("status.podIP={address},status.phase!=Succeeded,status.phase!=Failed");

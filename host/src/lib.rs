@@ -15,6 +15,7 @@ mod door;
 mod encryption;
 mod executor;
 pub mod files;
+mod footprint;
 mod hook;
 mod imports;
 pub mod join;

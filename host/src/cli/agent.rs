@@ -53,6 +53,7 @@ pub(super) async fn run(args: Args, cx: &Context) -> Result<Exit> {
             () = &mut told => return Ok(Exit::Done),
         };
         cx.out.line(format!("node {name} runs"));
+        tokio::spawn(crate::footprint::keep_small());
         told.await;
         agent
     };

@@ -29,7 +29,7 @@ use crate::{
     agents,
     cluster::{Cluster, Settings},
     data_dir::{DataDir, Running},
-    files, kubeconfig, own_log, scheduler_config,
+    files, footprint, kubeconfig, own_log, scheduler_config,
     store::StoreSettings,
 };
 
@@ -137,6 +137,7 @@ async fn foreground(args: Args, cx: &Context) -> Result<Exit> {
     let cluster = Cluster::start(settings(args)?).await?;
     announce(cx, &data, cluster.running(), merge)?;
     tokio::spawn(own_log::keep_short(data.join("wasmk.log")));
+    tokio::spawn(footprint::keep_small());
     tokio::select! {
         _ = terminate.recv() => {}
         _ = interrupt.recv() => cx.out.note("stopping; press Ctrl-C again to stop at once"),

@@ -231,17 +231,22 @@ pub(crate) fn validate_token(
         return refuse("node requested token with a pod binding without a uid");
     }
     let found = work.core.caches.of(PODS).get(&crate::cache::key(work.namespace(), &text("name")));
-    let pod = found.map(|entry| entry.object()).filter(|pod| pod.uid() == text("uid"));
-    let Some(pod) = pod else { return refuse("node requested token bound to a pod that is not there") };
-    if !bound(&pod, node) {
+    let Some(entry) = found.filter(|entry| entry.uid() == text("uid")) else {
+        return refuse("node requested token bound to a pod that is not there");
+    };
+    if entry.field("spec.nodeName") != Some(node) {
         return refuse("node requested token bound to a pod scheduled on a different node");
     }
+    let own = work.core.authenticator.audiences();
+    if audiences.iter().all(|a| own.contains(&a.as_str())) {
+        return Ok(None);
+    }
+    let pod = entry.object();
     let named: Vec<&str> = volumes(&pod)
         .filter_map(|volume| volume.pointer("/projected/sources")?.as_array())
         .flatten()
         .filter_map(|source| source.pointer("/serviceAccountToken/audience")?.as_str())
         .collect();
-    let own = work.core.authenticator.audiences();
     let odd = audiences.iter().find(|a| !own.contains(&a.as_str()) && !named.contains(&a.as_str()));
     Ok(odd.cloned())
 }

@@ -9,6 +9,8 @@ use serde_json::Value;
 use wasmk_api::{FieldSelector, LabelSelector, Object};
 use wasmk_kinds::Kind;
 
+use super::outline::{Text, outline};
+
 /// How the cache reads objects of one resource.
 #[derive(Clone, Copy)]
 pub(crate) enum Reader {
@@ -106,11 +108,6 @@ impl<'de: 'a, 'a> Deserialize<'de> for Labels<'a> {
     }
 }
 
-/// Text that is borrowed where it has no escapes.
-#[derive(Deserialize)]
-#[serde(transparent)]
-struct Text<'a>(#[serde(borrow)] std::borrow::Cow<'a, str>);
-
 impl Entry {
     /// Reads a value of the store. `key` is what follows the resource's prefix: `name` or `namespace/name`.
     /// `None` when the value is no object.
@@ -118,19 +115,15 @@ impl Entry {
         let (namespace, name) = key.split_once('/').unwrap_or(("", key));
         let (value, item_at) = written_by_us(value)?;
         let mut pieces = Pieces { value: &value, aside: String::new() };
-        let mut pair = |(key, text): (&str, &str)| (pieces.piece(key), pieces.piece(text));
-        let (labels, fields, uid) = match reader {
+        let Head { metadata: Meta { labels, uid } } = serde_json::from_slice(&value).ok()?;
+        let labels = labels.0.iter().map(|(key, text)| (pieces.piece(key), pieces.piece(text))).collect();
+        let uid = pieces.piece(uid.as_ref().map_or("", |uid| &uid.0));
+        let fields = match reader {
             Reader::Kind(kind) if !kind.field_names().is_empty() => {
-                let object = Object(serde_json::from_slice(&value).ok()?);
-                let labels = object.labels().map(&mut pair).collect();
-                let fields = kind.fields(&object).into_iter().map(|(k, v)| (k, v.into_boxed_str())).collect();
-                (labels, fields, pieces.piece(object.uid()))
+                let fields = kind.fields(&outline(&value).ok()?);
+                fields.into_iter().map(|(name, text)| (name, text.into_boxed_str())).collect()
             }
-            _ => {
-                let head: Head<'_> = serde_json::from_slice(&value).ok()?;
-                let labels = head.metadata.labels.0.iter().map(|(k, v)| pair((&**k, &**v))).collect();
-                (labels, Box::default(), pieces.piece(head.metadata.uid.as_ref().map_or("", |uid| &uid.0)))
-            }
+            _ => Box::default(),
         };
         let (namespace, name, aside) = (namespace.into(), name.into(), pieces.aside.into_boxed_str());
         Some(Self { namespace, name, revision, value, item_at, uid, labels, aside, fields })

@@ -5,6 +5,7 @@
 //! store's revision. Caches exist for whatever the store holds, whether or not its kind is served yet.
 
 mod entry;
+mod outline;
 mod resource;
 
 use std::{

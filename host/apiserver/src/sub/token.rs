@@ -174,26 +174,25 @@ fn bind(work: &Work<'_>, request: &Object, private: &mut Private) -> Result<(), 
     };
     let resource = wasmk_api::GroupResource::new("", plural);
     let found = work.core.caches.of(&format!("core/{plural}")).get(&key);
-    let object = found.ok_or_else(|| Status::not_found(&resource, name))?.object();
-    if !wanted.is_empty() && wanted != object.uid() {
+    let entry = found.ok_or_else(|| Status::not_found(&resource, name))?;
+    if !wanted.is_empty() && wanted != entry.uid() {
         let why = format!(
             "the UID in the bound object reference ({wanted}) does not match the UID in record. The object might have been deleted and then recreated"
         );
         return Err(Status::conflict(&resource, name, &why));
     }
-    let bound = Bound { name: name.into(), uid: object.uid().into() };
+    let bound = Bound { name: name.into(), uid: entry.uid().into() };
     match kind {
         "Pod" => {
-            let account = object.at(&["spec", "serviceAccountName"]).and_then(Value::as_str).unwrap_or("");
-            if account != work.call.info.name {
+            if entry.field("spec.serviceAccountName").unwrap_or("") != work.call.info.name {
                 return Err(Status::bad_request(format!(
                     "cannot bind token for serviceaccount {:?} to pod running with different serviceaccount name.",
                     work.call.info.name
                 )));
             }
-            let node = object.at(&["spec", "nodeName"]).and_then(Value::as_str).unwrap_or("");
+            let node = entry.field("spec.nodeName").unwrap_or("");
             if let Some(entry) = work.core.caches.of("core/nodes").get(node) {
-                private.node = Some(Bound { name: node.into(), uid: entry.object().uid().into() });
+                private.node = Some(Bound { name: node.into(), uid: entry.uid().into() });
             }
             private.pod = Some(bound);
         }

@@ -33,17 +33,25 @@ const AT_ONCE: usize = 16;
 pub(crate) async fn write(client: &Client, running: &Running, ca: &str) -> Result<()> {
     let (namespaces, objects): (Vec<Value>, Vec<Value>) =
         objects(running, ca).into_iter().chain(controllers()).partition(|o| o["kind"] == "Namespace");
-    let applied = |object: Value| {
-        let client = client.clone();
-        async move { apply(&client, &object).await }
-    };
     let created = |object: Value| {
         let client = client.clone();
         async move { create(&client, &object).await }
     };
-    at_once(wasmk_functions::definitions().into_iter().chain(namespaces).map(applied)).await?;
-    at_once(objects.into_iter().map(applied)).await?;
+    apply_all(client, wasmk_functions::definitions().into_iter().chain(namespaces)).await?;
+    apply_all(client, objects).await?;
     at_once(wasmk_functions::config_maps().into_iter().chain([default_class()]).map(created)).await
+}
+
+/// Makes objects, of which none needs another, be as said.
+///
+/// # Errors
+/// When the API refuses one.
+pub(crate) async fn apply_all(client: &Client, objects: impl IntoIterator<Item = Value>) -> Result<()> {
+    let applied = |object: Value| {
+        let client = client.clone();
+        async move { apply(&client, &object).await }
+    };
+    at_once(objects.into_iter().map(applied)).await
 }
 
 /// Does some of it at a time, so that writes share a sync of the disk.

@@ -3,6 +3,7 @@
 //! [`Cluster::start`] reads as the program's story: keys, store, API, listeners, then the parts that
 //! are ordinary clients of the API. Each part gets a client of its own identity.
 
+mod keys;
 mod listen;
 
 use std::{
@@ -21,7 +22,7 @@ use tokio::{
     sync::{mpsc, watch},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
-use wasmk_apiserver::{ApiServer, Component, Config, FrontProxy, LogFile, RequestHeader, ServiceRange};
+use wasmk_apiserver::{ApiServer, Component, Config, LogFile, RequestHeader, ServiceRange};
 use wasmk_controllers::{Accounts, LoadBalancer, scheduler};
 use wasmk_functions::{Admission, Executor, Functions, Live};
 use wasmk_node::Node;
@@ -41,15 +42,13 @@ use crate::{
     imports::Imports,
     links::Links,
     metrics,
-    pki::{Leaf, Pki},
-    renewal::{self, Authority},
+    renewal::Authority,
     store::{Opened, StoreSettings},
 };
+use keys::{Keys, api_names};
 pub use listen::IngressAddresses;
-use listen::{bind, ingress_certificate, inside_door, inside_listener};
+use listen::{Door, bind, inside_door, inside_listener};
 
-/// The name the API has towards servers of aggregated APIs.
-const FRONT_PROXY: &str = "front-proxy-client";
 /// Longest time for pods to end when everything stops.
 const STOP: Duration = Duration::from_secs(30);
 
@@ -127,7 +126,6 @@ impl Cluster {
     /// When the data directory is in use, a port is taken, or what is stored cannot be read.
     pub async fn start(settings: Settings) -> Result<Self> {
         let claim = settings.data.claim()?;
-        let pki = Pki::open(&settings.data.join("pki"))?;
         let api_listener = bind(settings.api, "the API", "--api-addr").await?;
         let gateway_listener = bind(settings.gateway, "the gateway", "--gateway-addr").await?;
         let registry_listener = bind(settings.registry, "the registry", "--registry-addr").await?;
@@ -143,34 +141,33 @@ impl Cluster {
             node: settings.node.clone(),
             agents: settings.agents.clone(),
         };
-        renewal::write_kubeconfig(&settings.data, &pki, &running)?;
-        let (authority, signer) = watch::channel(Authority::of(&pki)?);
         let inside = inside_listener(&settings.pod_range, running.api).await;
+        let inside_address = inside.as_ref().and_then(|l| l.local_addr().ok());
+        let apis: Vec<_> = [Some(api_listener), inside].into_iter().flatten().collect();
 
-        let Opened { store, kept, embedded } = settings.store.open(&settings.data.join("store")).await?;
-        let images = Storage::open(settings.data.join("registry"), Default::default()).await;
-        let images = images.context("cannot open the registry's files")?;
+        // Each of these waits for the disk, and none for another.
+        let store = settings.data.join("store");
+        let (keys, Opened { store, kept, embedded }, images) = tokio::try_join!(
+            Keys::open(settings.data.clone(), running.clone(), api_names(&settings, &apis)?),
+            settings.store.open(&store),
+            async {
+                let images = Storage::open(settings.data.join("registry"), Default::default()).await;
+                images.context("cannot open the registry's files")
+            },
+        )?;
+        let (authority, signer) = watch::channel(Authority::of(&keys.pki)?);
         let links = Arc::new(Links::default());
-        let mut config = Config::new(store, pki.token_key()?, pki.ca_cert().into());
+        let mut config = Config::new(store, keys.pki.token_key()?, keys.pki.ca_cert().into());
         let live = Live::new(&settings.domain);
         config.hooks.push(Arc::new(Knative(Admission::new(live.clone()))));
         config.hooks.push(Arc::new(Imports::new(images.clone(), running.registry)));
         config.dialer = links.clone();
-        // An authority of its own: no certificate of a user can pass for the server's.
-        let proxies = Pki::open(&settings.data.join("pki").join("front-proxy"))?;
-        let proxy = proxies.leaf(FRONT_PROXY, &Leaf { user: FRONT_PROXY, group: "", names: &[] })?;
-        let callers = proxies.ca_cert().to_string();
-        config.front_proxy = FrontProxy {
-            cert: proxy.cert,
-            key: proxy.key,
-            name: FRONT_PROXY.into(),
-            ca: proxies.ca_cert().into(),
-        };
-        config.request_header = Some(RequestHeader::of(proxies.ca_cert()));
+        let callers = keys.front_proxy.ca.clone();
+        config.request_header = Some(RequestHeader::of(&callers));
+        config.front_proxy = keys.front_proxy.clone();
         config.event_ttl = settings.event_ttl;
         config.service_range = settings.service_range;
         config.node_ports = settings.node_ports;
-        let inside_address = inside.as_ref().and_then(|l| l.local_addr().ok());
         config.advertise_address = inside_address.unwrap_or(running.api).ip();
         config.advertise_port = running.api.port();
         let (measures, local) = metrics::listen().await?;
@@ -198,29 +195,22 @@ impl Cluster {
             _claim: claim,
         };
         cluster.serve_commands(&settings.data, kept);
-        let apis = [Some(api_listener), inside].into_iter().flatten().collect();
         let writer = cluster.client_of("system:masters");
-        let stop = cluster.stop.clone();
-        let measuring = metrics::start(measures, writer.clone(), links.clone(), &pki, &callers, stop).await;
-        cluster.tasks.spawn(measuring.context("cannot announce metrics.k8s.io")?);
-        let trusted = pki.ca_cert().to_owned();
-        let fallback = Some(ingress_certificate(&pki)?);
-        cluster.listen(&settings, (pki, authority), apis, registry_listener, images)?;
-        bootstrap::write(&writer, &cluster.running, &trusted)
-            .await
-            .context("cannot write what every cluster has")?;
-        let door = if settings.controls() {
-            inside_door(&settings.pod_range, cluster.running.gateway).await
-        } else {
-            None
+        let trusted = keys.pki.ca_cert().to_owned();
+        let fallback = keys.ingress.clone();
+        let metrics = metrics::Server {
+            listener: measures,
+            leaf: keys.metrics.clone(),
+            callers,
+            trusted: trusted.clone(),
         };
-        let door_address = door.as_ref().map(|door| door.address);
-        if let Some(address) = door_address {
-            links.lead(address);
-        }
+        cluster.listen(&settings, (keys, authority), apis, registry_listener, images)?;
+        cluster.announce(metrics, &writer, &trusted).await?;
+        let door = cluster.door(&settings).await;
+        let (door_address, door) = door.map(|door| (door.address, door.listener)).unzip();
         let leading = cluster.leading(&settings, door_address).await;
         cluster.control(&settings, signer, leading, (controlled, failed));
-        cluster.start_ingress(http, https.zip(fallback));
+        cluster.start_ingress(http, https.zip(Some(fallback)));
         if let Some(name) = &settings.node {
             if settings.control_plane {
                 let reserved = bootstrap::reserve_node(&writer, name).await;
@@ -228,13 +218,38 @@ impl Cluster {
             }
             cluster.node = Some(start_node(&cluster.api, name, &settings, &links).await?);
         }
-        let listeners = [Some(gateway_listener), door.and_then(|door| door.listener)].into_iter().flatten();
+        let listeners = [Some(gateway_listener), door.flatten()].into_iter().flatten();
         let door = door_address.map(|address| address.ip());
         cluster.functions = cluster.start_functions(&settings, live, listeners, door)?;
         let agents = Agents::start(&settings.data, &cluster.running, &settings.node_options, writer).await;
         cluster.agents = Some(agents.context("the agents cannot start")?);
         cluster._claim.publish(&cluster.running)?;
         Ok(cluster)
+    }
+
+    /// Writes what every cluster has, and begins to serve the API group of metrics.
+    async fn announce(&self, metrics: metrics::Server, writer: &Client, trusted: &str) -> Result<()> {
+        let measuring = async {
+            let started = metrics.start(writer.clone(), self.links.clone(), self.stop.clone()).await;
+            started.context("cannot announce metrics.k8s.io")
+        };
+        let written = async {
+            let written = bootstrap::write(writer, &self.running, trusted).await;
+            written.context("cannot write what every cluster has")
+        };
+        let (measuring, ()) = tokio::try_join!(measuring, written)?;
+        self.tasks.spawn(measuring);
+        Ok(())
+    }
+
+    /// Listens where pods find functions, if the rest of the control plane runs here, and leads agents' pods there.
+    async fn door(&self, settings: &Settings) -> Option<Door> {
+        if !settings.controls() {
+            return None;
+        }
+        let door = inside_door(&settings.pod_range, self.running.gateway).await?;
+        self.links.lead(door.address);
+        Some(door)
     }
 
     /// Where it listens.

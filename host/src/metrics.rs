@@ -30,7 +30,10 @@ use tokio_util::sync::CancellationToken;
 use wasmk_api::Timestamp;
 use wasmk_apiserver::{LocalService, NodeDialer};
 
-use crate::pki::{Leaf, Pki};
+use crate::{
+    bootstrap,
+    pki::{Leaf, Pair, Pki},
+};
 
 /// Group and version.
 const VERSION: &str = "metrics.k8s.io/v1beta1";
@@ -112,33 +115,50 @@ pub(crate) async fn listen() -> Result<(TcpListener, LocalService)> {
     Ok((listener, LocalService { namespace: NAMESPACE.into(), name: SERVICE.into(), address }))
 }
 
-/// Serves the API group and registers it, until told to stop.
+/// The certificate of the server of the API group, made or renewed when needed.
 ///
 /// # Errors
-/// When the API refuses the objects that announce it.
-pub(crate) async fn start(
-    listener: TcpListener,
-    client: Client,
-    dialer: Arc<dyn NodeDialer>,
-    pki: &Pki,
-    callers: &str,
-    stop: CancellationToken,
-) -> Result<impl Future<Output = ()> + Send + 'static> {
+/// When a file cannot be read or written.
+pub(crate) fn leaf(pki: &Pki) -> Result<Pair> {
     let name = format!("{SERVICE}.{NAMESPACE}.svc");
-    let leaf = pki.leaf(SERVICE, &Leaf { user: SERVICE, group: "", names: std::slice::from_ref(&name) })?;
-    let tls = wasmk_apiserver::tls_config_for(&leaf.cert, &leaf.key, callers)?;
-    for object in objects(pki.ca_cert()) {
-        crate::bootstrap::apply(&client, &object).await?;
+    pki.leaf(SERVICE, &Leaf { user: SERVICE, group: "", names: std::slice::from_ref(&name) })
+}
+
+/// The server of the API group, before it serves.
+pub(crate) struct Server {
+    /// Where it listens.
+    pub(crate) listener: TcpListener,
+    /// What it shows.
+    pub(crate) leaf: Pair,
+    /// The authority (PEM) that signed the certificate of whoever may ask.
+    pub(crate) callers: String,
+    /// The authority (PEM) that signed its own.
+    pub(crate) trusted: String,
+}
+
+impl Server {
+    /// Registers the API group; what is returned serves it until told to stop.
+    ///
+    /// # Errors
+    /// When the API refuses the objects that announce it.
+    pub(crate) async fn start(
+        self,
+        client: Client,
+        dialer: Arc<dyn NodeDialer>,
+        stop: CancellationToken,
+    ) -> Result<impl Future<Output = ()> + Send + 'static> {
+        let tls = wasmk_apiserver::tls_config_for(&self.leaf.cert, &self.leaf.key, &self.callers)?;
+        bootstrap::apply_all(&client, objects(&self.trusted)).await?;
+        let shared = Shared { client: client.clone(), figures: Arc::default() };
+        let router = router(shared.clone());
+        Ok(async move {
+            let serving = wasmk_apiserver::serve_tls(self.listener, tls, router, stop.clone());
+            tokio::select! {
+                () = serving => {}
+                () = keep(shared, dialer) => {}
+            }
+        })
     }
-    let shared = Shared { client: client.clone(), figures: Arc::default() };
-    let router = router(shared.clone());
-    Ok(async move {
-        let serving = wasmk_apiserver::serve_tls(listener, tls, router, stop.clone());
-        tokio::select! {
-            () = serving => {}
-            () = keep(shared, dialer) => {}
-        }
-    })
 }
 
 fn objects(ca: &str) -> [Value; 3] {

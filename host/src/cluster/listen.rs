@@ -10,11 +10,10 @@ use wasmk_apiserver::Serving;
 use wasmk_net::ingress::Listeners;
 use wasmk_registry::Storage;
 
-use super::{Cluster, Settings};
+use super::{Cluster, Settings, keys::Keys};
 use crate::{
     bootstrap,
-    pki::{Leaf, Pki, server_names},
-    renewal::{self, Authority, Renewal},
+    renewal::{Authority, Renewal},
 };
 
 /// Which address of the services' range the DNS server has, as everywhere.
@@ -66,19 +65,13 @@ impl Cluster {
     pub(super) fn listen(
         &self,
         settings: &Settings,
-        (pki, authority): (Pki, watch::Sender<Authority>),
+        (keys, authority): (Keys, watch::Sender<Authority>),
         apis: Vec<TcpListener>,
         registry: TcpListener,
         images: Storage,
     ) -> Result<()> {
-        let mut names = settings.names.clone();
-        for api in &apis {
-            names.push(api.local_addr()?.ip().to_string());
-        }
-        let host = nix::unistd::gethostname()?.to_string_lossy().into_owned();
-        let names = server_names(&host, settings.service_range.at(1).into(), &names);
-        let leaf = renewal::serving_leaf(&pki, &names)?;
-        let serving = Serving::new(&leaf.cert, &leaf.key)?;
+        let Keys { pki, names, serving, .. } = keys;
+        let serving = Serving::new(&serving.cert, &serving.key)?;
         let tls = serving.config(pki.ca_cert())?;
         let renewal = Renewal {
             data: settings.data.clone(),
@@ -205,12 +198,4 @@ async fn outside(address: SocketAddr, flag: &str) -> Option<TcpListener> {
             tracing::warn!(%address, %error, "ingresses are not served there; choose another address with {flag}");
         })
         .ok()
-}
-
-/// What clients are shown that ask for a host without a certificate.
-pub(super) fn ingress_certificate(pki: &Pki) -> Result<Arc<CertifiedKey>> {
-    let names = ["ingress.wasmk.invalid".to_string()];
-    let leaf = pki.leaf("ingress", &Leaf { user: "wasmk-ingress", group: "", names: &names })?;
-    wasmk_net::ingress::certs::certified(leaf.cert.as_bytes(), leaf.key.as_bytes())
-        .context("the ingress's own certificate")
 }

@@ -34,4 +34,4 @@ pub use pods::{
 pub use queue::Queue;
 pub use wake::{on_change, on_child, on_orphan, owner_key};
 pub use watched::Watched;
-pub(crate) use watched::{TOKENS_OF_ACCOUNTS, TOKENS_TO_JOIN};
+pub(crate) use watched::{TOKENS_OF_ACCOUNTS, TOKENS_TO_JOIN, selecting, selects};

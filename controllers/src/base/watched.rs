@@ -123,10 +123,22 @@ namespaced!(
     ReplicaSet,
     ReplicationController,
     ResourceQuota,
-    Service,
     ServiceAccount,
     StatefulSet,
     PodTemplate,
+    Service {
+        fn scope(client: Client) -> Api<Self> {
+            Api::all(client)
+        }
+        fn trim(&mut self) {
+            trim_meta(&mut self.metadata);
+        }
+        // Every function has one that selects nothing.
+        fn index(&self) -> Vec<String> {
+            let namespace = self.metadata.namespace.as_deref().unwrap_or_default();
+            selects(self).then(|| selecting(namespace)).into_iter().collect()
+        }
+    },
     Pod {
         fn scope(client: Client) -> Api<Self> {
             Api::all(client)
@@ -173,6 +185,18 @@ namespaced!(
         }
     },
 );
+
+/// Whether a service has pods by its selector.
+pub(crate) fn selects(service: &Service) -> bool {
+    service.spec.as_ref().is_some_and(|spec| {
+        spec.type_.as_deref() != Some("ExternalName") && spec.selector.as_ref().is_some_and(|s| !s.is_empty())
+    })
+}
+
+/// Under what the services of a namespace are found that have pods by their selectors.
+pub(crate) fn selecting(namespace: &str) -> String {
+    format!("selecting/{namespace}")
+}
 
 /// Types of secrets that hold tokens.
 pub(crate) const TOKENS_OF_ACCOUNTS: &str = "kubernetes.io/service-account-token";

@@ -10,7 +10,7 @@ use k8s_openapi::{
 };
 use wasmk_api::LabelSelector;
 
-use crate::base::{Informer, Key, Queue, is_deleting, is_finished, is_ready};
+use crate::base::{Informer, Key, Queue, is_deleting, is_finished, is_ready, selecting, selects};
 
 pub(crate) mod legacy;
 pub(crate) mod mirror;
@@ -21,12 +21,8 @@ const HEADLESS: &str = "service.kubernetes.io/headless";
 
 /// The pods a service selects; none when it has no selector.
 fn selector(service: &Service) -> Option<LabelSelector> {
-    let spec = service.spec.as_ref()?;
-    if spec.type_.as_deref() == Some("ExternalName") {
-        return None;
-    }
-    let selector = spec.selector.as_ref().filter(|s| !s.is_empty())?;
-    Some(LabelSelector::equals(selector))
+    let selector = service.spec.as_ref()?.selector.as_ref()?;
+    selects(service).then(|| LabelSelector::equals(selector))
 }
 
 fn is_headless(service: &Service) -> bool {
@@ -123,7 +119,7 @@ fn on_pod(pods: &Informer<Pod>, services: &Arc<Informer<Service>>, queue: &Arc<Q
             return;
         }
         let Some(namespace) = old.or(new).and_then(|p| p.metadata.namespace.clone()) else { return };
-        for service in services.in_namespace(&namespace) {
+        for service in services.indexed(&selecting(&namespace)) {
             let Some(selector) = selector(&service) else { continue };
             if [old, new].into_iter().flatten().any(|p| selector.matches(p.metadata.labels.as_ref())) {
                 queue.add(Key::of(&service.metadata));
